@@ -1,0 +1,29 @@
+"""flowmap: distil a flow-matching diffusion model into one that samples in any number of steps."""
+
+from __future__ import annotations
+
+from ._types import Batch, Rng
+from .data import TensorData
+from .distill import distill
+from .hookspecs import hookimpl
+from .model import FlowMap, FlowMapSpec
+from .plugins import backbone
+from .recipe import AdamW, Ema, Recipe, Stage
+from .rollout import sample
+
+__version__ = "0.1.0"
+__all__ = [
+    "AdamW",
+    "Batch",
+    "Ema",
+    "FlowMap",
+    "FlowMapSpec",
+    "Recipe",
+    "Rng",
+    "Stage",
+    "TensorData",
+    "backbone",
+    "distill",
+    "hookimpl",
+    "sample",
+]

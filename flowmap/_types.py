@@ -1,0 +1,196 @@
+"""The vocabulary: what the letters mean, and their shapes.
+
+B batch, F latent frames, C channels, H W latent height and width.
+Time runs from data to noise: t = 0 is data, t = 1 is noise, and r <= t.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Mapping
+from typing import Any, Literal, Self, TypeAlias
+
+import torch
+from attrs import define, field, frozen
+from torch import Tensor
+
+Latent: TypeAlias = Tensor  # [B, F, C, H, W]; any [B, ...] will do for a network that accepts it
+Time: TypeAlias = Tensor  # [B], or [B, F] where frames differ; float32, in [0, 1]
+Cond: TypeAlias = Mapping[str, Tensor]  # what the backbone conditions on; every entry [B, ...]
+Cache: TypeAlias = Any  # owned by the backbone, an immutable snapshot; None before the first chunk
+Role: TypeAlias = Literal["student", "teacher", "critic"]
+
+
+@frozen
+class Batch:
+    """One local batch.
+
+    x: clean latents [B, F, C, H, W]. cond: what they are conditioned on, every entry [B, ...].
+    null: the entries of `cond` that classifier-free guidance replaces, each [1, ...] or [B, ...].
+    """
+
+    x: Latent
+    cond: Cond
+    null: Cond
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+def nullify(cond: Cond, null: Cond, where: Tensor | None = None) -> Cond:
+    """`cond` with the entries of `null` in place of its own, for the samples in the mask `where` [B] (default: all).
+
+    What `null` does not name stays: a causal network keeps its history in the unconditional branch.
+    """
+    out = dict(cond)
+    for name, value in null.items():
+        old = cond[name]
+        new = value.expand(len(old), *value.shape[1:])
+        keep = None if where is None else ~where.reshape(-1, *(1,) * (old.ndim - 1))
+        out[name] = new if keep is None else torch.where(keep, old, new)
+    return out
+
+
+def concat(*conds: Cond) -> Cond:
+    """Conditions of several calls, to make them one call: every entry concatenated over the batch."""
+    return {name: torch.cat([cond[name] for cond in conds]) for name in conds[0]}
+
+
+def select(cond: Cond, index: Tensor) -> Cond:
+    """The samples `index` of a condition."""
+    return {name: value[index] for name, value in cond.items()}
+
+
+@frozen
+class Mean:
+    """A mean over samples that can be merged over micro-batches and ranks: a sum and a count, both []."""
+
+    total: Tensor
+    count: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor, mask: Tensor | None = None) -> Self:
+        mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask
+        return cls(values.detach().where(mask, 0.0).sum().float(), mask.sum().float())
+
+    def __add__(self, other: Mean) -> Mean:
+        return Mean(self.total + other.total, self.count + other.count)
+
+    @property
+    def value(self) -> Tensor:
+        """[]; not a number where nothing was counted."""
+        return self.total / self.count
+
+
+@define
+class Rng:
+    """Randomness by key: the same on one rank or many, whatever else draws.
+
+    Every draw is a function of (`key`, how many draws this object made before, global sample index) alone, so
+    the same global batch sees the same noise on 1, 2 or 3 ranks and under any accumulation, and choices that
+    every rank must agree on (`randint`, `permutation`) need no broadcast.
+
+    key: (seed, stage, step, ...). positions: where the local samples stand in the global batch of `total`;
+    None means that the local batch is the whole.
+    """
+
+    key: tuple[int, ...]
+    positions: tuple[int, ...] | None = None
+    total: int | None = None
+    _draws: int = field(default=0, init=False)
+
+    @classmethod
+    def seeded(cls, *key: int) -> Self:
+        return cls(tuple(key))
+
+    def fork(self, *key: int) -> Rng:
+        """An independent stream for the same samples."""
+        return Rng((*self.key, *key), self.positions, self.total)
+
+    def noise_like(self, x: Tensor) -> Tensor:
+        """Standard normal, shaped like x, at least float32."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        shape, g = (self._total(len(x)), *x.shape[1:]), self._generator(x.device)
+        return self._local(torch.randn(shape, generator=g, device=x.device, dtype=dtype))
+
+    def uniform(self, n: int, like: Tensor) -> Tensor:
+        """[n] in [0, 1), float32."""
+        return self._local(torch.rand(self._total(n), generator=self._generator(like.device), device=like.device))
+
+    def normal(self, n: int, like: Tensor) -> Tensor:
+        """[n], float32."""
+        return self._local(torch.randn(self._total(n), generator=self._generator(like.device), device=like.device))
+
+    def stratified(self, n: int, like: Tensor) -> Tensor:
+        """[n] in [0, 1), float32, one in each of `total` equal intervals over the global batch.
+
+        So a share s of the global batch falls below s: exactly where s · total is whole, on average where not.
+        """
+        total = self._total(n)
+        return (self._local(self.permutation(total).to(like.device)) + self.uniform(n, like)) / total
+
+    def permutation(self, n: int) -> Tensor:
+        """[n] a permutation of 0 .. n - 1, the same on every rank."""
+        return torch.randperm(n, generator=self._generator(torch.device("cpu")))
+
+    def randint(self, n: int) -> int:
+        """One integer in [0, n), the same on every rank."""
+        return int(torch.randint(n, (), generator=self._generator(torch.device("cpu"))))
+
+    def _total(self, n: int) -> int:
+        if self.positions is not None and len(self.positions) != n:
+            raise ValueError(f"a draw for {n} samples, but this Rng stands for {len(self.positions)}")
+        return n if self.total is None else self.total
+
+    def _local(self, drawn: Tensor) -> Tensor:
+        return drawn if self.positions is None else drawn[list(self.positions)]
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        key = struct.pack(f"<{len(self.key) + 1}q", *self.key, self._draws)
+        self._draws += 1
+        seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
+        return torch.Generator(device).manual_seed(seed)
+
+
+@define
+class Shared:
+    """What the objectives of one iteration share across micro-batches and updates, and what outlives it."""
+
+    _now: dict[str, Mean] = field(factory=dict, init=False)
+    _last: dict[str, Tensor] = field(factory=dict, init=False)
+    _samples: dict[tuple[int, ...] | None, Latent] = field(factory=dict, init=False)
+
+    def mean(self, name: str, values: Tensor, mask: Tensor) -> Tensor:
+        """[] the mean of `values` [B] where `mask` [B], over all ranks and this iteration's micro-batches so far.
+
+        The last iteration's mean where this one has none yet, not a number where that has none either.
+        """
+        mean = Mean.of(values, mask)
+        if torch.distributed.is_initialized():
+            both = torch.stack([mean.total, mean.count])
+            torch.distributed.all_reduce(both)
+            mean = Mean(*both.unbind())
+        self._now[name] = mean = self._now[name] + mean if name in self._now else mean
+        return torch.where(mean.count > 0, mean.value, self._last.get(name, torch.full_like(mean.total, torch.nan)))
+
+    def keep(self, rng: Rng, x: Latent) -> None:
+        """Keep the student's samples for this micro-batch, so that another update need not roll out again."""
+        self._samples[rng.positions] = x.detach()
+
+    def kept(self, rng: Rng) -> Latent | None:
+        return self._samples.get(rng.positions)
+
+    def next(self) -> None:
+        """The iteration is over."""
+        for name, mean in self._now.items():
+            last = self._last.get(name, torch.full_like(mean.total, torch.nan))
+            self._last[name] = torch.where(mean.count > 0, mean.value, last)
+        self._now.clear()
+        self._samples.clear()
+
+    def state(self) -> dict[str, float]:
+        return {name: float(value) for name, value in self._last.items()}
+
+    def load(self, state: Mapping[str, float]) -> None:
+        self._last = {name: torch.tensor(value) for name, value in state.items()}

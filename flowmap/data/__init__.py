@@ -1,0 +1,47 @@
+"""Where batches come from. A recipe names a `Data`, or a `Source` that makes one for its backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from .._types import Batch, Rng
+from ..model import FlowMapSpec
+from .tensors import TensorData
+
+__all__ = ["Data", "Source", "TensorData", "indices"]
+
+
+@runtime_checkable
+class Data(Protocol):
+    """Samples by index, on the CPU."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, index: Sequence[int]) -> Batch: ...
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Makes the data for a backbone, for example by encoding clips once, so that training holds no encoder."""
+
+    def load(self, backbone: FlowMapSpec, cache: Path | None, *, device: torch.device) -> Data:
+        """`cache`: a directory for what is worth keeping, None for nowhere."""
+
+
+def indices(length: int, batch: int, iteration: int, *key: int) -> list[int]:
+    """The samples of global batch `iteration`: epochs of permutations keyed by `key`, a pure function.
+
+    So a resumed run needs no cursor, and another number of ranks sees the same samples.
+    """
+    first = iteration * batch
+    return [_permutation(length, k // length, key)[k % length] for k in range(first, first + batch)]
+
+
+@lru_cache(maxsize=4)
+def _permutation(length: int, epoch: int, key: tuple[int, ...]) -> list[int]:
+    return Rng((*key, epoch)).permutation(length).tolist()

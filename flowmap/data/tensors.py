@@ -1,0 +1,42 @@
+"""Data that fits in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from attrs import field, frozen
+from torch import Tensor
+
+from .._types import Batch, Latent
+
+
+@frozen
+class TensorData:
+    """x [N, F, C, H, W]; cond: entries [N, ...]; null: the entries that guidance replaces, each [1, ...].
+
+    The default is for networks without conditions.
+    """
+
+    x: Latent
+    cond: Mapping[str, Tensor] = field(factory=dict)
+    null: Mapping[str, Tensor] = field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        if not len(self.x):
+            raise ValueError("TensorData.x is empty: there must be at least one sample")
+        for name, value in self.cond.items():
+            if len(value) != len(self.x):
+                raise ValueError(f"TensorData.cond[{name!r}] has {len(value)} samples: x has {len(self.x)}")
+        for name, value in self.null.items():
+            if name not in self.cond:
+                raise ValueError(f"TensorData.null[{name!r}]: cond has only {', '.join(self.cond) or 'no entries'}")
+            if value.shape != (1, *self.cond[name].shape[1:]):
+                expected = (1, *self.cond[name].shape[1:])
+                raise ValueError(f"TensorData.null[{name!r}] is {tuple(value.shape)}: must be {expected}, as cond is")
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def batch(self, index: Sequence[int]) -> Batch:
+        rows = list(index)
+        return Batch(self.x[rows], {k: v[rows] for k, v in self.cond.items()}, self.null)

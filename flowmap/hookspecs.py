@@ -1,0 +1,55 @@
+"""The extension points. A plugin is a module with functions of these names, marked `@hookimpl`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from .method import Method
+    from .model import FlowMapSpec
+    from .training.loop import Trainer
+
+hookspec = pluggy.HookspecMarker("flowmap")
+hookimpl = pluggy.HookimplMarker("flowmap")
+
+
+@hookspec
+def flowmap_backbones() -> Mapping[str, FlowMapSpec]:
+    """Backbones by name. Cheap: a spec must not import its model library."""
+    raise NotImplementedError
+
+
+@hookspec
+def flowmap_methods() -> Mapping[str, Callable[..., Method]]:
+    """Distillation methods by name: functions of keyword hyper-parameters."""
+    raise NotImplementedError
+
+
+@hookspec
+def flowmap_exporters() -> Mapping[str, Callable[..., object]]:
+    """Exporters by format name."""
+    raise NotImplementedError
+
+
+@hookspec(firstresult=True)
+def flowmap_resolve_backbone(name: str) -> FlowMapSpec | None:
+    """Claim a name no plugin registered: a directory, or a hub id. None if it is not yours."""
+    raise NotImplementedError
+
+
+@hookspec
+def flowmap_train_start(trainer: Trainer) -> None:
+    """Before the first iteration of every stage."""
+
+
+@hookspec
+def flowmap_step_end(trainer: Trainer, iteration: int, logs: Mapping[str, float]) -> None:
+    """After every logged iteration. Observers: one that raises three times is switched off, with a warning."""
+
+
+@hookspec
+def flowmap_train_end(trainer: Trainer) -> None:
+    """After the last iteration of every stage."""

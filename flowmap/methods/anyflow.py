@@ -1,0 +1,98 @@
+"""AnyFlow: any-step video diffusion by on-policy flow-map distillation, arXiv:2605.13724."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ..derivative import CentralDifference
+from ..guidance import Exact, Fused
+from ..method import Method, Update
+from ..objectives import Objective
+from ..objectives.distribution_matching import CriticMatching, DistributionMatching
+from ..objectives.flow_map_matching import FlowMapMatching
+from ..rollout import FlowMapBackwardSimulation
+from ..times import Diagonal, LogitNormal, Triangle
+from ..weights import Balanced, Beta
+from .citations import ANYFLOW, DMD, MEANFLOW
+from .flow_matching import flow_matching
+
+CITATIONS = (ANYFLOW, MEANFLOW, DMD)
+
+
+def teacher(*, shift: float = 5.0, drop: float = 0.1) -> Method:
+    """Stage 0: fine-tune the teacher on the data that the student will see."""
+    return flow_matching(role="teacher", shift=shift, drop=drop)
+
+
+def forward(
+    *,
+    shift: float = 5.0,
+    guidance: float = 3.0,
+    drop: float = 0.1,
+    h: float = 5e-3,
+    diagonal: float = 0.5,
+    edge: float = 0.25,
+    velocity: Literal["data", "teacher"] = "data",
+    parity: bool = False,
+) -> Method:
+    """Stage 1, section 3.2: fine-tune a diffusion model into a flow map.
+
+    `parity=True` is the reference: guidance fused, differences not clamped at the borders.
+    """
+    matching = _matching(shift, guidance, drop, h, diagonal, edge, velocity, parity)
+    return Method("anyflow_forward", (Update("student", ((1.0, matching),)),), CITATIONS)
+
+
+def on_policy(
+    *,
+    shift: float = 5.0,
+    guidance: float = 3.0,
+    teacher_guidance: float = 4.0,
+    drop: float = 0.1,
+    h: float = 5e-3,
+    diagonal: float = 0.5,
+    edge: float = 0.25,
+    velocity: Literal["data", "teacher"] = "data",
+    steps: tuple[int, ...] = (2, 4, 8, 16, 50),
+    dmd: float = 1.0,
+    cotrain: float = 1.0,
+    critic_every: int = 1,
+    student_every: int = 1,
+    share_rollout: bool = True,
+    parity: bool = False,
+) -> Method:
+    """Stage 2, section 3.3: match the teacher's distribution on the student's own rollouts, stage 1 kept on.
+
+    `teacher_guidance` is the standard w (the reference's "3.0" is w = 4). `share_rollout`: the critic learns from the
+    samples that the student's update made; False rolls out again, as the reference does. `parity=True`: that, t over
+    the whole of [0, 1], no floor under the normaliser, and stage 1's parity.
+    """
+    rollout = FlowMapBackwardSimulation(steps, shift)
+    shared = share_rollout and not parity
+    times = Diagonal(shift=shift) if parity else Diagonal(shift=shift, low=0.02, high=0.98)
+    matching = DistributionMatching(rollout, times, teacher_guidance, floor=0.0 if parity else 1e-3)
+    critic = CriticMatching(None if shared else rollout, Diagonal(LogitNormal(), shift))
+    terms: tuple[tuple[float, Objective], ...] = ((dmd, matching),)
+    if cotrain:
+        terms += ((cotrain, _matching(shift, guidance, drop, h, diagonal, edge, velocity, parity)),)
+    updates = (Update("student", terms, student_every), Update("critic", ((1.0, critic),), critic_every))
+    return Method("anyflow_on_policy", updates, CITATIONS)
+
+
+def _matching(
+    shift: float,
+    guidance: float,
+    drop: float,
+    h: float,
+    diagonal: float,
+    edge: float,
+    velocity: Literal["data", "teacher"],
+    parity: bool,
+) -> FlowMapMatching:
+    return FlowMapMatching(
+        times=Triangle(diagonal, edge, shift),
+        derivative=CentralDifference(h, clamp=not parity),
+        reweight=(Beta(1.0, 0.5, shift), Balanced()),
+        guidance=Fused(guidance, drop) if parity else Exact(guidance, drop),
+        velocity=velocity,
+    )

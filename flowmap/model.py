@@ -1,0 +1,120 @@
+"""FlowMap and FlowMapSpec, what a backbone plugin implements."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from ._types import Cache, Cond, Latent, Rng, Role, Time, concat, nullify
+from .path import data_from_velocity, expand
+
+
+class FlowMap(nn.Module, ABC):
+    """The mean velocity u_θ(z_t, t, r | c), and the map it defines,
+
+        Φ_{r←t}(z_t) = z_t - (t - r) u_θ(z_t, t, r | c).
+
+    On the diagonal r = t it is the instantaneous velocity v_θ, so a teacher and a critic are flow maps too. Only
+    `forward` must be written. `chunks`, `extend` and `teacher_forcing` describe a network that generates all frames
+    at once, and a causal network overrides them; `blocks`, `trained` and `thaw` say how the network is built. The rest is
+    final.
+    """
+
+    @abstractmethod
+    def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
+        """u_θ(z_t, t, r | cond), of z's shape and dtype. z is float32 in training: cast inside, never the times."""
+
+    def chunks(self, frames: int) -> tuple[int, ...]:
+        """How `frames` are generated: in one piece, or chunk after chunk."""
+        return (frames,)
+
+    def extend(self, cache: Cache, x: Latent, cond: Cond) -> Cache:
+        """A new snapshot: the history with a finished chunk appended. Never changes `cache`."""
+        return None
+
+    def teacher_forcing(self, x: Latent, cond: Cond, rng: Rng) -> tuple[Latent, Cond]:
+        """Choose the frames to train on, and put their clean history into `cond`."""
+        return x, cond
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The repeated blocks: the unit of sharding, checkpointing and compilation."""
+        return ()
+
+    def trained(self) -> Mapping[str, nn.Parameter]:
+        """What this role trains, by names that do not depend on the role: for optimisers, averages, checkpoints."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def thaw(self) -> None:
+        """Make a frozen network trainable: the teacher, for a stage that fine-tunes it."""
+        self.requires_grad_(True)
+
+    # ------------------------------------------------------------------ final
+    def jump(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
+        """Φ_{r←t}(z)."""
+        return z - expand(t - r, z) * self(z, t, r, cond, cache)
+
+    def velocity(self, z: Latent, t: Time, cond: Cond, null: Cond | None = None, w: float = 1.0) -> Latent:
+        """v_θ(z_t, t), with classifier-free guidance v_∅ + w (v_c - v_∅); both branches in one call."""
+        if null is None or w == 1.0:
+            return self(z, t, t, cond)
+        t2 = torch.cat([t, t])
+        v, v_null = self(torch.cat([z, z]), t2, t2, concat(cond, nullify(cond, null))).chunk(2)
+        return v_null + w * (v - v_null)
+
+    def denoise(self, z: Latent, t: Time, cond: Cond, null: Cond | None = None, w: float = 1.0) -> Latent:
+        """E[x | z_t] = z_t - t v_θ(z_t, t)."""
+        return data_from_velocity(z, self.velocity(z, t, cond, null, w), t)
+
+
+class Codec(Protocol):
+    """From what people see to what networks see: prompts and videos to conditions and latents, and back."""
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Cond:
+        """Every entry [len(prompts), ...]; "" is the null prompt."""
+
+    def encode(self, videos: Tensor) -> Latent:
+        """[B, frames, 3, height, width] in [0, 1] -> [B, F, C, H, W]."""
+
+    def decode(self, x: Latent) -> Tensor:
+        """The inverse of `encode`, clamped to [0, 1]."""
+
+
+class FlowMapSpec(ABC):
+    """A recipe for flow maps: a frozen value, cheap to import, written into the checkpoint."""
+
+    @abstractmethod
+    def build(self, roles: frozenset[Role], *, device: torch.device, dtype: torch.dtype) -> Mapping[Role, FlowMap]:
+        """The networks of all `roles` at once, so that they may share weights. Only the teacher is frozen."""
+
+    @abstractmethod
+    def tiny(self) -> Self:
+        """The same architecture with random weights, small enough for a laptop."""
+
+    @abstractmethod
+    def example(self, batch: int = 2) -> tuple[Latent, Cond]:
+        """(z, cond) of the shapes `tiny` accepts: the conformance kit and the exporters use it."""
+
+    def save(self, u: FlowMap, path: Path) -> None:
+        """Write the student so that it can be used without flowmap; by default its weights as safetensors."""
+        from safetensors.torch import save_file
+
+        path.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.contiguous() for k, v in u.state_dict().items()}, path / "model.safetensors")
+
+    def load(self, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
+        """The student that `save` wrote."""
+        from safetensors.torch import load_file
+
+        student = self.build(frozenset[Role]({"student"}), device=device, dtype=dtype)["student"]
+        student.load_state_dict(load_file(path / "model.safetensors"))
+        return student
+
+    def codec(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
+        """What turns prompts and videos into conditions and latents."""
+        raise NotImplementedError(f"{type(self).__name__} has no codec: give it conditions and latents")

@@ -1,0 +1,80 @@
+"""Distribution matching on the student's own samples."""
+
+from __future__ import annotations
+
+import torch
+from attrs import field, frozen, validators
+
+from .._types import Batch, Mean, Rng, Role, Shared
+from ..path import interpolate
+from ..rollout import FlowMapBackwardSimulation, Rollout
+from ..times import Diagonal, LogitNormal, TimeSampler
+from . import Loss, Networks
+
+
+@frozen
+class DistributionMatching:
+    """Descend KL(student || teacher), DMD, arXiv:2311.18828, eqs. 7 and 8:
+
+        g = (x̂_critic(z_t) - x̂_teacher(z_t)) / mean|x - x̂_teacher(z_t)|,   x = G_θ(ε),   loss = mean(x - sg(x - g))².
+
+    w: the teacher's guidance, v_∅ + w (v_c - v_∅). floor: the least the normaliser may be. A sample whose g is not
+    finite counts as zero and is logged. Teacher and critic never build a graph: 1 F + 2 F, the two of guidance in one
+    call. Keeps the samples for `CriticMatching`.
+    """
+
+    rollout: Rollout = FlowMapBackwardSimulation()
+    times: TimeSampler = Diagonal(shift=5.0, low=0.02, high=0.98)
+    w: float = field(default=4.0, validator=validators.ge(1.0))
+    floor: float = field(default=1e-3, validator=validators.ge(0.0))
+
+    @property
+    def needs(self) -> frozenset[Role]:
+        return frozenset({"student", "teacher", "critic"})
+
+    def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
+        c = batch.cond
+        x = self.rollout(nets["student"], rng.noise_like(batch.x), c, rng)
+        shared.keep(rng, x)
+        with torch.no_grad():
+            t, _ = self.times(len(x), rng, x)
+            z, _ = interpolate(x, rng.noise_like(x), t)
+            fake = nets["critic"].denoise(z, t, c)
+            real = nets["teacher"].denoise(z, t, c, batch.null, self.w)
+            scale = (x - real).abs().flatten(1).mean(1).clamp_min(self.floor)
+            g = (fake - real) / scale.reshape(-1, *(1,) * (x.ndim - 1))
+            finite = g.isfinite().flatten(1).all(1)
+            g = torch.where(finite.reshape(-1, *(1,) * (x.ndim - 1)), g, torch.zeros_like(g))
+        logs = {
+            "dmd/gradient": Mean.of(g.abs().flatten(1).mean(1)),
+            "dmd/nonfinite": Mean.of((~finite).float()),
+            "sample/std": Mean.of(x.flatten(1).std(1)),
+        }
+        return Loss((x - (x - g).detach()).square().mean(), logs)
+
+
+@frozen
+class CriticMatching:
+    """Flow matching of the critic on the student's samples, so that it knows their score.
+
+    rollout: None takes the samples that this iteration's `DistributionMatching` made; a rollout makes fresh ones.
+    """
+
+    rollout: Rollout | None = None
+    times: TimeSampler = Diagonal(LogitNormal(), shift=5.0)
+
+    @property
+    def needs(self) -> frozenset[Role]:
+        return frozenset({"student", "critic"})
+
+    def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
+        x = shared.kept(rng)
+        if self.rollout is not None:
+            with torch.no_grad():
+                x = self.rollout(nets["student"], rng.noise_like(batch.x), batch.cond, rng)
+        if x is None:
+            raise ValueError("CriticMatching.rollout = None needs the samples of a student update in the same iteration")
+        t, _ = self.times(len(x), rng, x)
+        z, v = interpolate(x, rng.noise_like(x), t)
+        raw = (nets["critic"].velocity(z, t, batch.cond) - v).square().flatten(1).mean(1)
+        return Loss(raw.mean(), {"loss": Mean.of(raw)})

@@ -1,0 +1,64 @@
+"""The linear interpolant z_t = (1 - t) x + t ε and its velocity v = ε - x.
+
+Rectified flow, arXiv:2209.03003; flow matching, arXiv:2210.02747. Times are float32 and are never cast down, so
+this algebra happens in float32 or wider whatever the dtype of the latents.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._types import Latent, Time
+
+
+def expand(t: Time, z: Tensor) -> Tensor:
+    """[B] -> [B, 1, ...] (or [B, F] -> [B, F, 1, ...]), to broadcast against z."""
+    return t.reshape(t.shape + (1,) * (z.ndim - t.ndim))
+
+
+def interpolate(x: Latent, noise: Latent, t: Time) -> tuple[Latent, Latent]:
+    """(z_t, v)."""
+    s = expand(t, x)
+    return (1 - s) * x + s * noise, noise - x
+
+
+def data_from_velocity(z: Latent, v: Latent, t: Time) -> Latent:
+    """x̂ = z_t - t v."""
+    return z - expand(t, z) * v
+
+
+def noise_from_velocity(z: Latent, v: Latent, t: Time) -> Latent:
+    """ε̂ = z_t + (1 - t) v."""
+    return z + (1 - expand(t, z)) * v
+
+
+def velocity_from_data(z: Latent, x: Latent, t: Time) -> Latent:
+    """v = (z_t - x̂) / t, for t > 0."""
+    return (z - x) / expand(t, z)
+
+
+def score_from_velocity(z: Latent, v: Latent, t: Time) -> Latent:
+    """∇ log p_t(z) = -ε̂ / t, for t > 0."""
+    return -noise_from_velocity(z, v, t) / expand(t, z)
+
+
+def renoise(z: Latent, noise: Latent, r: Time, t: Time) -> Latent:
+    """z_r -> z_t for t >= r by adding noise: a z_r + sqrt(t² - a² r²) ε with a = (1 - t) / (1 - r).
+
+    From r = 0 this is `interpolate`; from r = 1 only t = 1 can be reached.
+    """
+    r, t = expand(r, z), expand(t, z)
+    a = (1 - t) / (1 - r).clamp_min(torch.finfo(r.dtype).tiny)
+    a = torch.where(r < 1, a, torch.ones_like(a))
+    return a * z + (t**2 - (a * r) ** 2).clamp_min(0).sqrt() * noise
+
+
+def shift(t: Tensor, s: float) -> Tensor:
+    """The resolution shift s·t / (1 + (s - 1) t), arXiv:2403.03206, eq. 23."""
+    return s * t / (1 + (s - 1) * t)
+
+
+def unshift(t: Tensor, s: float) -> Tensor:
+    """The inverse of `shift`."""
+    return t / (s - (s - 1) * t)

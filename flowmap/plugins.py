@@ -1,0 +1,79 @@
+"""Discovery. Nothing happens at import; a manager is a value, so tests make their own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from difflib import get_close_matches
+from functools import cache
+from typing import TYPE_CHECKING, Any, cast
+
+import pluggy
+
+from . import hookspecs
+
+if TYPE_CHECKING:
+    from .model import FlowMapSpec
+
+GROUP = "flowmap"
+
+
+class PluginError(Exception):
+    """Two plugins claim one name, or nothing answers to it."""
+
+
+def manager(*plugins: object, entry_points: bool = True) -> pluggy.PluginManager:
+    """A plugin manager with `plugins`, and with what is installed unless named in FLOWMAP_DISABLE_PLUGINS."""
+    pm = pluggy.PluginManager(GROUP)
+    pm.add_hookspecs(hookspecs)
+    for name in filter(None, os.environ.get("FLOWMAP_DISABLE_PLUGINS", "").split(",")):
+        pm.set_blocked(name)
+    for plugin in plugins:
+        pm.register(plugin)
+    if entry_points:
+        pm.load_setuptools_entrypoints(GROUP)
+    pm.check_pending()
+    return pm
+
+
+@cache
+def installed() -> pluggy.PluginManager:
+    return manager()
+
+
+def collect(pm: pluggy.PluginManager, hook: str) -> dict[str, Any]:
+    """Merge what every plugin returned; two plugins may not claim one name."""
+    found: dict[str, tuple[str, Any]] = {}
+    caller: pluggy.HookCaller = getattr(pm.hook, hook)
+    for impl in caller.get_hookimpls():
+        for name, item in cast(Mapping[str, Any], impl.function()).items():
+            if name in found:
+                raise PluginError(f"{name!r} comes from both {found[name][0]!r} and {impl.plugin_name!r}")
+            found[name] = impl.plugin_name, item
+    return {name: item for name, (_, item) in sorted(found.items())}
+
+
+def named(pm: pluggy.PluginManager, hook: str, name: str) -> Any:
+    """The item of that name, or an error that lists the names there are."""
+    items = collect(pm, hook)
+    if name not in items:
+        near = get_close_matches(name, items, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        kind = hook.removeprefix("flowmap_").removesuffix("s")
+        raise PluginError(f"no {kind} is called {name!r}: there are {', '.join(items) or 'none'}{hint}")
+    return items[name]
+
+
+def backbone(name: str, pm: pluggy.PluginManager | None = None) -> FlowMapSpec:
+    """The spec for a registered name, a directory or a hub id."""
+    pm = pm or installed()
+    registered = collect(pm, "flowmap_backbones")
+    if name in registered:
+        return cast("FlowMapSpec", registered[name])
+    spec: FlowMapSpec | None = pm.hook.flowmap_resolve_backbone(name=name)
+    if spec is None:
+        raise PluginError(
+            f"no plugin knows the backbone {name!r}: give one of {', '.join(registered)}, the directory of a diffusers "
+            "pipeline, or a hub id"
+        )
+    return spec

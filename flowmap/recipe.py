@@ -1,0 +1,141 @@
+"""A recipe is a value: which backbone, which stages on which data, and how the result is judged."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import attrs
+from attrs import field, frozen, validators
+
+from ._types import Role
+from .data import Data, Source
+from .method import Method
+from .model import FlowMap, FlowMapSpec
+from .times import share
+
+positive = validators.gt(0.0)
+
+
+def _roles(value: Mapping[Role, AdamW] | AdamW) -> Mapping[Role, AdamW] | AdamW:
+    return value if isinstance(value, AdamW) else dict(value)
+
+
+@frozen
+class AdamW:
+    """AdamW with a linear warm-up of `warmup` steps, then constant, or down to `lr * floor` along a cosine.
+
+    clip: global gradient norm. The defaults are AnyFlow's stages 0 and 1, arXiv:2605.13724.
+    """
+
+    lr: float = field(default=5e-5, validator=positive)
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = field(default=0.0, validator=validators.ge(0.0))
+    warmup: int = field(default=0, validator=validators.ge(0))
+    schedule: Literal["constant", "cosine"] = field(
+        default="constant", validator=validators.in_(("constant", "cosine"))
+    )
+    floor: float = field(default=0.0, validator=share)
+    clip: float = field(default=1.0, validator=positive)
+
+
+@frozen
+class Ema:
+    """A float32 average of what is trained: until step `start` a copy of the weights, then of decay `decay`."""
+
+    decay: float = field(default=0.999, validator=share)
+    start: int = field(default=0, validator=validators.ge(0))
+
+
+@frozen
+class Stage:
+    """`steps` iterations of a method on global batches of `batch` samples.
+
+    micro: the most samples in one forward pass; gradients are accumulated over ceil(batch / micro) of them.
+    optimizer: of every trained role, or by role. ema: of student or teacher; the stage ends with the average in place.
+    """
+
+    method: Method = field(validator=validators.instance_of(Method))
+    steps: int = field(validator=validators.ge(1))
+    batch: int = field(default=32, validator=validators.ge(1))
+    micro: int | None = field(default=None, validator=validators.optional(validators.ge(1)))
+    optimizer: Mapping[Role, AdamW] | AdamW = field(default=AdamW(), converter=_roles)
+    ema: Ema | None = Ema()
+
+    def __attrs_post_init__(self) -> None:
+        if missing := sorted(role for role in self.method.trains if self.optimizer_of(role) is None):
+            raise ValueError(f"Stage.optimizer has no entry for {missing}, which {self.method.name} trains")
+
+    def optimizer_of(self, role: Role) -> AdamW | None:
+        return self.optimizer if isinstance(self.optimizer, AdamW) else self.optimizer.get(role)
+
+
+class Evaluator(Protocol):
+    """Judges a student, beside its teacher, and writes what it found under `out`: plots, tables, samples."""
+
+    def __call__(self, student: FlowMap, backbone: FlowMapSpec, out: Path, *, quick: bool = False) -> str:
+        """A table to print. quick: a trial, as small as makes sense."""
+
+
+@frozen
+class Recipe:
+    """What `distill` does.
+
+    teacher: where teacher and critic come from when not the backbone. data: the batches, or where they come from.
+    """
+
+    backbone: FlowMapSpec = field(validator=validators.instance_of(FlowMapSpec))
+    stages: tuple[Stage, ...] = field(converter=tuple, validator=validators.min_len(1))
+    teacher: FlowMapSpec | None = field(
+        default=None, validator=validators.optional(validators.instance_of(FlowMapSpec))
+    )
+    data: Data | Source | None = None
+    evaluation: Evaluator | None = None
+    seed: int = 0
+
+    @stages.validator
+    def _only_stages(self, attribute: Any, stages: tuple[Any, ...]) -> None:
+        for i, stage in enumerate(stages):
+            if not isinstance(stage, Stage):
+                raise TypeError(f"Recipe.stages[{i}] is a {type(stage).__name__}: must be a Stage")
+
+    @property
+    def trains(self) -> frozenset[Role]:
+        return frozenset[Role]().union(*(stage.method.trains for stage in self.stages))
+
+    @property
+    def roles(self) -> frozenset[Role]:
+        return frozenset[Role]({"student"}).union(*(stage.method.needs | stage.method.trains for stage in self.stages))
+
+    def capped(self, steps: int | None) -> Recipe:
+        """The same, every stage at most `steps` long: a trial."""
+        if steps is None:
+            return self
+        if steps < 1:
+            raise ValueError(f"steps = {steps}: must be at least 1")
+        return attrs.evolve(
+            self, stages=tuple(attrs.evolve(stage, steps=min(stage.steps, steps)) for stage in self.stages)
+        )
+
+
+def describe(value: Any) -> Any:
+    """A value as JSON: components by type and field, so that a run says what it did."""
+    if attrs.has(type(value)):
+        fields = {f.name: describe(getattr(value, f.name)) for f in attrs.fields(type(value)) if f.init and f.repr}
+        return {"type": f"{type(value).__module__}.{type(value).__qualname__}", **fields}
+    if isinstance(value, Mapping):
+        return {str(k): describe(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [describe(v) for v in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value) if isinstance(value, Path) else f"<{type(value).__name__}>"
+
+
+def digest(recipe: Recipe) -> str:
+    """sha256 of what a recipe does: a checkpoint of another recipe is not resumed. Evaluation is left out."""
+    described = describe(attrs.evolve(recipe, evaluation=None))
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,58 @@
+"""Lift a diffusion network to two times: e(t, r) = (1 - γ) e(t) + γ e'(r), with e' a copy of e.
+
+AnyFlow, arXiv:2605.13724. On the diagonal the fresh embedding is e(t), bit for bit in float32, so the lifted network
+starts as the diffusion network; a zero-initialised extra branch would too, but its norm grows in training and the
+samples saturate. γ is fixed and small: off the diagonal the network still mostly reads t.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from ._types import Time
+
+Delta: TypeAlias = Literal["r", "t-r"]
+
+
+def mix(now: Tensor, then: Tensor, gamma: float) -> Tensor:
+    """(1 - γ) now + γ then."""
+    return (1 - gamma) * now + gamma * then
+
+
+class TwoTimeEmbedding(nn.Module):
+    """Stands in for the module that embeds the time of a diffusion network; both times come in one tensor.
+
+    Called with [B, 2] (or [B, F, 2]) times made by `pair`, and whatever else the embedder takes.
+    `delta`: the second embedder sees r, or t - r, which has no identity on the diagonal unless the embedder is
+    additive and e'(0) = 0: "t-r" starts from a different network.
+    """
+
+    def __init__(self, embedder: nn.Module, gamma: float = 0.25, delta: Delta = "r") -> None:
+        super().__init__()
+        if not 0.0 < gamma < 1.0:
+            raise ValueError(f"gamma = {gamma}: must be in (0, 1); at 0 the network would ignore r")
+        self.now, self.then = embedder, copy.deepcopy(embedder)
+        self.gamma, self.delta = gamma, delta
+
+    def forward(self, times: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        t, r = times.unbind(-1)
+        now = self.now(t, *args, **kwargs)
+        then = self.then(r if self.delta == "r" else t - r, *args, **kwargs)
+        return mix(now, then, self.gamma)
+
+
+def pair(t: Time, r: Time) -> Tensor:
+    """(t, r) as the one tensor that a lifted network takes for its time: [..., 2]."""
+    return torch.stack([t, r], -1)
+
+
+def lift(network: nn.Module, embedder: str, gamma: float = 0.25, delta: Delta = "r") -> nn.Module:
+    """Replace the submodule at the dotted path `embedder` by a `TwoTimeEmbedding` of it, in place."""
+    parent, _, name = embedder.rpartition(".")
+    owner = network.get_submodule(parent)
+    setattr(owner, name, TwoTimeEmbedding(network.get_submodule(embedder), gamma, delta))
+    return network

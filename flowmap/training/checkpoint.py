@@ -1,0 +1,143 @@
+"""Checkpoints: trained tensors, averages, optimisers and counters; safetensors and JSON, never a pickle.
+
+    checkpoints/step_00_00000120/   stage and iteration; renamed into place once complete
+        state.safetensors           role/name, ema/role/name, optim/role/moment/name
+        train_state.json            stage, iteration, running means, skip counters, digest of the recipe
+        MANIFEST.json               size and sha256 of each file; written last
+
+A checkpoint is verified before any live tensor changes; one that is damaged is renamed `*.corrupt` and the next older
+one is taken; if there are some and none is whole, that is an error and not a fresh start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .._types import Role
+    from .loop import Trainer
+
+KEEP = 2
+Weights = Mapping["Role", Mapping[str, nn.Parameter]]
+
+
+class CheckpointError(Exception):
+    """There are checkpoints, and none can be used."""
+
+
+def save(directory: Path, trainer: Trainer, weights: Weights, iteration: int, digest: str) -> Path:
+    """Publish the state after `iteration` iterations of the trainer's stage; publishing it again changes nothing."""
+    final = directory / f"step_{trainer.number:02d}_{iteration:08d}"
+    if final.exists():
+        return final
+    partial = directory / f".tmp-{final.name}-{uuid.uuid4().hex[:8]}"
+    partial.mkdir(parents=True)
+    save_file(_tensors(trainer, weights), partial / "state.safetensors")
+    state = {
+        "stage": trainer.number,
+        "iteration": iteration,
+        "digest": digest,
+        "means": trainer.shared.state(),
+        "skipped": dict(trainer.skipped),
+    }
+    (partial / "train_state.json").write_text(json.dumps(state))
+    manifest = {name: _sum(partial / name) for name in ("state.safetensors", "train_state.json")}
+    (partial / "MANIFEST.json").write_text(json.dumps(manifest))
+    for file in partial.iterdir():
+        _fsync(file)
+    partial.replace(final)
+    _fsync(directory)
+    for old in _all(directory)[:-KEEP]:
+        shutil.rmtree(old)
+    return final
+
+
+def latest(directory: Path, digest: str) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """State and tensors of the newest whole checkpoint of this recipe; None where there is none at all."""
+    found = _all(directory)
+    for path in reversed(found):
+        if not _whole(path):
+            path.rename(path.with_name(path.name + ".corrupt"))
+            continue
+        state = json.loads((path / "train_state.json").read_text())
+        if state["digest"] != digest:
+            raise CheckpointError(
+                f"{path} is of another recipe: give another --out, or --resume never with an empty directory"
+            )
+        return state, load_file(path / "state.safetensors")
+    if found:
+        raise CheckpointError(f"{directory}: none of {len(found)} checkpoints is whole; they are kept as *.corrupt")
+    return None
+
+
+@torch.no_grad()
+def restore_weights(tensors: Mapping[str, Tensor], weights: Weights) -> None:
+    for role, trained in weights.items():
+        for name, p in trained.items():
+            p.copy_(tensors[f"{role}/{name}"])
+
+
+@torch.no_grad()
+def restore_trainer(state: Mapping[str, Any], tensors: Mapping[str, Tensor], trainer: Trainer) -> None:
+    trainer.shared.load(state["means"])
+    trainer.skipped = dict(state["skipped"])
+    for role, average in trainer.averages.items():
+        for name, tensor in average.tensors.items():
+            tensor.copy_(tensors[f"ema/{role}/{name}"])
+    for role, optimizer in trainer.optimizers.items():
+        for name, p in trainer.trained[role].items():
+            prefix = f"optim/{role}/"
+            moments = {
+                key.removeprefix(prefix).partition("/")[0]: value.clone()
+                for key, value in tensors.items()
+                if key.startswith(prefix) and key.removeprefix(prefix).partition("/")[2] == name
+            }
+            if moments:
+                optimizer.state[p] = moments
+
+
+def _tensors(trainer: Trainer, weights: Weights) -> dict[str, Tensor]:
+    tensors = {f"{role}/{name}": p.detach() for role, trained in weights.items() for name, p in trained.items()}
+    for role, average in trainer.averages.items():
+        tensors |= {f"ema/{role}/{name}": value for name, value in average.tensors.items()}
+    for role, optimizer in trainer.optimizers.items():
+        for name, p in trainer.trained[role].items():
+            tensors |= {f"optim/{role}/{moment}/{name}": value for moment, value in optimizer.state[p].items()}
+    return {name: value.contiguous().clone() for name, value in tensors.items()}
+
+
+def _all(directory: Path) -> list[Path]:
+    """Oldest first; what was never finished or is damaged does not count."""
+    return sorted(p for p in directory.glob("step_*") if p.is_dir() and p.suffix != ".corrupt")
+
+
+def _whole(path: Path) -> bool:
+    try:
+        manifest = json.loads((path / "MANIFEST.json").read_text())
+        return bool(manifest) and all(_sum(path / name) == expected for name, expected in manifest.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _sum(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,85 @@
+"""Reweights of a per-sample loss: [B] -> [B]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Protocol
+
+import torch
+from attrs import field, frozen, validators
+from torch import Tensor
+
+from ._types import Shared, Time
+from .path import shift
+
+positive = validators.gt(0.0)
+
+
+class Reweight(Protocol):
+    def __call__(self, loss: Tensor, t: Time, r: Time, shared: Shared) -> Tensor: ...
+
+
+@frozen
+class Beta:
+    """t^a (1 - t)^b at the shifted t, of mean one over the grid shift(i / 1000), i = 0 .. 1000.
+
+    The default is "beta08" of AnyFlow, arXiv:2605.13724: for shift 5, 3.657 t sqrt(1 - t).
+    """
+
+    a: float = 1.0
+    b: float = 0.5
+    shift: float = field(default=5.0, validator=positive)
+
+    def __call__(self, loss: Tensor, t: Time, r: Time, shared: Shared) -> Tensor:
+        return loss * self.weight(t) / _mean(self.weight, self.shift)
+
+    def weight(self, t: Time) -> Tensor:
+        return t**self.a * (1 - t) ** self.b
+
+
+@frozen
+class Gaussian:
+    """exp(-2 (t - ½)²) - exp(-½), normalised as `Beta` is: the paper's other choice."""
+
+    shift: float = field(default=5.0, validator=positive)
+
+    def __call__(self, loss: Tensor, t: Time, r: Time, shared: Shared) -> Tensor:
+        return loss * self.weight(t) / _mean(self.weight, self.shift)
+
+    def weight(self, t: Time) -> Tensor:
+        return (-2 * (t - 0.5) ** 2).exp() - torch.tensor(-0.5).exp().to(t)
+
+
+@cache
+def _mean(weight: Callable[[Time], Tensor], s: float) -> float:
+    return float(weight(shift(torch.linspace(0, 1, 1001, dtype=torch.float64), s)).mean())
+
+
+@frozen
+class Adaptive:
+    """loss / sg(loss + c)^p, with the loss a mean over elements. MeanFlow, arXiv:2505.13447, section 4.3."""
+
+    p: float = 1.0
+    c: float = field(default=1e-3, validator=positive)
+
+    def __call__(self, loss: Tensor, t: Time, r: Time, shared: Shared) -> Tensor:
+        return loss / (loss.detach() + self.c) ** self.p
+
+
+@frozen
+class Balanced:
+    """Off the diagonal, every sample weighs what the diagonal weighs on average: loss · sg(μ / (loss + c)).
+
+    μ is the mean over the diagonal samples of all ranks and of this iteration's micro-batches so far; where there
+    are none, the last iteration's; where there has been none ever, the batch's own mean. AnyFlow, arXiv:2605.13724.
+    After it the loss reads μ whatever the error: log the raw loss by role.
+    """
+
+    c: float = field(default=1e-5, validator=positive)
+
+    def __call__(self, loss: Tensor, t: Time, r: Time, shared: Shared) -> Tensor:
+        on, fixed = t == r, loss.detach()
+        mu = shared.mean("diagonal", fixed, on)
+        mu = torch.where(mu.isfinite(), mu, fixed.mean())
+        return torch.where(on, loss, loss * mu / (fixed + self.c))

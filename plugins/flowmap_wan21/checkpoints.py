@@ -1,0 +1,98 @@
+"""Students on disk: an `AnyFlowPipeline` directory that diffusers loads alone, and the adapters as a LoRA file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from attrs import evolve
+
+from flowmap import FlowMap
+
+from .build import build, flow_map, pretrained
+from .lora import fuse
+from .network import Wan21FlowMap
+
+if TYPE_CHECKING:
+    from .spec import Wan21
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
+
+def save(spec: Wan21, u: FlowMap, path: Path) -> None:
+    """`path/`: model_index.json, transformer, and from `spec.path` text encoder, tokenizer and VAE; `path/lora/`.
+
+    Without a pipeline to take the rest from (`spec.path` None) only transformer and scheduler are written.
+    """
+    from diffusers import AnyFlowPipeline, DiffusionPipeline, FlowMapEulerDiscreteScheduler
+
+    if not isinstance(u, Wan21FlowMap) or u.role != "student":
+        raise TypeError(f"save: a {type(u).__name__} is not a Wan2.1 student")
+    transformer, scheduler = fused(u), FlowMapEulerDiscreteScheduler(shift=spec.shift)
+    if spec.path is None:
+        transformer.save_pretrained(path / "transformer")
+        scheduler.save_pretrained(path / "scheduler")
+    else:
+        rest = DiffusionPipeline.from_pretrained(spec.path, transformer=None)
+        parts = {name: rest.components[name] for name in ("tokenizer", "text_encoder", "vae")}
+        AnyFlowPipeline(transformer=transformer, scheduler=scheduler, **parts).save_pretrained(path)
+    if u.lora is not None:
+        save_lora(u, path / "lora")
+
+
+def fused(u: Wan21FlowMap) -> Any:
+    """The student's network on its own, adapters added into the weights."""
+    from diffusers import AnyFlowTransformer3DModel
+
+    with torch.device("meta"):
+        network = AnyFlowTransformer3DModel.from_config(dict(u.net.config))
+    network.load_state_dict(fuse(u.net, u.adapter), strict=True, assign=True)
+    network.condition_embedder.delta_emb_gate = torch.tensor([u.gamma])
+    return network
+
+
+def save_lora(u: Wan21FlowMap, path: Path) -> None:
+    """In the layout of diffusers and peft, rank and alpha as metadata: for a pipeline with an AnyFlow transformer.
+
+    Plain Wan has no `delta_embedder`, so this file does not fit it.
+    """
+    from diffusers import AnyFlowPipeline
+
+    assert u.lora is not None
+    layers = {name: p.detach().contiguous() for name, p in u.trained().items()}
+    targets = sorted({name.rpartition(".lora_")[0] for name in layers})
+    metadata = {"r": u.lora.rank, "lora_alpha": u.lora.alpha, "target_modules": targets}
+    AnyFlowPipeline.save_lora_weights(
+        path, transformer_lora_layers=layers, transformer_lora_adapter_metadata=metadata, weight_name=LORA_FILE
+    )
+
+
+def load(spec: Wan21, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
+    """A student from a directory that `save` wrote, or from its LoRA file on top of `spec.path`."""
+    file = path / LORA_FILE if path.is_dir() else path
+    if (path / "transformer").is_dir():
+        net = pretrained(evolve(spec, path=str(path)), dtype).to(device)
+        return flow_map(evolve(spec, lora=None), net, "student", two_times=True)
+    if not file.is_file():
+        raise FileNotFoundError(f"{path}: neither a pipeline directory (transformer/) nor a LoRA file ({LORA_FILE})")
+    return load_lora(spec, file, device=device, dtype=dtype)
+
+
+def load_lora(spec: Wan21, file: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
+    """The base at `spec.path`, lifted, with the adapters in `file`: every tensor must find its place."""
+    from safetensors.torch import load_file
+
+    if spec.lora is None:
+        raise ValueError(f"{file}: Wan21.lora = None, but this is a LoRA file; give the rank and alpha it was made with")
+    student = build(spec, frozenset({"student"}), device=device, dtype=dtype)["student"]
+    tensors = {name.removeprefix("transformer."): value for name, value in load_file(file).items()}
+    trained = student.trained()
+    if unknown := sorted(tensors.keys() ^ trained.keys()):
+        raise ValueError(f"{file}: {len(unknown)} tensors do not match the adapters of {spec}, such as {unknown[0]!r}")
+    with torch.no_grad():
+        for name, p in trained.items():
+            if p.shape != tensors[name].shape:
+                raise ValueError(f"{file}: {name} is {tuple(tensors[name].shape)}: must be {tuple(p.shape)}")
+            p.copy_(tensors[name])
+    return student

@@ -1,0 +1,70 @@
+"""Prompts and videos to conditions and latents, through the pipeline's own text encoder and VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from flowmap._types import Cond, Latent
+
+if TYPE_CHECKING:
+    from .spec import Wan21
+
+
+@frozen
+class WanCodec:
+    """Holds text encoder and VAE, no transformer: training never holds it."""
+
+    pipeline: Any
+    text_length: int
+    text_tokens: int
+    batch: int = 64
+
+    @classmethod
+    def of(cls, spec: Wan21, *, device: torch.device, dtype: torch.dtype) -> WanCodec:
+        from diffusers import DiffusionPipeline
+
+        if spec.path is None:
+            raise ValueError("Wan21.path = None: random weights have no text encoder and no VAE")
+        pipeline = DiffusionPipeline.from_pretrained(spec.path, transformer=None, torch_dtype=dtype)
+        return cls(pipeline.to(device), spec.text_length, spec.text_tokens)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Cond:
+        """{"text": [B, text_tokens, d]}: beyond a prompt's end, zeros; the last position must be one of them."""
+        text, _ = self.pipeline.encode_prompt(
+            list(prompts), do_classifier_free_guidance=False, max_sequence_length=self.text_length
+        )
+        if self.text_tokens < self.text_length and bool(text[:, self.text_tokens - 1 :].any()):
+            longest = max(prompts, key=len)
+            raise ValueError(
+                f"Wan21.text_tokens = {self.text_tokens} is too few for a prompt such as {longest!r}: one position "
+                f"must be left for padding; raise it, up to text_length = {self.text_length}"
+            )
+        return {"text": text[:, : self.text_tokens].float()}
+
+    @torch.no_grad()
+    def encode(self, videos: Tensor) -> Latent:
+        """[B, frames, 3, H, W] in [0, 1] -> the posterior's mode, normalised per channel: [B, F, C, h, w]."""
+        vae, (mean, std) = self.pipeline.vae, self._statistics()
+        parts = [
+            vae.encode((2 * part - 1).transpose(1, 2).to(vae.device, vae.dtype)).latent_dist.mode().transpose(1, 2)
+            for part in videos.split(self.batch)
+        ]
+        return (torch.cat(parts).float() - mean) / std
+
+    @torch.no_grad()
+    def decode(self, x: Latent) -> Tensor:
+        vae, (mean, std) = self.pipeline.vae, self._statistics()
+        latents = (x.to(vae.device) * std + mean).to(vae.dtype).transpose(1, 2)
+        parts = [vae.decode(part, return_dict=False)[0].transpose(1, 2).float() for part in latents.split(self.batch)]
+        return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        config = self.pipeline.vae.config
+        mean, std = (torch.tensor(config[key], device=self.pipeline.vae.device) for key in ("latents_mean", "latents_std"))
+        return mean[:, None, None], std[:, None, None]

@@ -1,0 +1,61 @@
+"""Several sets of peft adapters on one base, chosen by the call and not by a global switch."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from .spec import Lora
+
+BLOCKS = r"blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2))"
+TIMES = r"condition_embedder\.(time|delta)_embedder\.linear_[12]"
+
+
+def add_adapter(net: nn.Module, name: str, lora: Lora, *, times: bool) -> None:
+    """Give `net` a set of adapters: A random from `lora.seed`, B zero, float32. The base is frozen."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    targets = f"({BLOCKS}|{TIMES})" if times else BLOCKS
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, bias="none")
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several sets are what we want
+        torch.manual_seed(lora.seed)
+        inject_adapter_in_model(config, net, adapter_name=name)
+    for key, p in net.named_parameters():
+        p.requires_grad_(".lora_" in key)  # peft leaves only its newest adapter trainable
+        if f".{name}." in key:
+            p.data = p.data.float()
+
+
+def adapter_parameters(net: nn.Module, name: str) -> Mapping[str, nn.Parameter]:
+    """The set's tensors, named without the set: `blocks.0.attn1.to_q.lora_A.weight`."""
+    return {key.replace(f".{name}.", "."): p for key, p in net.named_parameters() if f".{name}." in key}
+
+
+def activate(module: nn.Module, name: str | None) -> None:
+    """Use the set `name` below `module`, or none: peft's own `set_adapter` also flips `requires_grad`, mid-graph."""
+    from peft.tuners.lora import LoraLayer
+
+    for layer in module.modules():
+        if isinstance(layer, LoraLayer):
+            layer._active_adapter = [] if name is None else [name]
+
+
+def fuse(net: nn.Module, name: str | None) -> dict[str, torch.Tensor]:
+    """The weights of the base with the set `name` added, under the base's own names."""
+    from peft.tuners.lora import LoraLayer
+
+    state = {}
+    for key, value in net.state_dict().items():
+        if ".lora_" not in key:
+            state[key.replace(".base_layer.", ".")] = value.detach().clone()
+    for path, layer in net.named_modules():
+        if isinstance(layer, LoraLayer) and name in layer.lora_A:
+            weight = state[f"{path}.weight"]
+            state[f"{path}.weight"] = (weight.float() + layer.get_delta_weight(name).float()).to(weight.dtype)
+    return state

@@ -1,0 +1,122 @@
+"""What to build: a frozen value, cheap to import; diffusers, peft and transformers load when it is built."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from attrs import evolve, field, frozen, validators
+
+from flowmap import FlowMapSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from flowmap import FlowMap
+    from flowmap._types import Cond, Latent, Role
+    from flowmap.model import Codec
+
+# Random weights of the real architecture, a few thousand of them.
+TINY: Mapping[str, Any] = {
+    "patch_size": (1, 2, 2),
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "in_channels": 4,
+    "out_channels": 4,
+    "text_dim": 16,
+    "freq_dim": 32,
+    "ffn_dim": 48,
+    "num_layers": 2,
+    "rope_max_seq_len": 64,
+}
+
+
+@frozen
+class Lora:
+    """ΔW = (alpha / rank) B A on self-attention and feed-forward, for the student on both time embedders too."""
+
+    rank: int = field(default=256, validator=validators.ge(1))
+    alpha: float = field(default=256.0, validator=validators.gt(0.0))
+    seed: int = 0
+
+
+@frozen
+class Wan21(FlowMapSpec):
+    """Wan2.1, lifted to two times as AnyFlow does, arXiv:2605.13724.
+
+    path: the directory or hub id of a diffusers `WanPipeline` or `AnyFlowPipeline`; None for random weights of
+    `config`. lora: adapters on one frozen base that serves every role; None trains whole networks, one a role.
+    gamma, delta: how r enters the time embedding. checkpointing: recompute each block in the backward pass.
+    text_length: the positions that the text encoder pads to. text_tokens: how many of them are kept; the rest, all
+    padding, are attended as one key of their multiplicity, which is the same function at a fraction of the cost.
+    shift: of the sampling grid that is saved with a student. seed: of random weights.
+    """
+
+    path: str | None = field(default=None, converter=lambda p: None if p is None else str(p))
+    lora: Lora | None = Lora()
+    gamma: float = field(default=0.25, validator=[validators.gt(0.0), validators.lt(1.0)])
+    delta: Literal["r", "t-r"] = field(default="r", validator=validators.in_(("r", "t-r")))
+    checkpointing: bool = False
+    text_length: int = field(default=512, validator=validators.ge(1))
+    text_tokens: int = field(default=512, validator=validators.ge(1))
+    shift: float = field(default=5.0, validator=validators.gt(0.0))
+    seed: int = 0
+    config: Mapping[str, Any] = field(factory=lambda: dict(TINY))
+
+    def __attrs_post_init__(self) -> None:
+        if self.text_tokens > self.text_length:
+            raise ValueError(f"Wan21.text_tokens = {self.text_tokens}: must be at most text_length = {self.text_length}")
+
+    def build(self, roles: frozenset[Role], *, device: torch.device, dtype: torch.dtype) -> Mapping[Role, FlowMap]:
+        from .build import build
+
+        return build(self, roles, device=device, dtype=dtype)
+
+    def tiny(self) -> Self:
+        lora = None if self.lora is None else Lora(rank=4, alpha=4)
+        return evolve(self, path=None, lora=lora, text_length=16, text_tokens=min(self.text_tokens, 8), config=dict(TINY))
+
+    def example(self, batch: int = 2) -> tuple[Latent, Cond]:
+        from flowmap import Rng
+
+        rng = Rng.seeded(7)
+        z, text = rng.noise_like(_zeros(batch, 3, 4, 4, 4)), rng.noise_like(_zeros(batch, self.tiny().text_tokens, 16))
+        text[:, -2:] = 0  # padding
+        return z, {"text": text}
+
+    def save(self, u: FlowMap, path: Path) -> None:
+        """An `AnyFlowPipeline` directory, adapters fused in, and the adapters on their own under `lora/`."""
+        from .checkpoints import save
+
+        save(self, u, path)
+
+    def load(self, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
+        from .checkpoints import load
+
+        return load(self, path, device=device, dtype=dtype)
+
+    def codec(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
+        from .codec import WanCodec
+
+        return WanCodec.of(self, device=device, dtype=dtype)
+
+
+def _zeros(*shape: int) -> torch.Tensor:
+    import torch
+
+    return torch.zeros(shape)
+
+
+HUB = re.compile(r"[\w.-]+/[\w.-]*(Wan2\.1-T2V|AnyFlow-Wan2\.1)[\w.-]*")
+PIPELINES = ("WanPipeline", "AnyFlowPipeline")
+
+
+def resolve(name: str) -> Wan21 | None:
+    """The spec of a pipeline directory or hub id of this family; None where it is another's."""
+    index = Path(name) / "model_index.json"
+    if index.is_file():
+        return Wan21(name) if json.loads(index.read_text()).get("_class_name") in PIPELINES else None
+    return Wan21(name) if HUB.fullmatch(name) else None
