@@ -41,7 +41,7 @@ def distill(
     dtype: torch.dtype = torch.float32,
     pm: pluggy.PluginManager | None = None,
 ) -> FlowMap:
-    """Run the stages of `recipe` and return the student, its averaged weights in place.
+    """Run the stages of `recipe` and return the student (or the teacher, of a recipe without a student), averaged.
 
     data: the batches, or where they come from; the recipe's own by default. out: a run directory, which gets
     checkpoints, metrics and `student/`; None keeps nothing. resume: go on from the newest checkpoint in `out`, if it
@@ -58,7 +58,7 @@ def distill(
         batches = source.load(recipe.backbone, path, device=device) if isinstance(source, Source) else source
         _train(recipe, nets, batches, run, watch, device, resume)
         if path is not None:
-            recipe.backbone.save(nets["student"], path / "student")
+            recipe.backbone.save(nets[recipe.result], path / recipe.result)
     except BaseException as error:
         state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         run.status(state, reason=f"{type(error).__name__}: {error}", resumable=path is not None)
@@ -66,17 +66,16 @@ def distill(
     finally:
         run.close()
     run.status("finished", stage=len(recipe.stages) - 1)
-    return nets["student"]
+    return nets[recipe.result]
 
 
 def build(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Networks:
     """All networks of the recipe; teacher and critic from `recipe.teacher` where that is given."""
     if recipe.teacher is None:
         return recipe.backbone.build(recipe.roles, device=device, dtype=dtype)
-    nets = dict(recipe.backbone.build(frozenset[Role]({"student"}), device=device, dtype=dtype))
-    if others := recipe.roles - {"student"}:
-        nets |= recipe.teacher.build(others, device=device, dtype=dtype)
-    return nets
+    student = frozenset[Role]({"student"})
+    nets = dict(recipe.backbone.build(recipe.roles & student, device=device, dtype=dtype))
+    return nets | dict(recipe.teacher.build(recipe.roles - student, device=device, dtype=dtype))
 
 
 def _check(recipe: Recipe, data: Data | Source | None, path: Path | None, resume: str) -> Data | Source:

@@ -108,7 +108,13 @@ class Recipe:
 
     @property
     def roles(self) -> frozenset[Role]:
-        return frozenset[Role]({"student"}).union(*(stage.method.needs | stage.method.trains for stage in self.stages))
+        """The networks that the stages call or train."""
+        return frozenset[Role]().union(*(stage.method.needs | stage.method.trains for stage in self.stages))
+
+    @property
+    def result(self) -> Role:
+        """What comes out: the student; the teacher of a recipe that has no student."""
+        return "student" if "student" in self.roles else "teacher"
 
     def capped(self, steps: int | None) -> Recipe:
         """The same, every stage at most `steps` long: a trial."""

@@ -70,7 +70,7 @@ def optimise(model: nn.Module, losses: Iterable[Tensor], steps: int, lr: float, 
         for group in optimiser.param_groups:
             group["lr"] = lr * schedule(step, steps)
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         if step % 100 == 99:

@@ -84,7 +84,11 @@ def features(videos: Tensor) -> Tensor:
 
 
 def real_moments() -> Moments:
-    """The stored moments of real clips, all 160 prompts equally likely."""
+    """The stored moments of 4096 real clips, all 160 prompts equally likely.
+
+    Videos of other prompts (the sixteen held-out ones, say) differ from these by their prompts alone: compare them
+    with ``moments(features(clips(n, seed, "held_out")[0]))``.
+    """
     return reader.load()[1]
 
 

@@ -44,7 +44,7 @@ def pretrained(spec: Wan21, dtype: torch.dtype) -> Any:
     """The transformer at `spec.path`: a `WanTransformer3DModel`, or an `AnyFlowTransformer3DModel`."""
     from diffusers import AnyFlowTransformer3DModel, WanTransformer3DModel
 
-    if spec.path is None:
+    if spec.path is None or not spec.pretrained:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(spec.seed)
             net = WanTransformer3DModel(**spec.config).eval()
@@ -53,7 +53,7 @@ def pretrained(spec: Wan21, dtype: torch.dtype) -> Any:
     name = WanTransformer3DModel.load_config(spec.path, subfolder="transformer")["_class_name"]
     if name not in classes:
         raise ValueError(f"{spec.path}: its transformer is a {name}: must be one of {', '.join(classes)}")
-    return classes[name].from_pretrained(spec.path, subfolder="transformer", torch_dtype=dtype).eval()
+    return classes[name].from_pretrained(spec.path, subfolder="transformer", dtype=dtype).eval()
 
 
 def lift(spec: Wan21, net: Any) -> Any:

@@ -11,6 +11,7 @@ from attrs import evolve
 from flowmap import FlowMap
 
 from .build import build, flow_map, pretrained
+from .codec import components
 from .lora import fuse
 from .network import Wan21FlowMap
 
@@ -23,32 +24,47 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 def save(spec: Wan21, u: FlowMap, path: Path) -> None:
     """`path/`: model_index.json, transformer, and from `spec.path` text encoder, tokenizer and VAE; `path/lora/`.
 
-    Without a pipeline to take the rest from (`spec.path` None) only transformer and scheduler are written.
+    A student becomes an `AnyFlowPipeline`, a fine-tuned teacher a `WanPipeline`. Without a pipeline to take the rest
+    from (`spec.path` None) only transformer and scheduler are written.
     """
-    from diffusers import AnyFlowPipeline, DiffusionPipeline, FlowMapEulerDiscreteScheduler
+    from diffusers import (
+        AnyFlowPipeline,
+        FlowMapEulerDiscreteScheduler,
+        FlowMatchEulerDiscreteScheduler,
+        WanPipeline,
+    )
 
-    if not isinstance(u, Wan21FlowMap) or u.role != "student":
-        raise TypeError(f"save: a {type(u).__name__} is not a Wan2.1 student")
-    transformer, scheduler = fused(u), FlowMapEulerDiscreteScheduler(shift=spec.shift)
+    if not isinstance(u, Wan21FlowMap):
+        raise TypeError(f"save: a {type(u).__name__} is not a Wan2.1 network")
+    transformer = fused(u)
+    lifted = "gate_value" in transformer.config
+    scheduler = FlowMapEulerDiscreteScheduler if lifted else FlowMatchEulerDiscreteScheduler
+    parts = {"transformer": transformer, "scheduler": scheduler(shift=spec.shift)}
     if spec.path is None:
-        transformer.save_pretrained(path / "transformer")
-        scheduler.save_pretrained(path / "scheduler")
+        for name, part in parts.items():
+            part.save_pretrained(path / name)
     else:
-        rest = DiffusionPipeline.from_pretrained(spec.path, transformer=None)
-        parts = {name: rest.components[name] for name in ("tokenizer", "text_encoder", "vae")}
-        AnyFlowPipeline(transformer=transformer, scheduler=scheduler, **parts).save_pretrained(path)
-    if u.lora is not None:
+        parts |= components(spec.path, transformer.dtype)
+        (AnyFlowPipeline if lifted else WanPipeline)(**parts).save_pretrained(path)
+    if u.lora is not None and u.role == "student":
         save_lora(u, path / "lora")
 
 
 def fused(u: Wan21FlowMap) -> Any:
-    """The student's network on its own, adapters added into the weights."""
-    from diffusers import AnyFlowTransformer3DModel
+    """The network of this role on its own, adapters added into the weights: with two times if it reads two."""
+    from diffusers import AnyFlowTransformer3DModel, WanTransformer3DModel
 
+    config = {key: value for key, value in u.net.config.items() if not key.startswith("_")}
+    state = fuse(u.net, u.adapter)
+    if not u.two_times:
+        config = {k: v for k, v in config.items() if k not in ("gate_value", "deltatime_type")}
+        state = {k: v for k, v in state.items() if ".delta_embedder." not in k}
     with torch.device("meta"):
-        network = AnyFlowTransformer3DModel.from_config(dict(u.net.config))
-    network.load_state_dict(fuse(u.net, u.adapter), strict=True, assign=True)
-    network.condition_embedder.delta_emb_gate = torch.tensor([u.gamma])
+        network: Any = (AnyFlowTransformer3DModel if u.two_times else WanTransformer3DModel)(**config)
+    network.load_state_dict(state, strict=True, assign=True)
+    if u.two_times:
+        network.condition_embedder.delta_emb_gate = torch.tensor([u.gamma])
+    network.rope = type(network.rope)(config["attention_head_dim"], config["patch_size"], config["rope_max_seq_len"])
     return network
 
 

@@ -15,6 +15,21 @@ if TYPE_CHECKING:
     from .spec import Wan21
 
 
+def components(path: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Everything of a pipeline but transformer and scheduler.
+
+    One by one: `WanPipeline.from_pretrained(path, transformer=None)` loads the transformer all the same.
+    """
+    from diffusers import AutoencoderKLWan
+    from transformers import AutoTokenizer, UMT5EncoderModel
+
+    return {
+        "tokenizer": AutoTokenizer.from_pretrained(path, subfolder="tokenizer"),
+        "text_encoder": UMT5EncoderModel.from_pretrained(path, subfolder="text_encoder", dtype=dtype).eval(),
+        "vae": AutoencoderKLWan.from_pretrained(path, subfolder="vae", dtype=dtype).eval(),
+    }
+
+
 @frozen
 class WanCodec:
     """Holds text encoder and VAE, no transformer: training never holds it."""
@@ -26,11 +41,12 @@ class WanCodec:
 
     @classmethod
     def of(cls, spec: Wan21, *, device: torch.device, dtype: torch.dtype) -> WanCodec:
-        from diffusers import DiffusionPipeline
+        from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 
         if spec.path is None:
             raise ValueError("Wan21.path = None: random weights have no text encoder and no VAE")
-        pipeline = DiffusionPipeline.from_pretrained(spec.path, transformer=None, torch_dtype=dtype)
+        parts = components(spec.path, dtype)
+        pipeline = WanPipeline(scheduler=FlowMatchEulerDiscreteScheduler(), transformer=None, **parts)
         return cls(pipeline.to(device), spec.text_length, spec.text_tokens)
 
     @torch.no_grad()

@@ -47,8 +47,9 @@ class Lora:
 class Wan21(FlowMapSpec):
     """Wan2.1, lifted to two times as AnyFlow does, arXiv:2605.13724.
 
-    path: the directory or hub id of a diffusers `WanPipeline` or `AnyFlowPipeline`; None for random weights of
-    `config`. lora: adapters on one frozen base that serves every role; None trains whole networks, one a role.
+    path: the directory or hub id of a diffusers `WanPipeline` or `AnyFlowPipeline`; None for a network of random
+    weights alone. pretrained: False takes everything but the transformer from `path`, and that random, from `config`.
+    lora: adapters on one frozen base that serves every role; None trains whole networks, one a role.
     gamma, delta: how r enters the time embedding. checkpointing: recompute each block in the backward pass.
     text_length: the positions that the text encoder pads to. text_tokens: how many of them are kept; the rest, all
     padding, are attended as one key of their multiplicity, which is the same function at a fraction of the cost.
@@ -56,6 +57,7 @@ class Wan21(FlowMapSpec):
     """
 
     path: str | None = field(default=None, converter=lambda p: None if p is None else str(p))
+    pretrained: bool = True
     lora: Lora | None = Lora()
     gamma: float = field(default=0.25, validator=[validators.gt(0.0), validators.lt(1.0)])
     delta: Literal["r", "t-r"] = field(default="r", validator=validators.in_(("r", "t-r")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -18,6 +19,15 @@ Clips = tuple[Tensor, list[Prompt]]
 @pytest.fixture(scope="module")
 def real() -> Clips:
     return videos.clips(400, 11, "all", images="held_out")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small gain nothing from threads, and wait long for them where other processes hold the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def noise(like: Tensor, seed: int) -> Tensor:
@@ -122,14 +132,14 @@ def test_the_vae_keeps_clips_and_its_latents_are_normalised(real: Clips) -> None
     from diffusers import AutoencoderKLWan
 
     vae = AutoencoderKLWan.from_pretrained(TINY_WAN / "vae")
-    x = real[0][:64].transpose(1, 2) * 2 - 1
+    x = real[0][:32].transpose(1, 2) * 2 - 1
     with torch.no_grad():
         latents = vae.encode(x).latent_dist.mode()
         error = (vae.decode(latents).sample - x).square().mean() / 4
     mean, std = (
         torch.tensor(value).view(1, -1, 1, 1, 1) for value in (vae.config.latents_mean, vae.config.latents_std)
     )
-    assert latents.shape == (64, 4, 5, 8, 8)
+    assert latents.shape == (32, 4, 5, 8, 8)
     assert -10 * error.log10() > 28
     assert ((latents - mean) / std).mean().abs() < 0.1
     assert ((latents - mean) / std).std() == pytest.approx(1, abs=0.1)

@@ -1,0 +1,29 @@
+"""Moving digits as batches: clips through the backbone's own VAE and text encoder, once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from attrs import field, frozen, validators
+
+from flowmap import FlowMapSpec, TensorData
+
+from .videos import clips
+
+
+@frozen
+class MovingDigits:
+    """`count` clips of the training prompts; "" is the null prompt."""
+
+    count: int = field(default=4096, validator=validators.ge(1))
+    seed: int = 0
+
+    def load(self, backbone: FlowMapSpec, cache: Path | None, *, device: torch.device) -> TensorData:
+        codec = backbone.codec(device=device, dtype=torch.float32)
+        videos, prompts = clips(self.count, self.seed)
+        texts = sorted({prompt.text for prompt in prompts})
+        table = {name: value.cpu() for name, value in codec.encode_prompts(texts).items()}
+        rows = [texts.index(prompt.text) for prompt in prompts]
+        null = {name: value.cpu() for name, value in codec.encode_prompts([""]).items()}
+        return TensorData(codec.encode(videos).cpu(), {name: value[rows] for name, value in table.items()}, null)

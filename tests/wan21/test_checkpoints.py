@@ -1,0 +1,134 @@
+"""Students on disk: what diffusers makes of them, and what comes back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from attrs import evolve
+from diffusers import AnyFlowPipeline, AnyFlowTransformer3DModel
+from flowmap_digits import TINY_WAN
+from flowmap_wan21 import Lora, Wan21
+from flowmap_wan21.checkpoints import LORA_FILE
+from flowmap_wan21.network import Wan21FlowMap
+from safetensors.torch import load_file, save_file
+from test_network import CPU, LORA, R, T, build, shake
+
+from flowmap import FlowMap, backbone, sample
+
+DIGITS = Wan21(TINY_WAN, lora=Lora(rank=4, alpha=8.0), text_tokens=12, shift=3.0)
+
+
+def load(spec: Wan21, path: Path) -> FlowMap:
+    return spec.load(path, device=CPU, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("spec", [LORA, Wan21(lora=None).tiny()], ids=["lora", "full"])
+def test_the_directory_gives_back_the_student(spec: Wan21, tmp_path: Path) -> None:
+    z, c = spec.example(3)
+    student = build(spec)["student"]
+    shake(student)
+    spec.save(student, tmp_path)
+    torch.testing.assert_close(load(spec, tmp_path)(z, T, R, c), student(z, T, R, c), atol=2e-5, rtol=1e-4)
+
+
+def test_the_lora_file_gives_back_the_student(tmp_path: Path) -> None:
+    z, c = LORA.example(3)
+    student = build(LORA)["student"]
+    shake(student)
+    LORA.save(student, tmp_path)
+    again = load(LORA, tmp_path / "lora")
+    assert torch.equal(again(z, T, R, c), student(z, T, R, c))
+
+
+def test_diffusers_loads_the_lora_with_no_key_left_over(tmp_path: Path) -> None:
+    student = build(LORA)["student"]
+    shake(student)
+    LORA.save(student, tmp_path)
+    base = build(LORA)["teacher"].net.config
+    network = AnyFlowTransformer3DModel(**{k: v for k, v in base.items() if not k.startswith("_")})
+    tensors, metadata = AnyFlowPipeline.lora_state_dict(str(tmp_path / "lora"), return_lora_metadata=True)
+    network.load_lora_adapter(tensors, prefix="transformer", metadata=metadata)
+    theirs = {name.replace(".default_0.", "."): p for name, p in network.named_parameters() if ".lora_" in name}
+    assert theirs.keys() == student.trained().keys()
+    for name, p in student.trained().items():
+        assert torch.equal(theirs[name], p)
+
+
+def test_a_lora_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    student = build(LORA)["student"]
+    LORA.save(student, tmp_path)
+    file = tmp_path / "lora" / LORA_FILE
+    with pytest.raises(ValueError, match="must be"):
+        load(evolve(LORA, lora=Lora(rank=8)), file)
+    tensors = load_file(file)
+    tensors["transformer.blocks.7.attn1.to_q.lora_A.weight"] = tensors.popitem()[1]
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match="do not match the adapters"):
+        load(LORA, file)
+    with pytest.raises(FileNotFoundError, match="neither a pipeline directory"):
+        load(LORA, tmp_path / "nothing")
+
+
+def pipeline_student(spec: Wan21, path: Path) -> Wan21FlowMap:
+    student: Wan21FlowMap = spec.build(frozenset({"student"}), device=CPU, dtype=torch.float32)["student"]  # type: ignore[assignment]
+    shake(student)
+    spec.save(student, path)
+    return student
+
+
+def test_a_pipeline_directory_samples_what_flowmap_samples(tmp_path: Path) -> None:
+    student = pipeline_student(DIGITS, tmp_path)
+    pipe = AnyFlowPipeline.from_pretrained(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    noise = torch.randn(1, 4, 5, 8, 8, generator=torch.Generator().manual_seed(0))
+    prompt = "a three moving left slowly"
+    theirs = pipe(prompt, height=32, width=32, num_frames=9, num_inference_steps=3, latents=noise, output_type="latent")
+    codec = DIGITS.codec(device=CPU, dtype=torch.float32)
+    ours = sample(student, noise.transpose(1, 2), codec.encode_prompts([prompt]), 3, shift=DIGITS.shift)
+    torch.testing.assert_close(theirs.frames.transpose(1, 2), ours, atol=2e-4, rtol=1e-3)
+    video = pipe(prompt, height=32, width=32, num_frames=9, num_inference_steps=3, latents=noise, output_type="pt")
+    torch.testing.assert_close(video.frames, codec.decode(ours), atol=2e-3, rtol=1e-2)
+
+
+def test_the_lora_on_a_fresh_pipeline_is_the_student(tmp_path: Path) -> None:
+    fresh: Wan21FlowMap = DIGITS.build(frozenset({"student"}), device=CPU, dtype=torch.float32)["student"]  # type: ignore[assignment]
+    DIGITS.save(fresh, tmp_path / "fresh")
+    student = pipeline_student(DIGITS, tmp_path / "student")
+    pipe = AnyFlowPipeline.from_pretrained(tmp_path / "fresh")
+    pipe.load_lora_weights(tmp_path / "student" / "lora")
+    z = torch.randn(3, 5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    c = DIGITS.codec(device=CPU, dtype=torch.float32).encode_prompts(["a one moving up slowly"] * 3)
+    text = torch.nn.functional.pad(c["text"], (0, 0, 0, DIGITS.text_length - DIGITS.text_tokens))
+    t, r = (1000 * s[:, None].expand(-1, 5) for s in (T, R))
+    with torch.no_grad():
+        torch.testing.assert_close(pipe.transformer(z, t, r, text).sample, student(z, T, R, c), atol=2e-4, rtol=1e-3)
+
+
+def test_a_distilled_directory_is_a_backbone_again(tmp_path: Path) -> None:
+    student = pipeline_student(DIGITS, tmp_path)
+    spec = evolve(DIGITS, path=str(tmp_path))
+    assert type(backbone(str(tmp_path))) is Wan21
+    nets = spec.build(frozenset({"student", "teacher"}), device=CPU, dtype=torch.float32)
+    z = torch.randn(3, 5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    c = DIGITS.codec(device=CPU, dtype=torch.float32).encode_prompts(["a one moving up slowly"] * 3)
+    torch.testing.assert_close(nets["student"](z, T, R, c), student(z, T, R, c), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(nets["teacher"](z, T, T, c), student(z, T, T, c), atol=2e-5, rtol=1e-4)
+
+
+def test_a_prompt_too_long_for_what_is_kept_is_refused() -> None:
+    codec = evolve(DIGITS, text_tokens=6).codec(device=CPU, dtype=torch.float32)
+    with pytest.raises(ValueError, match="text_tokens = 6 is too few"):
+        codec.encode_prompts(["a three moving left slowly, bouncing"])
+
+
+def test_latents_are_standard_and_come_back_as_the_video() -> None:
+    from flowmap_digits.videos import clips
+
+    codec = DIGITS.codec(device=CPU, dtype=torch.float32)
+    videos, _ = clips(16, 3)
+    x = codec.encode(videos)
+    assert x.shape == (16, 5, 4, 8, 8)
+    assert 0.8 < float(x.std()) < 1.2
+    assert float((codec.decode(x) - videos).square().mean()) < 2e-3
