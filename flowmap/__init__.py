@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from ._types import Batch, Rng
-from .data import TensorData
+from .data import TensorData, VideoFolder
 from .distill import distill
 from .hookspecs import hookimpl
 from .model import FlowMap, FlowMapSpec
+from .module import ModuleSpec
 from .plugins import backbone
 from .recipe import AdamW, Ema, Recipe, Stage
 from .rollout import sample
@@ -18,10 +19,12 @@ __all__ = [
     "Ema",
     "FlowMap",
     "FlowMapSpec",
+    "ModuleSpec",
     "Recipe",
     "Rng",
     "Stage",
     "TensorData",
+    "VideoFolder",
     "backbone",
     "distill",
     "hookimpl",

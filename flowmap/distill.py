@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import attrs
 import pluggy
 import torch
 from torch import Tensor
@@ -16,15 +15,19 @@ from torch import Tensor
 from . import plugins
 from ._types import Role
 from .data import Data, Source
+from .evaluation import card
 from .model import FlowMap
-from .observers import Observers
 from .objectives import Networks
+from .observers import Observers
 from .recipe import Recipe, digest
 from .training import checkpoint
+from .training.interrupt import Interrupt
 from .training.loop import Trainer
-from .training.run import Run
+from .training.run import Run, write_json
 
 SAVE_SECONDS = 300.0
+STUDENT_FILE = "flowmap.json"
+"""Beside the student's weights, what they are; written last."""
 
 
 class RecipeError(ValueError):
@@ -44,21 +47,30 @@ def distill(
     """Run the stages of `recipe` and return the student (or the teacher, of a recipe without a student), averaged.
 
     data: the batches, or where they come from; the recipe's own by default. out: a run directory, which gets
-    checkpoints, metrics and `student/`; None keeps nothing. resume: go on from the newest checkpoint in `out`, if it
-    is of the same recipe. device: CUDA where there is one. dtype: of frozen weights and of the forward passes;
-    adapters, averages, times and losses are float32.
+    checkpoints, metrics, `student/` and what the recipe's evaluation writes; None keeps nothing and judges nothing.
+    resume: go on from the newest checkpoint in `out`, if it is of the same recipe; a finished run is only evaluated, if
+    that is missing. device: CUDA where there is one. dtype: of frozen weights and of the forward passes; adapters,
+    averages, times and losses are float32.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     path = None if out is None else Path(out)
     source = _check(recipe, data, path, resume)
+    found = None if path is None else checkpoint.latest(path / "checkpoints", digest(recipe))
     run, watch = Run(path), Observers(pm or plugins.installed())
     run.start(recipe)
     try:
-        nets = build(recipe, device, dtype)
-        batches = source.load(recipe.backbone, path, device=device) if isinstance(source, Source) else source
-        _train(recipe, nets, batches, run, watch, device, resume)
+        nets = build(recipe, device, dtype, judged=path is not None and recipe.evaluation is not None)
+        weights = _weights(recipe, nets)
+        if path is not None and found is not None and _finished(recipe, found[0], path):
+            checkpoint.restore_weights(found[1], weights, averaged=True)
+        else:
+            batches = source.load(recipe.backbone, path, device=device) if isinstance(source, Source) else source
+            _train(recipe, nets, batches, run, watch, device, weights, found)
+            if path is not None:
+                recipe.backbone.save(nets[recipe.result], path / recipe.result)
+                write_json(path / recipe.result, STUDENT_FILE, card.facts(recipe, batches))
         if path is not None:
-            recipe.backbone.save(nets[recipe.result], path / recipe.result)
+            _judge(recipe, nets, run, path)
     except BaseException as error:
         state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         run.status(state, reason=f"{type(error).__name__}: {error}", resumable=path is not None)
@@ -69,13 +81,59 @@ def distill(
     return nets[recipe.result]
 
 
-def build(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Networks:
-    """All networks of the recipe; teacher and critic from `recipe.teacher` where that is given."""
+def evaluate(
+    recipe: Recipe,
+    run: str | Path,
+    *,
+    out: str | Path | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Judge the student in the run directory `run` anew, as `recipe.evaluation` says; write to `out`, or to `run`."""
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    student = Path(run) / "student"
+    if recipe.evaluation is None:
+        raise RecipeError(f"the recipe {recipe.name or recipe.backbone} has no evaluation: give one that has")
+    if not (student / STUDENT_FILE).is_file():
+        raise RecipeError(f"{run}: there is no finished student in it; `flowmap distill` makes one")
+    if "teacher" in recipe.trains:
+        raise RecipeError(
+            "the recipe fine-tunes its teacher, which only the run's checkpoints have: remove "
+            f"{Path(run) / 'evaluation'}, and distill again with the same `out`"
+        )
+    teacher = frozenset[Role]({"teacher"})
+    nets: dict[Role, FlowMap] = dict((recipe.teacher or recipe.backbone).build(teacher, device=device, dtype=dtype))
+    nets["student"] = recipe.backbone.load(student, device=device, dtype=dtype)
+    recipe.evaluation(nets, recipe.backbone, Path(out or run))
+    if out is None:
+        card.write(recipe, Path(run))
+
+
+def build(recipe: Recipe, device: torch.device, dtype: torch.dtype, *, judged: bool = False) -> Networks:
+    """All networks of the recipe; teacher and critic from `recipe.teacher` where that is given.
+
+    judged: a teacher too, if no stage needs one, to compare with.
+    """
+    roles = recipe.roles | (frozenset[Role]({"teacher"}) if judged else frozenset[Role]())
     if recipe.teacher is None:
-        return recipe.backbone.build(recipe.roles, device=device, dtype=dtype)
+        return recipe.backbone.build(roles, device=device, dtype=dtype)
     student = frozenset[Role]({"student"})
-    nets = dict(recipe.backbone.build(recipe.roles & student, device=device, dtype=dtype))
-    return nets | dict(recipe.teacher.build(recipe.roles - student, device=device, dtype=dtype))
+    nets = dict(recipe.backbone.build(roles & student, device=device, dtype=dtype))
+    return nets | dict(recipe.teacher.build(roles - student, device=device, dtype=dtype))
+
+
+def _judge(recipe: Recipe, nets: Networks, run: Run, path: Path) -> None:
+    if recipe.evaluation is not None and not recipe.evaluation.written(path):
+        run.status("evaluating")
+        recipe.evaluation(nets, recipe.backbone, path)
+    card.write(recipe, path)
+
+
+def _finished(recipe: Recipe, state: Mapping[str, Any], path: Path) -> bool:
+    """Whether the last stage is at its end and the student written."""
+    last = len(recipe.stages) - 1
+    done = (state["stage"], state["iteration"]) == (last, recipe.stages[last].steps)
+    return done and (path / recipe.result / STUDENT_FILE).is_file()
 
 
 def _check(recipe: Recipe, data: Data | Source | None, path: Path | None, resume: str) -> Data | Source:
@@ -89,23 +147,35 @@ def _check(recipe: Recipe, data: Data | Source | None, path: Path | None, resume
         raise RecipeError("no data: give `data`, or a recipe with one, such as TensorData(x, cond, null)")
     if not isinstance(source, (Data, Source)):
         raise RecipeError(f"data is a {type(source).__name__}: must have `batch(index)` and a length, or `load(...)`")
+    if path is not None and path.exists() and not path.is_dir():
+        raise RecipeError(f"out = {path}: is a file: must be a directory, or not exist yet")
     if resume == "never" and path is not None and (path / "checkpoints").exists():
         raise RecipeError(f"resume = 'never', but {path} has checkpoints: give an empty directory")
     return source
 
 
+def _weights(recipe: Recipe, nets: Networks) -> checkpoint.Weights:
+    """What the run trains, by role; a teacher that it fine-tunes is frozen no more."""
+    if "teacher" in recipe.trains:
+        nets["teacher"].thaw()
+    return {role: nets[role].trained() for role in sorted(recipe.trains)}
+
+
 def _train(
-    recipe: Recipe, nets: Networks, data: Data, run: Run, watch: Observers, device: torch.device, resume: str
+    recipe: Recipe,
+    nets: Networks,
+    data: Data,
+    run: Run,
+    watch: Observers,
+    device: torch.device,
+    weights: checkpoint.Weights,
+    found: tuple[dict[str, Any], dict[str, Tensor]] | None,
 ) -> None:
-    for role in sorted(recipe.trains):
-        nets[role].thaw()
-    weights = {role: nets[role].trained() for role in sorted(recipe.trains)}
     folder, key = None if run.path is None else run.path / "checkpoints", digest(recipe)
-    found = checkpoint.latest(folder, key) if folder is not None and resume == "auto" else None
     state, tensors = found or ({"stage": 0, "iteration": 0}, None)
+    run.resumed(state["stage"], state["iteration"])
     if tensors is not None:
         checkpoint.restore_weights(tensors, weights)
-        run.resumed(state["stage"], state["iteration"])
     for number in range(state["stage"], len(recipe.stages)):
         resumed = tensors if number == state["stage"] else None
         if resumed is None:
@@ -117,22 +187,25 @@ def _train(
 
 
 def _stage(
-    trainer: Trainer, first: int, run: Run, watch: Observers, weights: Any, folder: Path | None, key: str
+    trainer: Trainer, first: int, run: Run, watch: Observers, weights: checkpoint.Weights, folder: Path | None, key: str
 ) -> None:
     stage, saved = trainer.stage, time.monotonic()
     run.stage(trainer.number, stage.method.name, first, stage.steps)
     watch.call("flowmap_train_start", trainer=trainer)
-    for iteration in range(first, stage.steps):
-        means = trainer.step(iteration)
-        last = iteration + 1 == stage.steps
-        logs = None
-        if last or iteration % run.every == 0:
-            logs = {name: float(mean.value) for name, mean in means.items()}
-            watch.call("flowmap_step_end", trainer=trainer, iteration=iteration, logs=logs)
-        run.step(trainer.number, iteration, logs)
-        if folder is not None and (last or time.monotonic() - saved > SAVE_SECONDS):
-            checkpoint.save(folder, trainer, weights, iteration + 1, key)
-            saved = time.monotonic()
+    with Interrupt() as stop:
+        for iteration in range(first, stage.steps):
+            means = trainer.step(iteration)
+            last = iteration + 1 == stage.steps
+            logs = None
+            if last or iteration % run.every == 0:
+                logs = {name: float(mean.value) for name, mean in means.items()}
+                watch.call("flowmap_step_end", trainer=trainer, iteration=iteration, logs=logs)
+            run.step(trainer.number, iteration, logs)
+            if folder is not None and (last or stop.asked or time.monotonic() - saved > SAVE_SECONDS):
+                checkpoint.save(folder, trainer, weights, iteration + 1, key)
+                saved = time.monotonic()
+            if stop.asked:
+                raise KeyboardInterrupt(f"in stage {trainer.number}, after {iteration + 1} of {stage.steps} iterations")
     trainer.finish()
     watch.call("flowmap_train_end", trainer=trainer)
     run.close()

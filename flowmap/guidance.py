@@ -23,8 +23,13 @@ scale_of = validators.ge(1.0)
 
 
 class Guidance(Protocol):
-    w: float
-    drop: float
+    @property
+    def w(self) -> float:
+        """The guidance scale; 1 is none."""
+
+    @property
+    def drop(self) -> float:
+        """The probability with which a sample's prompt is replaced by the null prompt."""
 
     @property
     def scale(self) -> float:

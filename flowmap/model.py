@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, Self
 
 import torch
+from attrs import frozen
 from torch import Tensor, nn
 
 from ._types import Cache, Cond, Latent, Rng, Role, Time, concat, nullify
@@ -21,8 +23,8 @@ class FlowMap(nn.Module, ABC):
 
     On the diagonal r = t it is the instantaneous velocity v_θ, so a teacher and a critic are flow maps too. Only
     `forward` must be written. `chunks`, `extend` and `teacher_forcing` describe a network that generates all frames
-    at once, and a causal network overrides them; `blocks`, `trained` and `thaw` say how the network is built. The rest is
-    final.
+    at once, and a causal network overrides them; `blocks`, `trained` and `thaw` say how the network is built. The
+    rest is final.
     """
 
     @abstractmethod
@@ -84,9 +86,30 @@ class Codec(Protocol):
     def decode(self, x: Latent) -> Tensor:
         """The inverse of `encode`, clamped to [0, 1]."""
 
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(F, C, H, W) of a video of that size; an error that says which sizes there are, where it has none."""
+
+
+@frozen
+class About:
+    """What people want to know of a backbone. name: of what it starts from; model: its hub id, if it has one.
+
+    licence: as a short SPDX name. citations: BibTeX.
+    """
+
+    name: str
+    model: str | None = None
+    licence: str | None = None
+    citations: tuple[str, ...] = ()
+
 
 class FlowMapSpec(ABC):
-    """A recipe for flow maps: a frozen value, cheap to import, written into the checkpoint."""
+    """A recipe for flow maps: a frozen value, cheap to import, written into the checkpoint.
+
+    shift: of the grid that samples are made on, `flowmap.rollout.euler_grid`.
+    """
+
+    shift: float = 1.0
 
     @abstractmethod
     def build(self, roles: frozenset[Role], *, device: torch.device, dtype: torch.dtype) -> Mapping[Role, FlowMap]:
@@ -100,21 +123,38 @@ class FlowMapSpec(ABC):
     def example(self, batch: int = 2) -> tuple[Latent, Cond]:
         """(z, cond) of the shapes `tiny` accepts: the conformance kit and the exporters use it."""
 
+    def about(self) -> About:
+        """Name, licence, citations."""
+        return About(type(self).__name__)
+
+    def fingerprint(self) -> str | None:
+        """What tells the weights from others where the fields do not: a run is resumed on the same ones alone."""
+        return None
+
     def save(self, u: FlowMap, path: Path) -> None:
         """Write the student so that it can be used without flowmap; by default its weights as safetensors."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save_model
 
         path.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in u.state_dict().items()}, path / "model.safetensors")
+        save_model(u, str(path / "model.safetensors"))
 
     def load(self, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
         """The student that `save` wrote."""
-        from safetensors.torch import load_file
+        from safetensors.torch import load_model
 
         student = self.build(frozenset[Role]({"student"}), device=device, dtype=dtype)["student"]
-        student.load_state_dict(load_file(path / "model.safetensors"))
+        load_model(student, path / "model.safetensors")
         return student
 
     def codec(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
         """What turns prompts and videos into conditions and latents."""
         raise NotImplementedError(f"{type(self).__name__} has no codec: give it conditions and latents")
+
+
+def sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Of names, types, shapes and values."""
+    found = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Literal, Protocol
 
 import attrs
 from attrs import field, frozen, validators
+from torch import Tensor
 
 from ._types import Role
 from .data import Data, Source
 from .method import Method
-from .model import FlowMap, FlowMapSpec
+from .model import FlowMapSpec, sha256
+from .objectives import Networks
 from .times import share
 
 positive = validators.gt(0.0)
@@ -22,6 +25,10 @@ positive = validators.gt(0.0)
 
 def _roles(value: Mapping[Role, AdamW] | AdamW) -> Mapping[Role, AdamW] | AdamW:
     return value if isinstance(value, AdamW) else dict(value)
+
+
+def _tuple(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    return tuple(stages)
 
 
 @frozen
@@ -74,10 +81,16 @@ class Stage:
 
 
 class Evaluator(Protocol):
-    """Judges a student, beside its teacher, and writes what it found under `out`: plots, tables, samples."""
+    """Judges a student beside its teacher; a value, like everything in a recipe."""
 
-    def __call__(self, student: FlowMap, backbone: FlowMapSpec, out: Path, *, quick: bool = False) -> str:
-        """A table to print. quick: a trial, as small as makes sense."""
+    def __call__(self, nets: Networks, backbone: FlowMapSpec, out: Path) -> None:
+        """Write what was found under `out`: plots, tables, samples. `nets` has student and teacher."""
+
+    def written(self, out: Path) -> bool:
+        """Whether this very evaluation is there already, whole."""
+
+    def quick(self) -> Evaluator:
+        """A trial, as small as makes sense."""
 
 
 @frozen
@@ -85,22 +98,28 @@ class Recipe:
     """What `distill` does.
 
     teacher: where teacher and critic come from when not the backbone. data: the batches, or where they come from.
+    evaluation: what judges the student once it is there. name: what the command line knows the recipe by.
     """
 
     backbone: FlowMapSpec = field(validator=validators.instance_of(FlowMapSpec))
-    stages: tuple[Stage, ...] = field(converter=tuple, validator=validators.min_len(1))
+    stages: tuple[Stage, ...] = field(converter=_tuple, validator=validators.min_len(1))
     teacher: FlowMapSpec | None = field(
         default=None, validator=validators.optional(validators.instance_of(FlowMapSpec))
     )
     data: Data | Source | None = None
     evaluation: Evaluator | None = None
     seed: int = 0
+    name: str = ""
 
     @stages.validator
     def _only_stages(self, attribute: Any, stages: tuple[Any, ...]) -> None:
         for i, stage in enumerate(stages):
             if not isinstance(stage, Stage):
                 raise TypeError(f"Recipe.stages[{i}] is a {type(stage).__name__}: must be a Stage")
+
+    def __attrs_post_init__(self) -> None:
+        if self.evaluation is not None and self.result != "student":
+            raise ValueError("Recipe.evaluation judges a student, but no stage has one: leave it out")
 
     @property
     def trains(self) -> frozenset[Role]:
@@ -117,31 +136,37 @@ class Recipe:
         return "student" if "student" in self.roles else "teacher"
 
     def capped(self, steps: int | None) -> Recipe:
-        """The same, every stage at most `steps` long: a trial."""
+        """The same, every stage at most `steps` long and a quick evaluation: a trial."""
         if steps is None:
             return self
         if steps < 1:
             raise ValueError(f"steps = {steps}: must be at least 1")
-        return attrs.evolve(
-            self, stages=tuple(attrs.evolve(stage, steps=min(stage.steps, steps)) for stage in self.stages)
-        )
+        stages = tuple(attrs.evolve(stage, steps=min(stage.steps, steps)) for stage in self.stages)
+        evaluation = None if self.evaluation is None else self.evaluation.quick()
+        return attrs.evolve(self, stages=stages, evaluation=evaluation)
 
 
 def describe(value: Any) -> Any:
-    """A value as JSON: components by type and field, so that a run says what it did."""
+    """A value as JSON: components by type and field, tensors by shape and hash, so that a run says what it did."""
     if attrs.has(type(value)):
         fields = {f.name: describe(getattr(value, f.name)) for f in attrs.fields(type(value)) if f.init and f.repr}
+        if isinstance(value, FlowMapSpec) and (fingerprint := value.fingerprint()) is not None:
+            fields["fingerprint"] = fingerprint
         return {"type": f"{type(value).__module__}.{type(value).__qualname__}", **fields}
     if isinstance(value, Mapping):
         return {str(k): describe(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [describe(v) for v in value]
+    if isinstance(value, Tensor):
+        return {"type": "torch.Tensor", "shape": list(value.shape), "sha256": sha256({"": value})}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if isinstance(value, FunctionType):
+        return f"{value.__module__}.{value.__qualname__}"
     return str(value) if isinstance(value, Path) else f"<{type(value).__name__}>"
 
 
 def digest(recipe: Recipe) -> str:
-    """sha256 of what a recipe does: a checkpoint of another recipe is not resumed. Evaluation is left out."""
-    described = describe(attrs.evolve(recipe, evaluation=None))
+    """sha256 of what a recipe does: a checkpoint of another recipe is not resumed. Name and evaluation are left out."""
+    described = describe(attrs.evolve(recipe, evaluation=None, name=""))
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

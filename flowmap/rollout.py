@@ -102,7 +102,9 @@ def sample(
 ) -> Latent:
     """Any-step sampling: z_1 -> x in `steps` jumps on the shifted grid; the state is float32 throughout."""
     grid = euler_grid(steps, shift).to(noise.device)
-    return walk(u, noise.to(torch.promote_types(noise.dtype, torch.float32)), cond, grid, rng or Rng.seeded(0), step=step)
+    return walk(
+        u, noise.to(torch.promote_types(noise.dtype, torch.float32)), cond, grid, rng or Rng.seeded(0), step=step
+    )
 
 
 class Rollout(Protocol):

@@ -8,6 +8,7 @@ samples saturate. γ is fixed and small: off the diagonal the network still most
 from __future__ import annotations
 
 import copy
+from difflib import get_close_matches
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -39,6 +40,11 @@ class TwoTimeEmbedding(nn.Module):
         self.gamma, self.delta = gamma, delta
 
     def forward(self, times: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if times.shape[-1:] != (2,):
+            raise ValueError(
+                f"a lifted time embedder was called with {tuple(times.shape)}: it takes [..., 2], made by `pair`, so the "
+                "network must hand its time on to it as it came, or scaled"
+            )
         t, r = times.unbind(-1)
         now = self.now(t, *args, **kwargs)
         then = self.then(r if self.delta == "r" else t - r, *args, **kwargs)
@@ -52,7 +58,22 @@ def pair(t: Time, r: Time) -> Tensor:
 
 def lift(network: nn.Module, embedder: str, gamma: float = 0.25, delta: Delta = "r") -> nn.Module:
     """Replace the submodule at the dotted path `embedder` by a `TwoTimeEmbedding` of it, in place."""
+    check_submodule(network, embedder)
     parent, _, name = embedder.rpartition(".")
     owner = network.get_submodule(parent)
     setattr(owner, name, TwoTimeEmbedding(network.get_submodule(embedder), gamma, delta))
     return network
+
+
+def check_submodule(network: nn.Module, path: str, shown: int = 20) -> None:
+    """An error that says which submodules there are, where `path` is none of them."""
+    there = [name for name, _ in network.named_modules() if name]
+    if path in there:
+        return
+    first = sorted(there, key=lambda name: name.count("."))[:shown]
+    more = f" and {len(there) - shown} below them" if len(there) > shown else ""
+    near = get_close_matches(path, there, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(
+        f"{type(network).__name__} has no submodule {path!r}: there are {', '.join(first) or 'none'}{more}{hint}"
+    )

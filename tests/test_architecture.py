@@ -49,7 +49,8 @@ def test_importing_loads_no_model_library(package):
 
 
 def test_looking_for_plugins_loads_no_model_library():
-    assert not imported_by("from flowmap.plugins import collect; collect('backbones')") & MODEL_LIBRARIES
+    looking = "from flowmap import plugins; plugins.collect(plugins.installed(), 'flowmap_backbones')"
+    assert not imported_by(looking) & MODEL_LIBRARIES
 
 
 def test_import_costs_at_most_a_second_over_torch():

@@ -1,6 +1,7 @@
 """The documents are true: their Python runs, their commands exist, their links lead somewhere."""
 
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -53,6 +54,7 @@ def documented_plugin(tmp_path, monkeypatch):
             path.parent.mkdir(exist_ok=True)
             path.write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     yield importlib.import_module("flowmap_mine")
     for name in [name for name in sys.modules if name.split(".")[0] == "flowmap_mine"]:
         del sys.modules[name]

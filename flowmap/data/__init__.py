@@ -11,9 +11,11 @@ import torch
 
 from .._types import Batch, Rng
 from ..model import FlowMapSpec
+from .shards import DataError, LatentShards
 from .tensors import TensorData
+from .videos import VideoFolder
 
-__all__ = ["Data", "Source", "TensorData", "indices"]
+__all__ = ["Data", "DataError", "LatentShards", "Source", "TensorData", "VideoFolder", "indices"]
 
 
 @runtime_checkable

@@ -73,7 +73,9 @@ class CriticMatching:
             with torch.no_grad():
                 x = self.rollout(nets["student"], rng.noise_like(batch.x), batch.cond, rng)
         if x is None:
-            raise ValueError("CriticMatching.rollout = None needs the samples of a student update in the same iteration")
+            raise ValueError(
+                "CriticMatching.rollout = None needs the samples of a student update in the same iteration"
+            )
         t, _ = self.times(len(x), rng, x)
         z, v = interpolate(x, rng.noise_like(x), t)
         raw = (nets["critic"].velocity(z, t, batch.cond) - v).square().flatten(1).mean(1)

@@ -39,6 +39,13 @@ class FlowMapMatching:
     velocity: Literal["data", "teacher"] = field(default="data", validator=validators.in_(("data", "teacher")))
     role: Role = "student"
 
+    def __attrs_post_init__(self) -> None:
+        if self.velocity == "teacher" and self.guidance.scale != 1.0:
+            raise ValueError(
+                f"FlowMapMatching.guidance = {self.guidance} with velocity = 'teacher': the teacher's velocity is guided "
+                "already; use Exact"
+            )
+
     @property
     def needs(self) -> frozenset[Role]:
         return frozenset({self.role, "teacher"} if self.velocity == "teacher" else {self.role})

@@ -68,24 +68,28 @@ def latest(directory: Path, digest: str) -> tuple[dict[str, Any], dict[str, Tens
     found = _all(directory)
     for path in reversed(found):
         if not _whole(path):
-            path.rename(path.with_name(path.name + ".corrupt"))
+            path.rename(path.with_name(f"{path.name}-{uuid.uuid4().hex[:8]}.corrupt"))
             continue
         state = json.loads((path / "train_state.json").read_text())
         if state["digest"] != digest:
             raise CheckpointError(
-                f"{path} is of another recipe: give another --out, or --resume never with an empty directory"
+                f"{path} is of another recipe, or of one with other steps: give another directory, or empty this one"
             )
         return state, load_file(path / "state.safetensors")
-    if found:
-        raise CheckpointError(f"{directory}: none of {len(found)} checkpoints is whole; they are kept as *.corrupt")
+    if corrupt := list(directory.glob("step_*.corrupt")):  # found just now, or by the run before
+        raise CheckpointError(
+            f"{directory}: no checkpoint is whole; {len(corrupt)} are kept as *.corrupt: start again with another --out"
+        )
     return None
 
 
 @torch.no_grad()
-def restore_weights(tensors: Mapping[str, Tensor], weights: Weights) -> None:
+def restore_weights(tensors: Mapping[str, Tensor], weights: Weights, *, averaged: bool = False) -> None:
+    """averaged: as they are once the stage has ended, the averages where there are some."""
     for role, trained in weights.items():
         for name, p in trained.items():
-            p.copy_(tensors[f"{role}/{name}"])
+            stored = tensors[f"{role}/{name}"]
+            p.copy_(tensors.get(f"ema/{role}/{name}", stored) if averaged else stored)
 
 
 @torch.no_grad()

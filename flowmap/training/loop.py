@@ -73,7 +73,9 @@ class Trainer:
         for role, average in self.averages.items():
             average.copy_to(self.trained[role])
 
-    def _backward(self, update: Update, batch: Batch, key: tuple[int, ...], positions: tuple[int, ...]) -> dict[str, Mean]:
+    def _backward(
+        self, update: Update, batch: Batch, key: tuple[int, ...], positions: tuple[int, ...]
+    ) -> dict[str, Mean]:
         logs: dict[str, Mean] = {}
         for term, (weight, objective) in enumerate(update.terms):  # one graph at a time
             rng = Rng((*key, term), positions, self.stage.batch)

@@ -56,15 +56,19 @@ def pretrained(spec: Wan21, dtype: torch.dtype) -> Any:
     return classes[name].from_pretrained(spec.path, subfolder="transformer", dtype=dtype).eval()
 
 
+SHAPE = (
+    *("patch_size", "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "text_dim"),
+    *("freq_dim", "ffn_dim", "num_layers", "cross_attn_norm", "eps", "image_dim", "rope_max_seq_len"),
+)
+
+
 def lift(spec: Wan21, net: Any) -> Any:
     """An `AnyFlowTransformer3DModel` with Wan's weights; the second time embedder is a copy of the first."""
     from diffusers import AnyFlowTransformer3DModel
 
     if isinstance(net, AnyFlowTransformer3DModel):
         return net
-    ours = ("patch_size", "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "text_dim")
-    ours += ("freq_dim", "ffn_dim", "num_layers", "cross_attn_norm", "eps", "image_dim", "rope_max_seq_len")
-    config = {key: net.config[key] for key in ours}
+    config = {key: net.config[key] for key in SHAPE}
     with torch.device("meta"):
         lifted = AnyFlowTransformer3DModel(**config, gate_value=spec.gamma, deltatime_type=spec.delta)
     state = dict(net.state_dict())
@@ -72,4 +76,4 @@ def lift(spec: Wan21, net: Any) -> Any:
         state[key.replace(".time_embedder.", ".delta_embedder.")] = state[key].clone()
     lifted.load_state_dict(state, strict=True, assign=True)
     lifted.condition_embedder.delta_emb_gate = torch.tensor([spec.gamma], device=net.device)
-    return lifted.eval()
+    return lifted.eval().requires_grad_(False)

@@ -88,7 +88,9 @@ def load(spec: Wan21, path: Path, *, device: torch.device, dtype: torch.dtype) -
     """A student from a directory that `save` wrote, or from its LoRA file on top of `spec.path`."""
     file = path / LORA_FILE if path.is_dir() else path
     if (path / "transformer").is_dir():
-        net = pretrained(evolve(spec, path=str(path)), dtype).to(device)
+        net = pretrained(evolve(spec, path=str(path), pretrained=True), dtype).to(device)
+        if "gate_value" not in net.config:
+            raise ValueError(f"{path}: its transformer is a {type(net).__name__}, which has one time: not a student")
         return flow_map(evolve(spec, lora=None), net, "student", two_times=True)
     if not file.is_file():
         raise FileNotFoundError(f"{path}: neither a pipeline directory (transformer/) nor a LoRA file ({LORA_FILE})")
@@ -100,7 +102,7 @@ def load_lora(spec: Wan21, file: Path, *, device: torch.device, dtype: torch.dty
     from safetensors.torch import load_file
 
     if spec.lora is None:
-        raise ValueError(f"{file}: Wan21.lora = None, but this is a LoRA file; give the rank and alpha it was made with")
+        raise ValueError(f"{file}: Wan21.lora = None, but this is a LoRA file; give its rank and alpha")
     student = build(spec, frozenset({"student"}), device=device, dtype=dtype)["student"]
     tensors = {name.removeprefix("transformer."): value for name, value in load_file(file).items()}
     trained = student.trained()

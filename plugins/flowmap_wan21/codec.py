@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,11 +24,26 @@ def components(path: str, dtype: torch.dtype) -> dict[str, Any]:
     from diffusers import AutoencoderKLWan
     from transformers import AutoTokenizer, UMT5EncoderModel
 
-    return {
-        "tokenizer": AutoTokenizer.from_pretrained(path, subfolder="tokenizer"),
-        "text_encoder": UMT5EncoderModel.from_pretrained(path, subfolder="text_encoder", dtype=dtype).eval(),
-        "vae": AutoencoderKLWan.from_pretrained(path, subfolder="vae", dtype=dtype).eval(),
-    }
+    with _no_bar():
+        return {
+            "tokenizer": AutoTokenizer.from_pretrained(path, subfolder="tokenizer"),
+            "text_encoder": UMT5EncoderModel.from_pretrained(path, subfolder="text_encoder", dtype=dtype).eval(),
+            "vae": AutoencoderKLWan.from_pretrained(path, subfolder="vae", dtype=dtype).eval(),
+        }
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """Without the bar over the tensors of a file: the run has one, and downloads have theirs."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @frozen
@@ -80,7 +96,18 @@ class WanCodec:
         parts = [vae.decode(part, return_dict=False)[0].transpose(1, 2).float() for part in latents.split(self.batch)]
         return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
 
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        vae = self.pipeline.vae
+        temporal, spatial = self.pipeline.vae_scale_factor_temporal, self.pipeline.vae_scale_factor_spatial
+        side = 2 * spatial  # the transformer takes 2 × 2 latents for one token
+        if min(frames, height, width) < 1 or (frames - 1) % temporal or height % side or width % side:
+            raise ValueError(
+                f"{frames}x{height}x{width} is no size of this model: frames must be 1 more than a multiple of "
+                f"{temporal}, height and width multiples of {side}"
+            )
+        return (frames - 1) // temporal + 1, vae.config.z_dim, height // spatial, width // spatial
+
     def _statistics(self) -> tuple[Tensor, Tensor]:
-        config = self.pipeline.vae.config
-        mean, std = (torch.tensor(config[key], device=self.pipeline.vae.device) for key in ("latents_mean", "latents_std"))
+        vae = self.pipeline.vae
+        mean, std = (torch.tensor(vae.config[f"latents_{name}"], device=vae.device) for name in ("mean", "std"))
         return mean[:, None, None], std[:, None, None]

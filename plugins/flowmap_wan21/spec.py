@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from attrs import evolve, field, frozen, validators
 
 from flowmap import FlowMapSpec
+from flowmap.model import About
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,10 @@ TINY: Mapping[str, Any] = {
     "num_layers": 2,
     "rope_max_seq_len": 64,
 }
+
+
+def _path(path: str | Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 @frozen
@@ -56,7 +61,7 @@ class Wan21(FlowMapSpec):
     shift: of the sampling grid that is saved with a student. seed: of random weights.
     """
 
-    path: str | None = field(default=None, converter=lambda p: None if p is None else str(p))
+    path: str | None = field(default=None, converter=_path)
     pretrained: bool = True
     lora: Lora | None = Lora()
     gamma: float = field(default=0.25, validator=[validators.gt(0.0), validators.lt(1.0)])
@@ -70,7 +75,14 @@ class Wan21(FlowMapSpec):
 
     def __attrs_post_init__(self) -> None:
         if self.text_tokens > self.text_length:
-            raise ValueError(f"Wan21.text_tokens = {self.text_tokens}: must be at most text_length = {self.text_length}")
+            raise ValueError(f"Wan21.text_tokens = {self.text_tokens}: must be at most text_length, {self.text_length}")
+
+    def about(self) -> About:
+        from flowmap.methods.citations import WAN
+
+        here = self.path is None or Path(self.path).is_dir()
+        name = "random weights" if self.path is None else Path(self.path).name
+        return About(name, None if here else self.path, "apache-2.0", (WAN,))
 
     def build(self, roles: frozenset[Role], *, device: torch.device, dtype: torch.dtype) -> Mapping[Role, FlowMap]:
         from .build import build
@@ -78,8 +90,8 @@ class Wan21(FlowMapSpec):
         return build(self, roles, device=device, dtype=dtype)
 
     def tiny(self) -> Self:
-        lora = None if self.lora is None else Lora(rank=4, alpha=4)
-        return evolve(self, path=None, lora=lora, text_length=16, text_tokens=min(self.text_tokens, 8), config=dict(TINY))
+        lora, tokens = None if self.lora is None else Lora(rank=4, alpha=4), min(self.text_tokens, 8)
+        return evolve(self, path=None, lora=lora, text_length=16, text_tokens=tokens, config=dict(TINY))
 
     def example(self, batch: int = 2) -> tuple[Latent, Cond]:
         from flowmap import Rng
@@ -119,6 +131,10 @@ PIPELINES = ("WanPipeline", "AnyFlowPipeline")
 def resolve(name: str) -> Wan21 | None:
     """The spec of a pipeline directory or hub id of this family; None where it is another's."""
     index = Path(name) / "model_index.json"
-    if index.is_file():
-        return Wan21(name) if json.loads(index.read_text()).get("_class_name") in PIPELINES else None
-    return Wan21(name) if HUB.fullmatch(name) else None
+    if not index.is_file():
+        return Wan21(name) if HUB.fullmatch(name) else None
+    if json.loads(index.read_text()).get("_class_name") not in PIPELINES:
+        return None
+    spec, scheduler = Wan21(name), Path(name) / "scheduler" / "scheduler_config.json"
+    config = json.loads(scheduler.read_text()) if scheduler.is_file() else {}
+    return evolve(spec, shift=config.get("shift", config.get("flow_shift", spec.shift)))

@@ -13,7 +13,7 @@ from flowmap_wan21 import Lora, Wan21
 from flowmap_wan21.checkpoints import LORA_FILE
 from flowmap_wan21.network import Wan21FlowMap
 from safetensors.torch import load_file, save_file
-from test_network import CPU, LORA, R, T, build, shake
+from tests.wan21.test_network import CPU, LORA, R, T, build, shake
 
 from flowmap import FlowMap, backbone, sample
 

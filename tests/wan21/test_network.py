@@ -95,7 +95,7 @@ def test_rotation_is_multiplication_by_unit_complex_numbers() -> None:
     torch.testing.assert_close(rotate(x, (cos, sin)).double(), expected, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("role", "other"), [("student", "critic"), ("critic", "student")])
+@pytest.mark.parametrize("role, other", [("student", "critic"), ("critic", "student")])
 @pytest.mark.parametrize("spec", [LORA, FULL], ids=["lora", "full"])
 def test_no_role_sees_what_another_trains(spec: Wan21, role: Role, other: Role) -> None:
     z, c = spec.example(3)

@@ -1,0 +1,8 @@
+"""Quality against the number of steps: measured, drawn, shown and written down."""
+
+from __future__ import annotations
+
+from .curve import QualityCurve
+from .metrics import Metric, Samples, endpoint_error
+
+__all__ = ["Metric", "QualityCurve", "Samples", "endpoint_error"]

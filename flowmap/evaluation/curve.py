@@ -1,0 +1,237 @@
+"""Quality against the number of steps, of a student beside its teacher."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import evolve, field, frozen, validators
+from torch import Tensor
+from tqdm import tqdm
+
+from .._types import Cond, Latent, Rng, select
+from ..model import Codec, FlowMapSpec
+from ..objectives import Networks
+from ..recipe import describe
+from ..rollout import consistency_step, guided_euler_step, ode_step, sample
+from ..training.run import environment, write_json, write_text
+from . import plots, previews, records
+from .metrics import Metric, Samples
+from .records import Point
+
+KEY = 0x0E7A1  # apart from every key of training, which is longer
+SHOWN = 16
+
+Real = Callable[[Sequence[str], int], Tensor]  # (prompts, seed) -> videos of them
+
+
+def _ints(values: Sequence[int]) -> tuple[int, ...]:
+    return tuple(values)
+
+
+def _strings(values: Sequence[str]) -> tuple[str, ...]:
+    return tuple(values)
+
+
+def _metrics(values: Sequence[Metric]) -> tuple[Metric, ...]:
+    return tuple(values)
+
+
+def _counts(instance: object, attribute: Any, values: tuple[int, ...]) -> None:
+    if not values or min(values) < 1 or list(values) != sorted(set(values)):
+        raise ValueError(f"QualityCurve.{attribute.name} = {values}: must increase from at least 1")
+
+
+@frozen
+class QualityCurve:
+    """Every sampler at every number of steps, on the same noise and prompts; each metric's mean and spread over seeds.
+
+    Teacher: Euler steps of the ODE under guidance `guidance`, two calls a step. Student: jumps, one call a step; and
+    with `consistency` the same weights under the sampler that jumps to data and noises again, which is what a flow map
+    does away with. All use the grid of `backbone.shift`.
+
+    prompts: of no training sample; sample i has prompt i modulo their number. shape: of a latent, (F, C, H, W).
+    reference: Euler steps of the teacher's run that paired errors refer to; it is a point of the teacher's curve too.
+    samples: for each of `seeds`; the same everywhere, since a Fréchet distance grows as samples get fewer. real:
+    (prompts, seed) -> real videos, measured as generated ones are, to show what the metrics say of perfect samples.
+    """
+
+    prompts: tuple[str, ...] = field(converter=_strings, validator=validators.min_len(1))
+    metrics: tuple[Metric, ...] = field(converter=_metrics, validator=validators.min_len(1))
+    shape: tuple[int, ...] = field(converter=_ints, validator=validators.min_len(1))
+    guidance: float = field(default=3.0, validator=validators.ge(1.0))
+    steps: tuple[int, ...] = field(default=(1, 2, 4, 8, 16, 32), converter=_ints, validator=_counts)
+    reference: int = field(default=50, validator=validators.ge(1))
+    seeds: tuple[int, ...] = field(default=(0, 1, 2), converter=_ints, validator=validators.min_len(1))
+    samples: int = field(default=32, validator=validators.ge(2))
+    batch: int = field(default=64, validator=validators.ge(1))
+    consistency: bool = True
+    real: Real | None = None
+
+    @metrics.validator
+    def _distinct(self, attribute: Any, metrics: tuple[Metric, ...]) -> None:
+        names = [m.name for m in metrics]
+        if len(set(names)) < len(names):
+            raise ValueError(f"QualityCurve.metrics = {names}: their names must differ")
+
+    def quick(self) -> QualityCurve:
+        """A trial: the same points, few samples."""
+        return evolve(self, seeds=self.seeds[:2], samples=min(self.samples, 4))
+
+    def points(self) -> tuple[Point, ...]:
+        """In the order of the table; the reference is the teacher's last."""
+        calls = 2 if self.guidance != 1.0 else 1
+        teacher = [Point("teacher", "euler", n, calls * n) for n in sorted({*self.steps, self.reference})]
+        student = [Point("student", "flow_map", n, n) for n in self.steps]
+        noised = [Point("student", "consistency", n, n) for n in self.steps if self.consistency]
+        return (*teacher, *student, *noised)
+
+    def __call__(self, nets: Networks, backbone: FlowMapSpec, out: Path) -> None:
+        """Write evaluation/{nfe.json, nfe.csv, table.txt, manifest.json}, plots/nfe.png and samples/ under `out`."""
+        bench = _Bench.of(self, nets, backbone)
+        measured: dict[Point, list[dict[str, float]]] = {point: [] for point in self.points()}
+        shown: dict[Point, Tensor] = {}
+        with tqdm(total=bench.calls(), desc="evaluating", mininterval=0.5, dynamic_ncols=True) as bar:
+            for seed in self.seeds:
+                for point, made in bench.run(seed):
+                    measured[point].append({m.name: m.measure(made) for m in self.metrics})
+                    shown.setdefault(point, made.videos[:SHOWN].cpu())
+                    bar.update(point.calls)
+        found = [
+            records.record(point, metric, values)
+            for metric in self.metrics
+            for point in measured
+            if all(map(math.isfinite, values := [one[metric.name] for one in measured[point]]))
+        ]
+        self._write(found, self._real(bench), shown, bench, out)
+
+    def written(self, out: Path) -> bool:
+        """Whether this very evaluation is there; its manifest is written last."""
+        try:
+            manifest = json.loads((out / "evaluation" / "manifest.json").read_text())
+        except (OSError, ValueError):
+            return False
+        return bool(manifest["digest"] == self.digest())
+
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(describe(self), sort_keys=True).encode()).hexdigest()
+
+    def _real(self, bench: _Bench) -> dict[str, tuple[float, float]]:
+        """Each metric of real videos, as the codec gives them back."""
+        if self.real is None:
+            return {}
+        made = [bench.real(self.real, seed) for seed in self.seeds]
+        return {m.name: records.spread([m.measure(one) for one in made]) for m in self.metrics}
+
+    def _write(
+        self,
+        found: Sequence[records.Record],
+        real: Mapping[str, tuple[float, float]],
+        shown: Mapping[Point, Tensor],
+        bench: _Bench,
+        out: Path,
+    ) -> None:
+        folder = out / "evaluation"
+        (folder / "manifest.json").unlink(missing_ok=True)
+        write_json(folder, "nfe.json", records.as_json(found))
+        write_text(folder / "nfe.csv", records.as_csv(found))
+        write_text(folder / "table.txt", f"{self.title}\n\n{records.table(found, real)}\n")
+        plots.curves(found, real, self.title, out / "plots" / "nfe.png")
+        previews.write(shown, bench.texts[:SHOWN], out / "samples")
+        write_json(folder, "manifest.json", self.manifest(bench.shift, real))
+
+    @property
+    def title(self) -> str:
+        """One line that says what was measured."""
+        return (
+            f"quality against the number of steps: {len(self.seeds)} seeds × {self.samples} samples, "
+            f"{len(self.prompts)} prompts, mean ± spread over seeds; teacher with guidance {self.guidance:g}"
+        )
+
+    def manifest(self, shift: float, real: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
+        """All that is needed to do it again, and to compare with another's."""
+        return {
+            "digest": self.digest(),
+            "prompts": {
+                "count": len(self.prompts),
+                "sha256": hashlib.sha256("\n".join(self.prompts).encode()).hexdigest(),
+            },
+            "seeds": list(self.seeds),
+            "samples_per_seed": self.samples,
+            "steps": list(self.steps),
+            "grid": {"shift": shift},
+            "teacher": {"sampler": "euler", "guidance": self.guidance, "reference_steps": self.reference},
+            "metrics": {m.name: {"better": m.better, "measure": describe(m.measure)} for m in self.metrics},
+            "real": {name: {"mean": mean, "std": std} for name, (mean, std) in real.items() if math.isfinite(mean)},
+            "environment": environment(),
+        }
+
+
+@frozen(eq=False)
+class _Bench:
+    """A curve with everything that it needs loaded."""
+
+    curve: QualityCurve
+    nets: Networks
+    codec: Codec
+    cond: Cond  # of every sample of a seed
+    null: Cond
+    shift: float
+    texts: tuple[str, ...]
+    device: torch.device
+
+    @classmethod
+    def of(cls, curve: QualityCurve, nets: Networks, backbone: FlowMapSpec) -> _Bench:
+        device = next(nets["student"].parameters()).device
+        codec = backbone.codec(device=device, dtype=torch.float32)
+        rows = torch.arange(curve.samples, device=device) % len(curve.prompts)
+        cond = select(codec.encode_prompts(curve.prompts), rows)
+        texts = tuple(curve.prompts[i] for i in rows.tolist())
+        return cls(curve, nets, codec, cond, codec.encode_prompts([""]), backbone.shift, texts, device)
+
+    def calls(self) -> int:
+        return len(self.curve.seeds) * sum(point.calls for point in self.curve.points())
+
+    def run(self, seed: int) -> Iterator[tuple[Point, Samples]]:
+        """Every point of one seed, the reference first."""
+        noise = Rng.seeded(KEY, seed).noise_like(torch.zeros(self.curve.samples, *self.curve.shape, device=self.device))
+        points = self.curve.points()
+        fine = next(p for p in points if p.model == "teacher" and p.steps == self.curve.reference)
+        reference = self._generate(fine, noise, seed)
+        yield fine, self._samples(reference, None)
+        for point in points:
+            if point != fine:
+                yield point, self._samples(self._generate(point, noise, seed), reference)
+
+    def real(self, real: Real, seed: int) -> Samples:
+        return self._samples(self.codec.encode(real(self.texts, seed)), None)
+
+    def _generate(self, point: Point, noise: Latent, seed: int) -> Latent:
+        step = {
+            "euler": guided_euler_step(self.curve.guidance, self.null),
+            "flow_map": ode_step,
+            "consistency": consistency_step,
+        }[point.sampler]
+        u, parts = self.nets[point.model], torch.arange(len(noise), device=noise.device).split(self.curve.batch)
+        return torch.cat(
+            [
+                sample(
+                    u,
+                    noise[part],
+                    select(self.cond, part),
+                    point.steps,
+                    shift=self.shift,
+                    step=step,
+                    rng=Rng.seeded(KEY, seed, number),
+                )
+                for number, part in enumerate(parts)
+            ]
+        )
+
+    def _samples(self, latents: Latent, reference: Latent | None) -> Samples:
+        return Samples(self.codec.decode(latents), latents, self.texts, reference)

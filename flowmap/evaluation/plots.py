@@ -1,0 +1,77 @@
+"""Quality against the number of steps, drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .records import SAMPLERS, Record
+
+STYLES: Mapping[str, Mapping[str, Any]] = {
+    "euler": {"color": "0.35", "linestyle": "--", "marker": "s"},
+    "flow_map": {"color": "tab:blue", "linestyle": "-", "marker": "o", "linewidth": 2.2, "zorder": 3},
+    "consistency": {"color": "tab:orange", "linestyle": ":", "marker": "^"},
+}
+RANGE = 8.0
+"""Values that differ by more than this factor are drawn on a logarithmic axis."""
+
+
+def curves(
+    records: Sequence[Record], real: Mapping[str, tuple[float, float]], title: str, path: Path
+) -> None:
+    """The first metric large, the others beside it: lines are means, bands the spread over seeds."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(r.metric for r in records))
+    columns = (len(names) + 1) // 2 if len(names) > 1 else 0
+    figure = Figure(figsize=(5.2 + 3.3 * columns, 5.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(2, 1 + columns, width_ratios=[1.7, *[1.0] * columns])
+    main = figure.add_subplot(grid[:, 0])
+    places = [main, *(figure.add_subplot(grid[i // columns, 1 + i % columns]) for i in range(len(names) - 1))]
+    for axes, name in zip(places, names, strict=True):
+        _panel(axes, [r for r in records if r.metric == name], real.get(name))
+    main.legend(frameon=False, fontsize=9)
+    figure.suptitle(_wrapped(title), fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
+def _panel(axes: Any, records: Sequence[Record], real: tuple[float, float] | None) -> None:
+    for sampler in dict.fromkeys(r.sampler for r in records):
+        line = sorted((r for r in records if r.sampler == sampler), key=lambda r: r.steps)
+        x, y, s = ([getattr(r, key) for r in line] for key in ("steps", "mean", "std"))
+        per = line[0].calls // line[0].steps
+        label = SAMPLERS[sampler] + (f" ({per} calls a step)" if per > 1 else "")
+        axes.plot(x, y, label=label, markersize=4, **STYLES[sampler])
+        band = [a - b for a, b in zip(y, s, strict=True)], [a + b for a, b in zip(y, s, strict=True)]
+        axes.fill_between(x, *band, color=STYLES[sampler]["color"], alpha=0.15, linewidth=0)
+    if real is not None and real[0] == real[0]:
+        axes.axhline(real[0], color="tab:green", linewidth=1, linestyle="-.", label="real videos", zorder=1)
+    _axes(axes, records)
+
+
+def _axes(axes: Any, records: Sequence[Record]) -> None:
+    from matplotlib.ticker import NullLocator, ScalarFormatter
+
+    ticks, means = sorted({r.steps for r in records}), [r.mean for r in records]
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(n) for n in ticks], fontsize=8)
+    axes.xaxis.set_minor_locator(NullLocator())
+    if min(means) > 0 and max(means) > RANGE * min(means):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.set_ylim(bottom=0.8 * min(means))
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set_xlabel("steps", fontsize=9)
+    arrow = {"lower": "↓", "higher": "↑"}[records[0].better]
+    axes.set_title(f"{records[0].metric.replace('_', ' ')} {arrow}", fontsize=10)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _wrapped(title: str) -> str:
+    head, _, tail = title.partition(": ")
+    return f"{head}\n{tail}"

@@ -1,0 +1,102 @@
+"""Measurements as records, as a table, as files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import attrs
+from attrs import frozen
+
+from .metrics import Metric
+
+SAMPLERS = {"euler": "teacher", "flow_map": "student", "consistency": "student, re-noised"}
+
+
+@frozen
+class Point:
+    """A model under a sampler at a number of steps, which takes `calls` calls of the network."""
+
+    model: Literal["teacher", "student"]
+    sampler: Literal["euler", "flow_map", "consistency"]
+    steps: int
+    calls: int
+
+
+@frozen
+class Record:
+    """A metric at a point: mean and standard deviation over `seeds` seeds."""
+
+    model: str
+    sampler: str
+    steps: int
+    calls: int
+    metric: str
+    mean: float
+    std: float
+    seeds: int
+    better: str
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """(mean, standard deviation); no deviation of a single value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def record(point: Point, metric: Metric, values: Sequence[float]) -> Record:
+    mean, std = spread(values)
+    return Record(**attrs.asdict(point), metric=metric.name, mean=mean, std=std, seeds=len(values), better=metric.better)
+
+
+def as_json(records: Iterable[Record]) -> list[dict[str, Any]]:
+    return [attrs.asdict(r) for r in records]
+
+
+def as_csv(records: Iterable[Record]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [f.name for f in attrs.fields(Record)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(as_json(records))
+    return text.getvalue()
+
+
+def table(records: Sequence[Record], real: Mapping[str, tuple[float, float]]) -> str:
+    """A block a metric: a row a sampler, a column a number of steps, `mean ±spread` in each cell."""
+    return "\n\n".join(
+        _block([r for r in records if r.metric == name], real.get(name))
+        for name in dict.fromkeys(r.metric for r in records)
+    )
+
+
+def markdown(records: Sequence[Record]) -> str:
+    """The same as one markdown table, a row a metric and sampler."""
+    steps = sorted({r.steps for r in records})
+    rows = [["metric", "sampler", *(str(n) for n in steps)], ["---"] * (2 + len(steps))]
+    for name, sampler in dict.fromkeys((r.metric, r.sampler) for r in records):
+        found = {r.steps: r for r in records if (r.metric, r.sampler) == (name, sampler)}
+        cells = [_cell(found[n].mean, found[n].std) if n in found else "" for n in steps]
+        rows.append([name.replace("_", " "), SAMPLERS[sampler], *cells])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _block(records: Sequence[Record], real: tuple[float, float] | None) -> str:
+    steps = sorted({r.steps for r in records})
+    rows = [[f"{records[0].metric.replace('_', ' ')} ({records[0].better} is better)", *(f"{n}" for n in steps)]]
+    for sampler in dict.fromkeys(r.sampler for r in records):
+        found = {r.steps: r for r in records if r.sampler == sampler}
+        per = next(iter(found.values()))
+        name = f"  {SAMPLERS[sampler]}, {per.calls // per.steps} call{'s' * (per.calls > per.steps)} a step"
+        rows.append([name, *(_cell(found[n].mean, found[n].std) if n in found else "" for n in steps)])
+    if real is not None and math.isfinite(real[0]):
+        rows.append(["  real videos", *[""] * (len(steps) - 1), _cell(*real)])
+    first, width = max(len(row[0]) for row in rows), max(len(cell) for row in rows for cell in row[1:])
+    return "\n".join(f"{row[0]:{first}}" + "".join(f"  {cell:>{width}}" for cell in row[1:]) for row in rows)
+
+
+def _cell(mean: float, std: float) -> str:
+    digits = 1 if abs(mean) >= 10 else 2
+    return f"{mean:.{digits}f} ±{std:.{digits}f}"

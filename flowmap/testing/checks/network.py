@@ -1,0 +1,87 @@
+"""What u itself must do."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+
+from ...model import FlowMapSpec
+from ..kit import build, close, part, perturb, require, same, times
+
+
+def check_u_has_the_shape_and_dtype_of_z(spec: FlowMapSpec) -> None:
+    """Otherwise a jump z - (t - r) u broadcasts, or leaves float32, without a word."""
+    z, c = spec.example()
+    require(all(len(value) == len(z) for value in c.values()), "example: every entry of the condition must be [B, ...]")
+    for role, u in build(spec).items():
+        given = z.clone()
+        out = u(given, *times(z, 0.8, 0.3), c)
+        require(out.shape == z.shape, f"the {role}'s u is {tuple(out.shape)}: must be {tuple(z.shape)}, as z is")
+        require(out.dtype == z.dtype, f"the {role}'s u is {out.dtype}: must be {z.dtype}, as z is; cast at the end")
+        require(out.isfinite().all(), f"the {role}'s u is not finite")
+        same(given, z, f"the {role} changed its input z in place")
+
+
+def check_building_twice_gives_the_same_function(spec: FlowMapSpec) -> None:
+    """A checkpoint holds what is trained; a resumed run, and a loaded student, build the rest again."""
+    z, c = spec.example()
+    t, r = times(z, 0.8, 0.3)
+    for (role, one), two in zip(sorted(build(spec).items()), (u for _, u in sorted(build(spec).items())), strict=True):
+        out = one(z, t, r, c)
+        same(one(z, t, r, c), out, f"the {role}, called twice, gave two results: it must have no randomness of its own")
+        same(two(z, t, r, c), out, f"the {role}, built twice, is two networks: seed its random weights and adapters")
+
+
+def check_samples_do_not_mix(spec: FlowMapSpec) -> None:
+    """Otherwise a sample's training depends on its neighbours in the batch."""
+    u, (z, c) = build(spec, "student")["student"], spec.example(batch=3)
+    perturb(u, 0)
+    t = torch.tensor([0.9, 0.6, 0.3])
+    whole = u(z, t, t / 2, c)
+    for i in range(3):
+        one = slice(i, i + 1)
+        alone = u(z[one], t[one], t[one] / 2, part(c, one))
+        close(whole[one], alone, f"sample {i} in a batch is not sample {i} alone")
+
+
+def check_the_student_uses_r(spec: FlowMapSpec) -> None:
+    """A network that ignores r trains without a word, and has learnt a velocity."""
+    u, (z, c) = build(spec, "student")["student"], spec.example()
+    t, r = times(z, 0.9, 0.2)
+    trained = u.trained()
+    u(z, t, r, c).square().mean().backward()
+    reached = {name: p.grad for name, p in trained.items() if p.grad is not None and bool(p.grad.any())}
+    require(reached, "no gradient of u reaches what the student trains")
+    require(all(g.isfinite().all() for g in reached.values()), "a gradient of u is not finite")
+    with torch.no_grad():
+        for name, g in reached.items():
+            trained[name].sub_(0.1 * g / g.norm())
+        change = (u(z, t, r, c) - u(z, t, t, c)).abs().max() / u(z, t, t, c).abs().max()
+    require(change > 1e-6, "after a gradient step u(z, t, r) is still u(z, t, t): r is ignored")
+
+
+def check_times_stay_float32(spec: FlowMapSpec) -> None:
+    """In bfloat16 a step of 5 / 1000 above t = ½ becomes 4 or 8, and d/dt u is wrong by a fifth."""
+    u, (z, c) = build(spec, "student", dtype=torch.bfloat16)["student"], spec.example()
+    perturb(u, 0)
+    # both pairs are one number in bfloat16, as t and as 1000 t
+    t, t_other, r, r_other = times(z, 0.9, 0.8985, 0.6, 0.6015)
+    with torch.no_grad():
+        out, far = u(z, t, r, c), u(z, t + 5e-3, r, c)
+        require(out.dtype == z.dtype, f"in a bfloat16 build u is {out.dtype}: must be {z.dtype}, as z is")
+        require(out.isfinite().all(), "in a bfloat16 build u is not finite")
+        require(not torch.equal(out, far), "u does not tell t = 0.9 from 0.905")
+        require(not torch.equal(out, u(z, t_other, r, c)), "u does not tell t = 0.9 from 0.8985: t is cast")
+        require(not torch.equal(out, u(z, t, r_other, c)), "u does not tell r = 0.6 from 0.6015: r is cast")
+
+
+def check_it_exports(spec: FlowMapSpec) -> None:
+    """A student leaves Python through torch.export."""
+    u, (z, c) = build(spec, "student")["student"], spec.example()
+    u.requires_grad_(False)
+    arguments = (z, *times(z, 0.8, 0.3), dict(c))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(u, arguments)
+    close(program.module()(*arguments), u(*arguments), "the exported program is not u")

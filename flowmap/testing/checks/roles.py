@@ -1,0 +1,143 @@
+"""What student, teacher and critic must be to each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, cast
+
+import attrs
+import torch
+from torch import Tensor
+
+from ..._types import Batch, Rng, Role, Shared
+from ...data import TensorData
+from ...methods import anyflow
+from ...model import FlowMapSpec
+from ...objectives import Networks
+from ...objectives.distribution_matching import DistributionMatching
+from ...recipe import AdamW, Ema, Stage
+from ...rollout import FlowMapBackwardSimulation
+from ...training.loop import Trainer
+from ..kit import ROLES, Skip, build, close, fields, perturb, require, same, times
+
+
+def check_the_student_starts_as_the_teacher(spec: FlowMapSpec) -> None:
+    """Lifting v(z, t) to u(z, t, r) must leave the diagonal as it was: the teacher here is not lifted."""
+    nets, (z, c) = build(spec, "student", "teacher"), spec.example()
+    for value in (0.9, 0.5, 0.1):
+        (t,) = times(z, value)
+        now, before = nets["student"](z, t, t, c), nets["teacher"](z, t, t, c)
+        close(now, before, f"at t = r = {value} the fresh student is not the teacher")
+
+
+def check_only_the_teacher_is_frozen(spec: FlowMapSpec) -> None:
+    """A student with nothing to train is found out late; a trained teacher, or a shared tensor, never."""
+    nets = build(spec)
+    require(not nets["teacher"].trained(), "the teacher has something to train: freeze it in `build`")
+    require(not any(p.requires_grad for p in build(spec, "teacher")["teacher"].parameters()), "the teacher needs grad")
+    for role in ("student", "critic"):
+        trained = nets[role].trained()
+        require(trained, f"the {role} has nothing to train: see `FlowMap.trained`")
+        require(all(p.requires_grad for p in trained.values()), f"what the {role} trains does not require gradients")
+    both = {id(p) for p in nets["student"].trained().values()} & {id(p) for p in nets["critic"].trained().values()}
+    require(not both, f"student and critic train {len(both)} tensors in common")
+
+
+def check_a_thawed_teacher_trains_what_a_critic_trains(spec: FlowMapSpec) -> None:
+    """A critic inherits a fine-tuned teacher by name."""
+    nets = build(spec, "teacher", "critic")
+    nets["teacher"].thaw()
+    shapes = [{name: p.shape for name, p in nets[role].trained().items()} for role in ("teacher", "critic")]
+    require(shapes[0] == shapes[1], f"a thawed teacher trains {_names(shapes[0])}; a critic {_names(shapes[1])}")
+
+
+def check_roles_do_not_leak(spec: FlowMapSpec) -> None:
+    """Roles that share weights must not move each other: the teacher least of all."""
+    nets, (z, c) = build(spec), spec.example()
+    t, r = times(z, 0.8, 0.3)
+
+    def outputs() -> dict[Role, Tensor]:
+        return {role: nets[role](z, t, r, c).detach() for role in ROLES}
+
+    before = outputs()
+    moving: tuple[Role, ...] = ("student", "critic")
+    for seed, moved in enumerate(moving):
+        perturb(nets[moved], seed)
+        after = outputs()
+        require(not torch.equal(after[moved], before[moved]), f"the {moved} does not change with what it trains")
+        for role in sorted({*before} - {moved}):
+            same(after[role], before[role], f"training the {moved} changes the {role}")
+        before = after
+
+
+def check_a_student_update_reaches_the_student_alone(spec: FlowMapSpec) -> None:
+    """A gradient left on critic or teacher is added to their next step."""
+    nets = build(spec)
+    perturb(
+        nets["critic"], 0
+    )  # without a condition to guide by, a fresh critic is the teacher and there is no gradient
+    _on_policy_backward(nets, spec)
+    student = {id(p) for p in nets["student"].trained().values()}
+    require(any(_reached(p) for p in nets["student"].trained().values()), "the student's update leaves it no gradient")
+    for role in ("critic", "teacher"):
+        others = {**dict(nets[role].named_parameters()), **nets[role].trained()}
+        left = sorted(name for name, p in others.items() if id(p) not in student and _reached(p))
+        require(not left, f"the student's update leaves a gradient on the {role}: {_names(left)}")
+
+
+def check_checkpointing_leaves_the_gradient(spec: FlowMapSpec) -> None:
+    """Recomputation must see the adapter, and the cache, that the forward pass saw: teacher and critic run between."""
+    if "checkpointing" not in fields(spec):
+        raise Skip(f"{type(spec).__name__} has no field `checkpointing`")
+    gradients = []
+    for checkpointing in (False, True):
+        variant: Any = attrs.evolve(cast(Any, spec), checkpointing=checkpointing)
+        nets = build(variant)
+        perturb(nets["student"], 0)
+        perturb(nets["critic"], 1)
+        _on_policy_backward(nets, variant)
+        gradients.append({name: p.grad for name, p in nets["student"].trained().items()})
+    plain, recomputed = gradients
+    for name, g in plain.items():
+        if g is not None:
+            again = recomputed[name]
+            require(again is not None, f"with checkpointing no gradient reaches {name}")
+            close(torch.as_tensor(again), g, f"with checkpointing the gradient of {name} is another", 1e-4)
+
+
+def check_it_distils(spec: FlowMapSpec) -> None:
+    """Two iterations of both stages, in micro-batches: finite, the student moves, the teacher does not."""
+    nets, (x, c) = build(spec), spec.example(batch=4)
+    t, r = times(x, 0.8, 0.3)
+    start = {role: nets[role](x, t, r, c).detach() for role in ("student", "teacher")}
+    data = TensorData(x, c, {name: torch.zeros_like(value[:1]) for name, value in c.items()})
+    for number, method in enumerate((anyflow.forward(), anyflow.on_policy(steps=(1, 2, 4)))):
+        stage = Stage(method, steps=2, batch=4, micro=2, optimizer=AdamW(lr=1e-3), ema=Ema(0.5))
+        trainer = Trainer(nets, stage, data, number=number)
+        for iteration in range(stage.steps):
+            for name, mean in trainer.step(iteration).items():
+                bad = bool(mean.count > 0) and not math.isfinite(float(mean.value))
+                require(not bad, f"{name} is {float(mean.value)} at iteration {iteration} of {method.name}")
+        trainer.finish()
+    after = {role: nets[role](x, t, r, c).detach() for role in ("student", "teacher")}
+    require(after["student"].isfinite().all(), "the distilled student is not finite")
+    require(not torch.equal(after["student"], start["student"]), "distillation does not change the student")
+    same(after["teacher"], start["teacher"], "distillation changes the teacher")
+
+
+def _on_policy_backward(nets: Networks, spec: FlowMapSpec) -> None:
+    """The student's update of stage 2: forward through student, critic and teacher, then backward."""
+    x, c = spec.example()
+    batch = Batch(x, c, {name: torch.zeros_like(value[:1]) for name, value in c.items()})
+    matching = DistributionMatching(FlowMapBackwardSimulation((4,)))
+    matching(nets, batch, Rng.seeded(0, 1), Shared()).value.backward()
+
+
+def _reached(p: Tensor) -> bool:
+    return p.grad is not None and bool(p.grad.any())
+
+
+def _names(names: Iterable[str]) -> str:
+    first, *rest = sorted(names) or ["nothing"]
+    return f"{first} and {len(rest)} more" if rest else first

@@ -1,0 +1,62 @@
+"""What a spec must be."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import attrs
+import torch
+
+from ...model import FlowMapSpec
+from ...recipe import describe
+from ..kit import Skip, build, close, fields, perturb, require, times
+
+MODEL_LIBRARIES = ("accelerate", "diffusers", "peft", "transformers")
+
+
+def check_the_spec_is_a_value(spec: FlowMapSpec) -> None:
+    """It is compared, written into the run directory, and tells one recipe's checkpoints from another's."""
+    require(attrs.has(type(spec)), f"{type(spec).__name__} must be a frozen attrs class: decorate it with attrs.frozen")
+    try:
+        setattr(copy.copy(spec), next(iter(fields(spec)), "anything"), None)
+    except (attrs.exceptions.FrozenError, AttributeError):
+        pass
+    else:
+        raise AssertionError(f"{type(spec).__name__} can be changed: decorate it with attrs.frozen")
+    require(isinstance(spec.tiny(), type(spec)), f"tiny() is a {type(spec.tiny()).__name__}: must be of the same class")
+    described = json.dumps(describe(spec), allow_nan=False)
+    if spec.fingerprint() is None:
+        require('"<' not in described, f"a field of {described} is not a value: give it one, or write `fingerprint`")
+
+
+def check_the_spec_imports_no_model_library(spec: FlowMapSpec) -> None:
+    """Looking a name up must be cheap: libraries are imported in `build`."""
+    module = type(spec).__module__
+    if module == "__main__":
+        raise Skip(f"{type(spec).__name__} is defined in __main__, which cannot be imported again")
+    code = f"import sys, {module}; print(*({{*sys.modules}} & {{*{MODEL_LIBRARIES}}}))"
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    require(done.returncode == 0, f"`import {module}` fails in a fresh interpreter: {done.stderr.strip()[-300:]}")
+    loaded = ", ".join(sorted(done.stdout.split()))
+    require(not loaded, f"`import {module}` loads {loaded}: import them in `build`")
+
+
+def check_saving_and_loading_keeps_the_student(spec: FlowMapSpec) -> None:
+    """Everything that training changes must be in the file."""
+    tiny, (z, c) = spec.tiny(), spec.example()
+    u = build(spec, "student")["student"]
+    perturb(u, 0)
+    t, r = times(z, 0.8, 0.3)
+    with tempfile.TemporaryDirectory() as folder:
+        tiny.save(u, Path(folder) / "student")
+        loaded = tiny.load(Path(folder) / "student", device=torch.device("cpu"), dtype=torch.float32)
+        close(loaded(z, t, r, c), u(z, t, r, c), "the loaded student is not the saved one")
