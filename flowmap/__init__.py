@@ -8,7 +8,7 @@ from .distill import distill
 from .hookspecs import hookimpl
 from .model import FlowMap, FlowMapSpec
 from .module import ModuleSpec
-from .plugins import backbone
+from .plugins import backbone, load
 from .recipe import AdamW, Ema, Recipe, Stage
 from .rollout import sample
 
@@ -28,5 +28,6 @@ __all__ = [
     "backbone",
     "distill",
     "hookimpl",
+    "load",
     "sample",
 ]

@@ -58,6 +58,7 @@ def distill(
     found = None if path is None else checkpoint.latest(path / "checkpoints", digest(recipe))
     run, watch = Run(path), Observers(pm or plugins.installed())
     run.start(recipe)
+    run.preparing()
     try:
         nets = build(recipe, device, dtype, judged=path is not None and recipe.evaluation is not None)
         weights = _weights(recipe, nets)
@@ -125,6 +126,7 @@ def build(recipe: Recipe, device: torch.device, dtype: torch.dtype, *, judged: b
 def _judge(recipe: Recipe, nets: Networks, run: Run, path: Path) -> None:
     if recipe.evaluation is not None and not recipe.evaluation.written(path):
         run.status("evaluating")
+        run.close()
         recipe.evaluation(nets, recipe.backbone, path)
     card.write(recipe, path)
 
@@ -142,6 +144,11 @@ def _check(recipe: Recipe, data: Data | Source | None, path: Path | None, resume
         raise RecipeError("WORLD_SIZE > 1: this version trains in one process; start it without torchrun")
     if resume not in ("auto", "never"):
         raise RecipeError(f"resume = {resume!r}: must be 'auto' or 'never'")
+    try:
+        for spec in filter(None, (recipe.backbone, recipe.teacher)):
+            spec.validate()
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
     source = data if data is not None else recipe.data
     if source is None:
         raise RecipeError("no data: give `data`, or a recipe with one, such as TensorData(x, cond, null)")

@@ -123,6 +123,10 @@ class FlowMapSpec(ABC):
     def example(self, batch: int = 2) -> tuple[Latent, Cond]:
         """(z, cond) of the shapes `tiny` accepts: the conformance kit and the exporters use it."""
 
+    def validate(self) -> None:
+        """Raise a ValueError for what is known to be wrong without loading anything, such as a missing directory."""
+        return
+
     def about(self) -> About:
         """Name, licence, citations."""
         return About(type(self).__name__)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pluggy
@@ -13,7 +14,9 @@ import pluggy
 from . import hookspecs
 
 if TYPE_CHECKING:
-    from .model import FlowMapSpec
+    import torch
+
+    from .model import FlowMap, FlowMapSpec
 
 GROUP = "flowmap"
 
@@ -43,6 +46,15 @@ def installed() -> pluggy.PluginManager:
 
 def collect(pm: pluggy.PluginManager, hook: str) -> dict[str, Any]:
     """Merge what every plugin returned; two plugins may not claim one name."""
+    return {name: item for name, (_, item) in _claims(pm, hook).items()}
+
+
+def origins(pm: pluggy.PluginManager, hook: str) -> dict[str, str]:
+    """Which plugin each name comes from."""
+    return {name: plugin for name, (plugin, _) in _claims(pm, hook).items()}
+
+
+def _claims(pm: pluggy.PluginManager, hook: str) -> dict[str, tuple[str, Any]]:
     found: dict[str, tuple[str, Any]] = {}
     caller: pluggy.HookCaller = getattr(pm.hook, hook)
     for impl in caller.get_hookimpls():
@@ -50,7 +62,7 @@ def collect(pm: pluggy.PluginManager, hook: str) -> dict[str, Any]:
             if name in found:
                 raise PluginError(f"{name!r} comes from both {found[name][0]!r} and {impl.plugin_name!r}")
             found[name] = impl.plugin_name, item
-    return {name: item for name, (_, item) in sorted(found.items())}
+    return dict(sorted(found.items()))
 
 
 def named(pm: pluggy.PluginManager, hook: str, name: str) -> Any:
@@ -77,3 +89,14 @@ def backbone(name: str, pm: pluggy.PluginManager | None = None) -> FlowMapSpec:
             "pipeline, or a hub id"
         )
     return spec
+
+
+def load(
+    path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, pm: Any = None
+) -> FlowMap:
+    """The student in a directory that `distill` wrote; dtype: float32 by default."""
+    import torch
+
+    if not Path(path).is_dir():
+        raise FileNotFoundError(f"{path}: there is no such directory")
+    return backbone(str(path), pm).load(Path(path), device=torch.device(device), dtype=dtype or torch.float32)

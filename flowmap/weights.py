@@ -22,7 +22,7 @@ class Reweight(Protocol):
 
 @frozen
 class Beta:
-    """t^a (1 - t)^b at the shifted t, of mean one over the grid shift(i / 1000), i = 0 .. 1000.
+    """t^a (1 - t)^b at the shifted t, of mean one where t = shift(U(0, 1)).
 
     The default is "beta08" of AnyFlow, arXiv:2605.13724: for shift 5, 3.657 t sqrt(1 - t).
     """
@@ -53,7 +53,8 @@ class Gaussian:
 
 @cache
 def _mean(weight: Callable[[Time], Tensor], s: float) -> float:
-    return float(weight(shift(torch.linspace(0, 1, 1001, dtype=torch.float64), s)).mean())
+    """Over 1000 intervals, by the trapezoid rule: the reference's normalisation, to 1000 over the 1001 points."""
+    return float(torch.trapezoid(weight(shift(torch.linspace(0, 1, 1001, dtype=torch.float64), s)), dx=1e-3))
 
 
 @frozen

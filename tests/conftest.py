@@ -7,7 +7,12 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start, too
 
 import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 torch.set_num_threads(1)
 
 pytest_plugins = ["pytester"]
+
+# Loaded machines are slow machines: no test fails for the time one example took.
+settings.register_profile("flowmap", deadline=None, max_examples=30, derandomize=True)
+settings.load_profile("flowmap")

@@ -9,7 +9,7 @@ from typing import Any
 from ..data import Data
 from ..objectives.distribution_matching import DistributionMatching
 from ..objectives.flow_map_matching import FlowMapMatching
-from ..recipe import Recipe, digest
+from ..recipe import Recipe, describe, digest
 from ..training.run import environment, write_text
 from . import records
 
@@ -43,29 +43,43 @@ def write(recipe: Recipe, out: Path) -> Path:
         pipeline_tag="text-to-video",
         tags=["flowmap", "flow-map", "any-step", "distillation"],
     )
-    body = "\n\n".join([_head(recipe), _use(recipe), _training(recipe), *_evaluation(recipe, out), _cite(recipe)])
+    body = "\n\n".join([_head(recipe), *_use(recipe, out), _training(recipe), *_evaluation(recipe, out), _cite(recipe)])
     path = out / recipe.result / "README.md"
     write_text(path, f"---\n{data.to_yaml().strip()}\n---\n\n{body}\n")
     return path
 
 
 def _head(recipe: Recipe) -> str:
-    about, what = recipe.backbone.about(), "An any-step student" if recipe.result == "student" else "A teacher"
+    about, name = recipe.backbone.about(), Path(recipe.name).stem
+    what = "An any-step student" if recipe.result == "student" else "A teacher"
     licence = f" Licence of the base model: {about.licence}." if about.licence else ""
-    return (
-        f"# {recipe.name or about.name}\n\n{what} of `{about.name}`, distilled with "
-        f"[flowmap](https://arxiv.org/abs/2605.13724) by the recipe `{recipe.name or 'of a script'}`.{licence}"
-    )
+    by = f" by the recipe `{name}`" if name else ""
+    return f"# {name or about.name}\n\n{what} of `{about.name}`, made with flowmap{by}.{licence}"
 
 
-def _use(recipe: Recipe) -> str:
+def _use(recipe: Recipe, out: Path) -> list[str]:
     if recipe.result != "student":
-        return "Fine-tuned on the data that its students see."
-    return (
-        "## Sampling\n\n"
-        f"Guidance {guidance(recipe):g} is built in: use `guidance_scale=1.0`, one call of the network a step. Any number "
-        f"of steps will do; the grid is shifted by {recipe.backbone.shift:g}, which the scheduler here knows."
+        return []
+    text = (
+        f"## Sampling\n\nGuidance {guidance(recipe):g} is built in: one call of the network a step, no more "
+        f"guidance. Any number of steps will do; the grid is shifted by {recipe.backbone.shift:g}."
     )
+    index, manifest = out / recipe.result / "model_index.json", _manifest(out)
+    if not index.is_file() or manifest is None:
+        return [text]
+    kind, (frames, _, height, width) = json.loads(index.read_text())["_class_name"], manifest["shape"]["video"]
+    prompt = manifest["prompts"]["first"]
+    return [
+        f"""{text}
+
+```python
+from diffusers import {kind}
+
+pipeline = {kind}.from_pretrained("path/of/this/directory")
+size = {{"num_frames": {frames}, "height": {height}, "width": {width}}}
+video = pipeline({prompt!r}, num_inference_steps=4, guidance_scale=1.0, **size).frames[0]
+```"""
+    ]
 
 
 def _training(recipe: Recipe) -> str:
@@ -75,16 +89,15 @@ def _training(recipe: Recipe) -> str:
         rows.append(f"| {number} | {stage.method.name} | {stage.steps} | {stage.batch} | {roles} |")
     teacher = sorted({o.w for o in _objectives(recipe) if isinstance(o, DistributionMatching)})
     matched = f" The teacher whose distribution it matches has guidance {teacher[-1]:g}." if teacher else ""
-    data = "given to `distill`" if recipe.data is None else f"`{type(recipe.data).__name__}`"
+    data = "given to `distill`" if recipe.data is None else f"`{_short(recipe.data)}`"
     return "## Training\n\n" + "\n".join(rows) + f"\n\nData: {data}. Seed: {recipe.seed}.{matched}"
 
 
 def _evaluation(recipe: Recipe, out: Path) -> list[str]:
-    folder = out / "evaluation"
-    if recipe.result != "student" or not (folder / "manifest.json").is_file():
+    manifest = _manifest(out)
+    if recipe.result != "student" or manifest is None:
         return []
-    found = [records.Record(**one) for one in json.loads((folder / "nfe.json").read_text())]
-    manifest = json.loads((folder / "manifest.json").read_text())
+    found = [records.Record(**one) for one in json.loads((out / "evaluation" / "nfe.json").read_text())]
     told = {
         "prompts": f"{manifest['prompts']['count']}, sha256 `{manifest['prompts']['sha256'][:16]}…`",
         "seeds": ", ".join(map(str, manifest["seeds"])),
@@ -108,6 +121,18 @@ def citations(recipe: Recipe) -> tuple[str, ...]:
     """BibTeX of every method and of the backbone, each once."""
     of_methods = [entry for stage in recipe.stages for entry in stage.method.citations]
     return tuple(dict.fromkeys([*of_methods, *recipe.backbone.about().citations]))
+
+
+def _manifest(out: Path) -> dict[str, Any] | None:
+    file = out / "evaluation" / "manifest.json"
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def _short(data: object) -> str:
+    """`MovingDigits(count=2048, seed=0)`: the fields that fit into a line."""
+    told = describe(data)
+    fields = {} if not isinstance(told, dict) else {k: v for k, v in told.items() if isinstance(v, (int, float))}
+    return f"{type(data).__name__}({', '.join(f'{k}={v}' for k, v in fields.items())})"
 
 
 def _objectives(recipe: Recipe) -> list[Any]:

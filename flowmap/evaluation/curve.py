@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,8 @@ class QualityCurve:
         bench = _Bench.of(self, nets, backbone)
         measured: dict[Point, list[dict[str, float]]] = {point: [] for point in self.points()}
         shown: dict[Point, Tensor] = {}
-        with tqdm(total=bench.calls(), desc="evaluating", mininterval=0.5, dynamic_ncols=True) as bar:
+        often = 0.5 if sys.stderr.isatty() else 10.0
+        with tqdm(total=bench.calls(), desc="evaluating", mininterval=often, dynamic_ncols=True) as bar:
             for seed in self.seeds:
                 for point, made in bench.run(seed):
                     measured[point].append({m.name: m.measure(made) for m in self.metrics})
@@ -126,7 +128,8 @@ class QualityCurve:
         if self.real is None:
             return {}
         made = [bench.real(self.real, seed) for seed in self.seeds]
-        return {m.name: records.spread([m.measure(one) for one in made]) for m in self.metrics}
+        values = {m.name: [m.measure(one) for one in made] for m in self.metrics}
+        return {name: records.spread(of) for name, of in values.items() if all(map(math.isfinite, of))}
 
     def _write(
         self,
@@ -143,7 +146,8 @@ class QualityCurve:
         write_text(folder / "table.txt", f"{self.title}\n\n{records.table(found, real)}\n")
         plots.curves(found, real, self.title, out / "plots" / "nfe.png")
         previews.write(shown, bench.texts[:SHOWN], out / "samples")
-        write_json(folder, "manifest.json", self.manifest(bench.shift, real))
+        shape = next(iter(shown.values())).shape[1:]
+        write_json(folder, "manifest.json", self.manifest(bench.shift, tuple(shape), real))
 
     @property
     def title(self) -> str:
@@ -153,21 +157,23 @@ class QualityCurve:
             f"{len(self.prompts)} prompts, mean ± spread over seeds; teacher with guidance {self.guidance:g}"
         )
 
-    def manifest(self, shift: float, real: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
+    def manifest(self, shift: float, video: tuple[int, ...], real: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
         """All that is needed to do it again, and to compare with another's."""
         return {
             "digest": self.digest(),
             "prompts": {
                 "count": len(self.prompts),
+                "first": self.prompts[0],
                 "sha256": hashlib.sha256("\n".join(self.prompts).encode()).hexdigest(),
             },
             "seeds": list(self.seeds),
             "samples_per_seed": self.samples,
             "steps": list(self.steps),
+            "shape": {"latent": list(self.shape), "video": list(video)},
             "grid": {"shift": shift},
             "teacher": {"sampler": "euler", "guidance": self.guidance, "reference_steps": self.reference},
             "metrics": {m.name: {"better": m.better, "measure": describe(m.measure)} for m in self.metrics},
-            "real": {name: {"mean": mean, "std": std} for name, (mean, std) in real.items() if math.isfinite(mean)},
+            "real": {name: {"mean": mean, "std": std} for name, (mean, std) in real.items()},
             "environment": environment(),
         }
 

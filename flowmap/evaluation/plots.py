@@ -17,15 +17,13 @@ RANGE = 8.0
 """Values that differ by more than this factor are drawn on a logarithmic axis."""
 
 
-def curves(
-    records: Sequence[Record], real: Mapping[str, tuple[float, float]], title: str, path: Path
-) -> None:
+def curves(records: Sequence[Record], real: Mapping[str, tuple[float, float]], title: str, path: Path) -> None:
     """The first metric large, the others beside it: lines are means, bands the spread over seeds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(r.metric for r in records))
-    columns = (len(names) + 1) // 2 if len(names) > 1 else 0
+    columns = len(names) // 2
     figure = Figure(figsize=(5.2 + 3.3 * columns, 5.2), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2, 1 + columns, width_ratios=[1.7, *[1.0] * columns])
@@ -48,7 +46,9 @@ def _panel(axes: Any, records: Sequence[Record], real: tuple[float, float] | Non
         axes.plot(x, y, label=label, markersize=4, **STYLES[sampler])
         band = [a - b for a, b in zip(y, s, strict=True)], [a + b for a, b in zip(y, s, strict=True)]
         axes.fill_between(x, *band, color=STYLES[sampler]["color"], alpha=0.15, linewidth=0)
-    if real is not None and real[0] == real[0]:
+        if sampler == "euler":
+            axes.axhline(y[-1], color="0.35", linewidth=0.8, alpha=0.5, zorder=1)
+    if real is not None:
         axes.axhline(real[0], color="tab:green", linewidth=1, linestyle="-.", label="real videos", zorder=1)
     _axes(axes, records)
 
@@ -64,6 +64,8 @@ def _axes(axes: Any, records: Sequence[Record]) -> None:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(ScalarFormatter())
         axes.set_ylim(bottom=0.8 * min(means))
+    if records[0].better == "higher" and max(means) <= 1:
+        axes.set_ylim(top=1.03)
     axes.tick_params(axis="y", labelsize=8)
     axes.set_xlabel("steps", fontsize=9)
     arrow = {"lower": "↓", "higher": "↑"}[records[0].better]

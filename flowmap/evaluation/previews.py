@@ -9,14 +9,19 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as nnf
 from numpy.typing import NDArray
 from torch import Tensor
 
 from .records import Point
 
 PROMPTS, STRIP = 4, 3
-LEAST = 384
-"""Small videos are enlarged by a whole factor until a side of the picture has about this many pixels."""
+WIDTH, LEFT, TOP, LINE, GAP = 1.8, 0.7, 0.3, 0.3, 0.06
+"""Of the grid, in inches: a cell, the captions, the distance between cells."""
+LEAST, MOST = 384, 2048
+"""Small videos are enlarged by a whole factor: to about LEAST pixels on the short side, MOST on the long one."""
+EDGE = 0.3
+"""The grey between two videos."""
 FPS, SECONDS = 6, 3.0
 
 Picture = NDArray[np.uint8]
@@ -35,10 +40,11 @@ def write(shown: Mapping[Point, Tensor], prompts: Sequence[str], out: Path) -> N
 
 
 def tile(videos: Tensor, columns: int | None = None) -> Tensor:
-    """[N, F, 3, H, W] -> one video [F, 3, rows · H, columns · W], about as many rows as columns."""
+    """[N, F, 3, H, W] -> one video [F, 3, rows · (H + 1), columns · (W + 1)], about as many rows as columns."""
     columns = columns or math.ceil(math.sqrt(len(videos)))
     missing = -len(videos) % columns
-    filled = torch.cat([videos, videos.new_zeros(missing, *videos.shape[1:])])
+    edged = nnf.pad(videos, (0, 1, 0, 1), value=EDGE)
+    filled = torch.cat([edged, edged.new_full((missing, *edged.shape[1:]), EDGE)])
     whole = filled.unflatten(0, (-1, columns)).permute(2, 3, 0, 4, 1, 5)
     return whole.flatten(4, 5).flatten(2, 3)
 
@@ -65,41 +71,46 @@ def write_grid(rows: Mapping[str, Mapping[int, Tensor]], prompts: Sequence[str],
     from matplotlib.figure import Figure
 
     steps = sorted({n for by_steps in rows.values() for n in by_steps})
-    chosen = [i * len(prompts) // min(PROMPTS, len(prompts)) for i in range(min(PROMPTS, len(prompts)))]
-    figure = Figure(figsize=(0.9 + 1.9 * len(steps), 0.3 + len(chosen) * (0.25 + 0.65 * len(rows))))
+    count = min(PROMPTS, len(prompts))
+    video = next(iter(rows[next(iter(rows))].values()))[0]
+    cell = WIDTH, WIDTH / STRIP * video.shape[-2] / video.shape[-1]
+    width = LEFT + len(steps) * (cell[0] + GAP)
+    height = TOP + count * (LINE + len(rows) * (cell[1] + GAP))
+    figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    blocks = figure.subfigures(len(chosen), 1)
-    for number, (block, index) in enumerate(zip(np.atleast_1d(blocks), chosen, strict=True)):
-        block.suptitle(f"“{prompts[index]}”", fontsize=9, x=0.06, ha="left", y=0.99)
-        axes = block.subplots(len(rows), len(steps), squeeze=False)
-        block.subplots_adjust(left=0.06, right=0.995, top=0.80 if number else 0.74, bottom=0.02, wspace=0.04, hspace=0.06)
-        for line, (label, by_steps) in zip(axes, rows.items(), strict=True):
-            line[0].set_ylabel(label, fontsize=9)
-            for cell, n in zip(line, steps, strict=True):
-                _cell(cell, by_steps[n][index] if n in by_steps else None)
-        if number == 0:
-            for cell, n in zip(axes[0], steps, strict=True):
-                cell.set_title(f"{n} step{'s' * (n > 1)}", fontsize=8, pad=2)
+    for column, n in enumerate(steps):
+        x = LEFT + column * (cell[0] + GAP) + cell[0] / 2
+        figure.text(x / width, 1 - TOP / 2 / height, f"{n} step{'s' * (n > 1)}", fontsize=9, ha="center", va="center")
+    y = TOP
+    for index in (i * len(prompts) // count for i in range(count)):
+        figure.text(LEFT / width, 1 - (y + LINE - 0.07) / height, prompts[index], fontsize=9, style="italic")
+        y += LINE
+        for label, by_steps in rows.items():
+            middle = 1 - (y + cell[1] / 2) / height
+            figure.text((LEFT - 0.06) / width, middle, label, fontsize=9, ha="right", va="center")
+            for column, n in enumerate(steps):
+                if n in by_steps:
+                    x, bottom = LEFT + column * (cell[0] + GAP), height - y - cell[1]
+                    place = (x / width, bottom / height, cell[0] / width, cell[1] / height)
+                    _cell(figure.add_axes(place), by_steps[n][index])
+            y += cell[1] + GAP
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=120)
 
 
-def _cell(axes: Any, video: Tensor | None) -> None:
-    axes.set_xticks([])
-    axes.set_yticks([])
-    if video is None:
-        axes.set_frame_on(False)
-        return
+def _cell(axes: Any, video: Tensor) -> None:
+    axes.set_axis_off()
     frames = [video[i * (len(video) - 1) // (STRIP - 1)] for i in range(STRIP)]
-    edge = torch.full_like(frames[0][..., :1], 0.6)
+    edge = torch.full_like(frames[0][..., :1], 2 * EDGE)
     strip = torch.cat([part for frame in frames for part in (frame, edge)][:-1], dim=2)
-    axes.imshow(strip.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest", aspect="equal")
+    axes.imshow(strip.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest", aspect="auto")
 
 
 def _pixels(frames: Tensor) -> Picture:
     """[..., 3, H, W] in [0, 1] -> uint8 [..., H, W, 3], enlarged."""
     frames = frames if frames.ndim == 4 else frames[None]
-    factor = max(1, round(LEAST / min(frames.shape[-2:])))
+    sides = frames.shape[-2:]
+    factor = max(1, min(round(LEAST / min(sides)), MOST // max(sides)))
     large = frames.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
     pixels: Picture = (large.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
     return pixels

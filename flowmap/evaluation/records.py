@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -49,7 +48,9 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
 
 def record(point: Point, metric: Metric, values: Sequence[float]) -> Record:
     mean, std = spread(values)
-    return Record(**attrs.asdict(point), metric=metric.name, mean=mean, std=std, seeds=len(values), better=metric.better)
+    return Record(
+        **attrs.asdict(point), metric=metric.name, mean=mean, std=std, seeds=len(values), better=metric.better
+    )
 
 
 def as_json(records: Iterable[Record]) -> list[dict[str, Any]]:
@@ -91,7 +92,7 @@ def _block(records: Sequence[Record], real: tuple[float, float] | None) -> str:
         per = next(iter(found.values()))
         name = f"  {SAMPLERS[sampler]}, {per.calls // per.steps} call{'s' * (per.calls > per.steps)} a step"
         rows.append([name, *(_cell(found[n].mean, found[n].std) if n in found else "" for n in steps)])
-    if real is not None and math.isfinite(real[0]):
+    if real is not None:
         rows.append(["  real videos", *[""] * (len(steps) - 1), _cell(*real)])
     first, width = max(len(row[0]) for row in rows), max(len(cell) for row in rows for cell in row[1:])
     return "\n".join(f"{row[0]:{first}}" + "".join(f"  {cell:>{width}}" for cell in row[1:]) for row in rows)

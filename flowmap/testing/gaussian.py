@@ -1,7 +1,7 @@
 """The diffusions whose flow maps are known: Gaussian data, and Gaussian data under classifier-free guidance.
 
 Oracles for objectives, rollouts and samplers: at the true flow map a matching objective has no gradient, and a rollout
-ends in the data. Parameters that can be moved make wrong maps. `.double()` makes an oracle in float64.
+ends in the data. Parameters that can be moved make wrong maps. What goes in in float64 comes out in float64.
 """
 
 from __future__ import annotations
@@ -17,6 +17,11 @@ from ..model import FlowMap
 from ..path import expand
 
 
+def _number(value: float) -> nn.Parameter:
+    """[] float64: among tensors that have dimensions it takes their dtype."""
+    return nn.Parameter(torch.tensor(value, dtype=torch.float64))
+
+
 class GaussianFlowMap(FlowMap):
     """The mean velocity of data N(mean, std²), every element on its own:
 
@@ -29,8 +34,7 @@ class GaussianFlowMap(FlowMap):
 
     def __init__(self, mean: float = 0.5, std: float = 0.5, scale: float = 1.0, bias: float = 0.0) -> None:
         super().__init__()
-        self.mean, self.std = nn.Parameter(torch.tensor(mean)), nn.Parameter(torch.tensor(std))
-        self.scale, self.bias = nn.Parameter(torch.tensor(scale)), nn.Parameter(torch.tensor(bias))
+        self.mean, self.std, self.scale, self.bias = map(_number, (mean, std, scale, bias))
 
     def sigma(self, t: Time) -> Tensor:
         """The standard deviation of z_t."""
@@ -66,7 +70,7 @@ class GuidedGaussianFlowMap(FlowMap):
     ) -> None:
         super().__init__()
         self.means, self.stds, self.w = (null_mean, mean), (null_std, std), w
-        self.scale, self.bias = nn.Parameter(torch.tensor(scale)), nn.Parameter(torch.tensor(bias))
+        self.scale, self.bias = map(_number, (scale, bias))
 
     def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
         w = self.w * cond["label"].to(t)  # 0 gives v_∅

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -44,8 +45,15 @@ class Run:
     def status(self, state: str, **more: Any) -> None:
         write_json(self.path, "status.json", {"state": state, "time": time.time(), "pid": os.getpid(), **more})
 
+    def preparing(self) -> None:
+        self._bar = tqdm(desc="preparing networks and data", bar_format="{desc}")
+
     def stage(self, number: int, name: str, first: int, steps: int) -> None:
-        self._bar = tqdm(total=steps, initial=first, desc=f"stage {number} {name}", mininterval=0.5, dynamic_ncols=True)
+        self.close()
+        often = 0.5 if sys.stderr.isatty() else 10.0  # seconds; a log file gets few lines
+        self._bar = tqdm(
+            total=steps, initial=first, desc=f"stage {number} {name}", mininterval=often, dynamic_ncols=True
+        )
 
     def step(self, number: int, iteration: int, logs: Mapping[str, float] | None) -> None:
         self._bar.update()

@@ -76,4 +76,6 @@ def _prompts(texts: Sequence[str]) -> list[Prompt]:
 def _real(texts: tuple[str, ...]) -> Moments:
     """Moments of real clips, the prompts equally often."""
     prompts = _prompts([texts[i % len(texts)] for i in range(REFERENCE_CLIPS)])
-    return measure.moments(measure.features(render_all(prompts, np.random.default_rng(REFERENCE_SEED), images="held_out")))
+    return measure.moments(
+        measure.features(render_all(prompts, np.random.default_rng(REFERENCE_SEED), images="held_out"))
+    )

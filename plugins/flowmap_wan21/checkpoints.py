@@ -11,7 +11,7 @@ from attrs import evolve
 from flowmap import FlowMap
 
 from .build import build, flow_map, pretrained
-from .codec import components
+from .codec import components, no_bar
 from .lora import fuse
 from .network import Wan21FlowMap
 
@@ -45,7 +45,8 @@ def save(spec: Wan21, u: FlowMap, path: Path) -> None:
             part.save_pretrained(path / name)
     else:
         parts |= components(spec.path, transformer.dtype)
-        (AnyFlowPipeline if lifted else WanPipeline)(**parts).save_pretrained(path)
+        with no_bar():
+            (AnyFlowPipeline if lifted else WanPipeline)(**parts).save_pretrained(path)
     if u.lora is not None and u.role == "student":
         save_lora(u, path / "lora")
 

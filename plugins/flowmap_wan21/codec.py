@@ -24,7 +24,7 @@ def components(path: str, dtype: torch.dtype) -> dict[str, Any]:
     from diffusers import AutoencoderKLWan
     from transformers import AutoTokenizer, UMT5EncoderModel
 
-    with _no_bar():
+    with no_bar():
         return {
             "tokenizer": AutoTokenizer.from_pretrained(path, subfolder="tokenizer"),
             "text_encoder": UMT5EncoderModel.from_pretrained(path, subfolder="text_encoder", dtype=dtype).eval(),
@@ -33,7 +33,7 @@ def components(path: str, dtype: torch.dtype) -> dict[str, Any]:
 
 
 @contextmanager
-def _no_bar() -> Iterator[None]:
+def no_bar() -> Iterator[None]:
     """Without the bar over the tensors of a file: the run has one, and downloads have theirs."""
     from transformers.utils import logging
 

@@ -77,6 +77,17 @@ class Wan21(FlowMapSpec):
         if self.text_tokens > self.text_length:
             raise ValueError(f"Wan21.text_tokens = {self.text_tokens}: must be at most text_length, {self.text_length}")
 
+    def validate(self) -> None:
+        if self.path is None or (HUB_ID.fullmatch(self.path) and not Path(self.path).exists()):
+            return
+        needed = ["model_index.json", *(["transformer/config.json"] if self.pretrained else [])]
+        for name in needed:
+            if not (Path(self.path) / name).is_file():
+                raise ValueError(
+                    f"Wan21.path = {self.path!r}: has no {name}; must be the directory of a diffusers pipeline, or a "
+                    "hub id such as 'Wan-AI/Wan2.1-T2V-1.3B-Diffusers'"
+                )
+
     def about(self) -> About:
         from flowmap.methods.citations import WAN
 
@@ -125,6 +136,7 @@ def _zeros(*shape: int) -> torch.Tensor:
 
 
 HUB = re.compile(r"[\w.-]+/[\w.-]*(Wan2\.1-T2V|AnyFlow-Wan2\.1)[\w.-]*")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 PIPELINES = ("WanPipeline", "AnyFlowPipeline")
 
 

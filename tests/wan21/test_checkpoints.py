@@ -13,9 +13,9 @@ from flowmap_wan21 import Lora, Wan21
 from flowmap_wan21.checkpoints import LORA_FILE
 from flowmap_wan21.network import Wan21FlowMap
 from safetensors.torch import load_file, save_file
-from tests.wan21.test_network import CPU, LORA, R, T, build, shake
 
 from flowmap import FlowMap, backbone, sample
+from tests.wan21.test_network import CPU, LORA, R, T, build, shake
 
 DIGITS = Wan21(TINY_WAN, lora=Lora(rank=4, alpha=8.0), text_tokens=12, shift=3.0)
 

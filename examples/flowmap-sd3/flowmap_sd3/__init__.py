@@ -28,6 +28,7 @@ class SD3(FlowMapSpec):
     """path: the directory or hub id of a diffusers `StableDiffusion3Pipeline`; None is random weights of `config`."""
 
     path: str | None = None
+    checkpointing: bool = False
     config: Mapping[str, Any] = field(factory=lambda: dict(TINY))
 
     def build(self, roles, *, device, dtype) -> Mapping[str, FlowMap]:

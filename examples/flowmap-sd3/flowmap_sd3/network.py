@@ -39,5 +39,7 @@ def build(spec, roles, device, dtype):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             net = SD3Transformer2DModel(**spec.config)
+    if spec.checkpointing:
+        net.enable_gradient_checkpointing()
     net = net.to(device, dtype).eval()
     return {role: SD3FlowMap(copy.deepcopy(net), role) for role in roles}

@@ -1,0 +1,68 @@
+"""The digits' metrics tell real clips of the right prompts from everything else."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from flowmap_digits import evaluation
+from flowmap_digits.data import MovingDigits
+from flowmap_digits.videos import held_out_prompts, train_prompts
+from torch import Tensor
+
+from flowmap.evaluation import Samples
+
+TEXTS = [prompt.text for prompt in held_out_prompts()] * 4
+
+
+def measured(videos: Tensor, texts: list[str] = TEXTS) -> dict[str, float]:
+    samples = Samples(videos, videos, texts, None)
+    return {metric.name: metric.measure(samples) for metric in evaluation.METRICS}
+
+
+@pytest.fixture(scope="module")
+def real() -> Tensor:
+    return evaluation.real_clips(TEXTS, 0)
+
+
+def test_real_clips_are_nearly_perfect(real: Tensor) -> None:
+    found = measured(real)
+    assert found["frechet_distance"] < 1.0
+    assert found["label_accuracy"] > 0.95
+    assert found["direction_accuracy"] == 1.0
+    assert found["speed_error"] < 0.01
+    assert math.isnan(found["endpoint_error"])
+
+
+def test_noise_is_not(real: Tensor) -> None:
+    found = measured(torch.rand(real.shape, generator=torch.Generator().manual_seed(0)))
+    assert found["frechet_distance"] > 20
+    assert found["label_accuracy"] < 0.3
+
+
+def test_the_wrong_prompts_are_noticed(real: Tensor) -> None:
+    found = measured(real, TEXTS[5:] + TEXTS[:5])
+    assert found["frechet_distance"] < 1.0  # the same videos, as a set
+    assert max(found["label_accuracy"], found["direction_accuracy"]) < 0.6
+
+
+def test_one_clip_for_every_prompt_is_a_collapse(real: Tensor) -> None:
+    assert measured(real[:1].expand_as(real))["frechet_distance"] > 20
+
+
+def test_real_clips_differ_by_seed_and_not_by_call(real: Tensor) -> None:
+    assert torch.equal(evaluation.real_clips(TEXTS, 0), real)
+    assert not torch.equal(evaluation.real_clips(TEXTS, 1), real)
+
+
+def test_the_prompts_are_in_no_training_clip() -> None:
+    curve = evaluation.curve()
+    assert set(curve.prompts).isdisjoint(prompt.text for prompt in train_prompts())
+    assert curve.metrics[0].name.startswith("frechet")
+    assert MovingDigits().seed >= 0
+
+
+def test_an_unknown_prompt_is_named() -> None:
+    with pytest.raises(ValueError, match="'a cat' is no prompt of moving digits"):
+        evaluation.real_clips(["a cat"], 0)

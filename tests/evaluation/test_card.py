@@ -1,0 +1,66 @@
+"""The model card says what was done, in a form that the hub reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from attrs import evolve
+from huggingface_hub import ModelCard
+
+from flowmap import AdamW, Recipe, Stage, TensorData, distill
+from flowmap.evaluation import card
+from flowmap.methods import anyflow, flow_matching
+from flowmap.methods.citations import ANYFLOW, FLOW_MATCHING
+from tests.evaluation.exact import SHAPE, Exact, curve
+
+DATA = TensorData(torch.zeros(4, *SHAPE), {"label": torch.ones(4)}, {"label": torch.zeros(1)})
+RECIPE = Recipe(
+    Exact(),
+    (Stage(anyflow.forward(shift=2.0, guidance=3.0), 2, batch=4, optimizer=AdamW(lr=1e-9)),),
+    data=DATA,
+    evaluation=curve(),
+    name="mine/of_mine.py",
+)
+
+
+def test_a_card_has_the_table_and_the_manifest(tmp_path: Path) -> None:
+    distill(RECIPE, out=tmp_path)
+    loaded = ModelCard.load(tmp_path / "student" / "README.md")
+    assert loaded.data.library_name == "diffusers"
+    assert loaded.data.pipeline_tag == "text-to-video"
+    for said in (
+        "# of_mine",
+        "Guidance 3 is built in",
+        "shifted by 2",
+        "| 0 | anyflow_forward | 2 | 4 | student |",
+        "TensorData()",
+        "| brightness | student | 0.",
+        "prompts: 2, sha256",
+        "seeds: 0, 1, 2",
+        "the teacher at 64 steps",
+        ANYFLOW,
+    ):
+        assert said in loaded.text, said
+
+
+def test_without_an_evaluation_there_is_no_table(tmp_path: Path) -> None:
+    distill(evolve(RECIPE, evaluation=None), out=tmp_path)
+    text = (tmp_path / "student" / "README.md").read_text()
+    assert "Guidance 3 is built in" in text
+    assert "Quality" not in text
+
+
+def test_a_fine_tuned_teacher_has_a_card_of_its_own(tmp_path: Path) -> None:
+    stage = Stage(flow_matching.flow_matching(), 1, batch=4, optimizer=AdamW(lr=1e-9))
+    distill(Recipe(Exact(), (stage,), data=DATA), out=tmp_path)
+    text = (tmp_path / "teacher" / "README.md").read_text()
+    assert "A teacher of `Exact`" in text
+    assert "built in" not in text
+
+
+def test_citations_come_once(tmp_path: Path) -> None:
+    both = evolve(RECIPE, stages=(*RECIPE.stages, *RECIPE.stages, Stage(flow_matching.flow_matching(), 1)))
+    found = card.citations(both)
+    assert len(set(found)) == len(found)
+    assert {ANYFLOW, FLOW_MATCHING} <= {*found}

@@ -1,0 +1,79 @@
+"""What is shown is what was made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from flowmap.evaluation import plots, previews
+from flowmap.evaluation.records import Record
+
+
+def clips(count: int, frames: int = 4, height: int = 6, width: int = 10) -> Tensor:
+    """Each clip of one grey, brighter from clip to clip, a shade darker every other frame."""
+    level = torch.linspace(0.2, 0.8, count)[:, None] - 0.1 * (torch.arange(frames) % 2)
+    return level[:, :, None, None, None].expand(count, frames, 3, height, width)
+
+
+def test_a_tile_has_every_video_at_its_place() -> None:
+    videos = clips(5)
+    whole = previews.tile(videos, columns=3)
+    assert whole.shape == (4, 3, 2 * 7, 3 * 11)
+    for number, video in enumerate(videos):
+        row, column = divmod(number, 3)
+        assert torch.equal(whole[:, :, 7 * row : 7 * row + 6, 11 * column : 11 * column + 10], video)
+    assert (whole[:, :, 7:, 22:] == previews.EDGE).all()
+
+
+def test_a_tile_is_about_square() -> None:
+    assert previews.tile(clips(9)).shape == (4, 3, 3 * 7, 3 * 11)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_a_video_can_be_read_back(suffix: str, tmp_path: Path) -> None:
+    video = clips(1)[0]
+    previews.write_video(video, tmp_path / f"v{suffix}")
+    plugin = "pyav" if suffix == ".mp4" else "pillow"
+    frames = iio.imread(tmp_path / f"v{suffix}", plugin=plugin)
+    assert frames.shape[0] >= 4 and frames.shape[-1] == 3
+    assert frames.shape[1] % 6 == frames.shape[2] % 10 == 0 and min(frames.shape[1:3]) > 200
+    for frame, expected in zip(frames, video, strict=False):
+        assert abs(float(frame.mean()) / 255 - float(expected.mean())) < 0.02
+
+
+def test_an_odd_video_loses_a_line_to_the_format_not_the_run(tmp_path: Path) -> None:
+    previews.write_video(clips(1, height=401, width=403)[0], tmp_path / "v.mp4")
+    assert iio.improps(tmp_path / "v.mp4", plugin="pyav").shape[1:3] == (400, 402)
+
+
+def test_a_picture_has_the_frames_side_by_side(tmp_path: Path) -> None:
+    previews.write_video(clips(1)[0], tmp_path / "v.png")
+    picture = iio.imread(tmp_path / "v.png")
+    height, width, _ = picture.shape
+    assert width / height == pytest.approx(4 * 10 / 6)
+    assert len(np.unique(picture)) == 2
+
+
+def test_a_grid_shows_first_middle_and_last_frame(tmp_path: Path) -> None:
+    rows = {"teacher": {1: clips(2), 4: clips(2)}, "student": {1: clips(2)}}
+    previews.write_grid(rows, ["left", "right"], tmp_path / "grid.png")
+    greys = set(np.unique(iio.imread(tmp_path / "grid.png")[..., 0]))
+    shown = {round(255 * value) for value in (0.2, 0.1, 0.8, 0.7)}
+    assert all(any(abs(int(grey) - value) <= 1 for grey in greys) for value in shown)
+
+
+@pytest.mark.parametrize("metrics", [1, 2, 5])
+def test_curves_are_drawn_for_any_number_of_metrics(metrics: int, tmp_path: Path) -> None:
+    found = [
+        Record(model, sampler, n, n, f"metric_{number}", 10.0 / n**number, 0.1, 3, better)
+        for number, better in zip(range(metrics), ["lower", "higher"] * 3, strict=False)
+        for model, sampler in (("teacher", "euler"), ("student", "flow_map"), ("student", "consistency"))
+        for n in (1, 2, 4)
+    ]
+    plots.curves(found, {"metric_0": (1.0, 0.1)}, "quality: of nothing", tmp_path / "nfe.png")
+    assert iio.imread(tmp_path / "nfe.png").std() > 10

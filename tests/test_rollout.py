@@ -1,0 +1,288 @@
+"""Walks down the grid. With the exact flow map any number of steps, and any shortcut, ends in the same place."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from flowmap import FlowMap, Rng, sample
+from flowmap._types import Cache, Cond, Latent, Time
+from flowmap.rollout import (
+    ConsistencySimulation,
+    FlowMapBackwardSimulation,
+    Rollout,
+    Step,
+    consistency_step,
+    euler_grid,
+    euler_step,
+    guided_euler_step,
+    ode_step,
+    restart_step,
+    walk,
+)
+from flowmap.testing import CountingFlowMap, GaussianFlowMap, GuidedGaussianFlowMap
+from tests.toys import Toy
+
+MEAN, STD = 0.5, 0.3
+U = GaussianFlowMap(MEAN, STD)
+BUDGETS = (2, 4, 8, 16, 50)
+
+
+def noise(n: int = 6, dtype: torch.dtype = torch.float64) -> Tensor:
+    return Rng.seeded(0).noise_like(torch.zeros(n, 1, dtype=torch.float64)).to(dtype)
+
+
+class Chosen(Rng):
+    """Draws the integers it was told to."""
+
+    def __init__(self, *integers: int) -> None:
+        super().__init__((0,))
+        self.integers = [*integers]
+
+    def randint(self, n: int) -> int:
+        i = self.integers.pop(0)
+        assert 0 <= i < n
+        return i
+
+
+class Path(FlowMap):
+    """Remembers the jumps it was asked for, and is 0: the state stays."""
+
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.jumps: list[tuple[float, float]] = []
+        self.states: list[torch.dtype] = []
+        self.dtype = dtype
+
+    def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
+        self.jumps.append((float(t[0]), float(r[0])))
+        self.states.append(z.dtype)
+        return torch.zeros_like(z, dtype=self.dtype)
+
+
+def every_draw(budgets: tuple[int, ...] = BUDGETS) -> list[tuple[int, int, int]]:
+    """(index of the budget, n, i) of all draws."""
+    return [(k, n, i) for k, n in enumerate(budgets) for i in range(n)]
+
+
+@pytest.mark.parametrize("steps", [2, 3, 7, 50])
+def test_the_true_flow_map_samples_the_same_in_any_number_of_steps(steps: int) -> None:
+    torch.testing.assert_close(sample(U, noise(), {}, steps, shift=5.0), MEAN + STD * noise(), atol=1e-6, rtol=1e-6)
+
+
+def test_the_rollout_of_the_true_flow_map_does_not_depend_on_the_draw() -> None:
+    for k, _, i in every_draw():
+        x = FlowMapBackwardSimulation(BUDGETS)(U, noise(), {}, Chosen(k, i))
+        torch.testing.assert_close(x, MEAN + STD * noise(), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("budget", [1, *BUDGETS])
+def test_a_rollout_jumps_to_the_step_along_it_and_to_the_end(budget: int) -> None:
+    grid = euler_grid(budget, 5.0)
+    counts = []
+    for i in range(budget):
+        u = Path()
+        FlowMapBackwardSimulation((budget,))(u, noise(2), {}, Chosen(0, i))
+        corners = [1.0, *([float(grid[i])] if i else []), *([float(grid[i + 1])] if i + 1 < budget else []), 0.0]
+        assert u.jumps == list(pairwise(corners))
+        counts.append(len(u.jumps))
+    assert sum(counts) / budget == pytest.approx(3 - 2 / budget if budget > 1 else 1)
+
+
+def test_the_mean_number_of_jumps_over_the_budgets_is_2_617() -> None:
+    mean = 0.0
+    for k, n, i in every_draw():
+        u = Path()
+        FlowMapBackwardSimulation(BUDGETS)(u, noise(2), {}, Chosen(k, i))
+        mean += len(u.jumps) / n / len(BUDGETS)
+    assert mean == pytest.approx(2.617, abs=5e-4)
+
+
+def test_budget_and_step_are_drawn_anew_and_uniformly() -> None:
+    n, seen = 800, Counter[tuple[tuple[float, float], ...]]()
+    for seed in range(n):
+        u = Path()
+        FlowMapBackwardSimulation((2, 4))(u, noise(1), {}, Rng.seeded(seed))
+        seen[tuple(u.jumps)] += 1
+    expected = [1 / 2, 1 / 8, 1 / 8, 1 / 8, 1 / 8]  # both steps of two make the same jumps
+    found = sorted((count / n for count in seen.values()), reverse=True)
+    assert len(found) == len(expected)
+    assert all(abs(f - e) < 4 * (e * (1 - e) / n) ** 0.5 for f, e in zip(found, expected, strict=True))
+
+
+def test_the_draw_is_the_same_in_every_micro_batch() -> None:
+    paths = []
+    for positions in ((0, 1), (2, 3), None):
+        u = Path()
+        FlowMapBackwardSimulation()(u, noise(2), {}, Rng((5, 6), positions, 4 if positions else None))
+        paths.append(u.jumps)
+    assert paths[0] == paths[1] == paths[2]
+
+
+def test_a_gradient_reaches_every_jump() -> None:
+    class Three(GaussianFlowMap):
+        """Three jumps, each with a bias of its own."""
+
+        def __init__(self) -> None:
+            super().__init__(MEAN, STD)
+            self.biases = torch.nn.Parameter(torch.zeros(3))
+            self.calls = 0
+
+        def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
+            self.calls += 1
+            return super().forward(z, t, r, cond) + self.biases[self.calls - 1]
+
+    u = Three()
+    FlowMapBackwardSimulation((4,), 1.0)(u, noise(), {}, Chosen(0, 1)).sum().backward()
+    assert u.biases.grad is not None and u.calls == 3
+    assert (u.biases.grad.abs() > 0.1).all()
+
+
+@pytest.mark.parametrize("exit_at", range(4))
+def test_consistency_simulation_stops_where_it_is_told_and_only_its_last_jump_has_a_graph(exit_at: int) -> None:
+    u = CountingFlowMap(GaussianFlowMap(MEAN, STD))
+    x = ConsistencySimulation()(u, noise(3), {}, Chosen(exit_at))
+    assert (u.graph, u.plain) == (3, 3 * exit_at)
+    assert x.requires_grad
+
+
+@pytest.mark.parametrize("exit_at", range(4))
+def test_consistency_simulation_jumps_to_data_and_noises_again(exit_at: int) -> None:
+    u = Path()
+    ConsistencySimulation((1.0, 0.9, 0.8, 0.5))(u, noise(2), {}, Chosen(exit_at))
+    assert u.jumps == [(pytest.approx(t), 0.0) for t in (1.0, 0.9, 0.8, 0.5)[: exit_at + 1]]
+
+
+@pytest.mark.parametrize("rollout", [FlowMapBackwardSimulation(), ConsistencySimulation()])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_rollout_of_the_true_flow_map_ends_in_the_data(rollout: Rollout, seed: int) -> None:
+    z = Rng.seeded(seed, 1).noise_like(torch.zeros(20_000, 1))
+    x = rollout(U, z, {}, Rng.seeded(seed)).detach()
+    assert abs(float(x.mean()) - MEAN) < 4 * STD / 20_000**0.5
+    assert abs(float(x.std()) - STD) < 4 * STD / 40_000**0.5
+
+
+@given(rt=st.tuples(st.floats(0, 0.99), st.floats(0.01, 1)).map(sorted))
+def test_restart_with_gamma_0_is_the_flow_map_and_with_gamma_1_the_consistency_sampler(rt: list[float]) -> None:
+    z, (t, r) = noise(), (torch.full((6,), value, dtype=torch.float64) for value in reversed(rt))
+
+    def after(step: Step) -> Tensor:
+        return step(U, z, t, r, {}, None, Rng.seeded(3))
+
+    torch.testing.assert_close(after(restart_step(0.0)), U.jump(z, t, r, {}))
+    torch.testing.assert_close(after(ode_step), U.jump(z, t, r, {}))
+    torch.testing.assert_close(after(restart_step(1.0)), after(consistency_step))
+    x, fresh = U.jump(z, t, torch.zeros_like(t), {}), Rng.seeded(3).noise_like(z)
+    torch.testing.assert_close(after(consistency_step), (1 - r)[:, None] * x + r[:, None] * fresh)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
+def test_every_restart_of_the_true_flow_map_keeps_the_marginals(gamma: float) -> None:
+    z = Rng.seeded(1).noise_like(torch.zeros(40_000, 1))
+    x = sample(U, z, {}, 3, shift=5.0, step=restart_step(gamma), rng=Rng.seeded(2))
+    assert abs(float(x.mean()) - MEAN) < 5 * STD / 40_000**0.5
+    assert abs(float(x.std()) - STD) < 5 * STD / 80_000**0.5
+
+
+STEPS = [ode_step, euler_step, consistency_step, restart_step(0.5)]
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("steps", [1, 4])
+def test_every_sampler_ends_at_exactly_zero(step: Step, steps: int) -> None:
+    """Its last call is to a time that is 0, and what it returns has no noise: the same whatever noise is drawn last."""
+    u = Path()
+    grid = euler_grid(steps, 5.0)
+    walk(u, noise(2), {}, grid, Rng.seeded(0), step=step)
+    assert u.jumps[-1][1] == 0.0 or step is euler_step
+    t, r = grid[-2].expand(2), grid[-1].expand(2)
+    out = [step(U, noise(2), t, r, {}, None, Rng.seeded(seed)) for seed in (0, 1)]
+    assert torch.equal(*out)
+
+
+def test_euler_steps_of_the_velocity_converge_to_the_flow() -> None:
+    errors = [
+        float((sample(U, noise(), {}, steps, step=euler_step) - MEAN - STD * noise()).abs().max()) for steps in (50, 100)
+    ]
+    assert errors[1] < 0.02
+    assert 1.8 < errors[0] / errors[1] < 2.2
+
+
+def test_guided_euler_steps_converge_to_the_guided_flow() -> None:
+    c, null = {"label": torch.ones(6)}, {"label": torch.zeros(1)}
+    teacher, student = GuidedGaussianFlowMap(w=1.0), GuidedGaussianFlowMap(w=3.0)
+    walked = sample(teacher, noise(), c, 200, step=guided_euler_step(3.0, null))
+    torch.testing.assert_close(walked, sample(student, noise(), c, 1), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_state_is_float32_whatever_the_network_returns(dtype: torch.dtype) -> None:
+    u = Path(dtype)
+    x = sample(u, noise(2, dtype), {}, 8, step=restart_step(0.5))
+    assert {*u.states} == {torch.float32}
+    assert x.dtype == torch.float32
+
+
+def test_a_bfloat16_network_is_given_a_float32_state_in_training_rollouts() -> None:
+    u = Path(torch.bfloat16)
+    FlowMapBackwardSimulation((4,))(u, noise(2, torch.float32), {}, Chosen(0, 1))
+    assert {*u.states} == {torch.float32}
+
+
+def test_sampling_builds_no_graph() -> None:
+    assert not sample(GaussianFlowMap(), noise(), {}, 2).requires_grad
+
+
+def causal() -> tuple[FlowMap, Latent, Cond]:
+    u = Toy(causal=True).build(frozenset({"student"}), device=torch.device("cpu"), dtype=torch.float32)["student"]
+    return u, *Toy().example()
+
+
+def test_a_causal_network_walks_chunk_after_chunk() -> None:
+    u, z, c = causal()
+    grid = euler_grid(2)
+    first = walk(u, z[:, :2], c, grid, Rng.seeded(0))
+    cache = u.extend(None, first, c)
+    second, t = z[:, 2:], grid[:, None].expand(-1, len(z))
+    for a, b in pairwise(t):
+        second = u.jump(second, a, b, c, cache)
+    torch.testing.assert_close(walk(u, z, c, grid, Rng.seeded(0)), torch.cat([first, second], 1))
+
+
+def test_between_chunks_gradients_stop() -> None:
+    u, z, c = causal()
+    z = z.clone().requires_grad_(True)
+    x = walk(u, z, c, euler_grid(2), Rng.seeded(0))
+    (g,) = torch.autograd.grad(x[:, 2:].sum(), z)
+    assert not g[:, :2].any() and g[:, 2:].any()
+
+
+def test_only_the_last_steps_of_each_chunk_have_a_graph_where_asked() -> None:
+    u, z, c = causal()
+    counted = CountingFlowMap(u)
+    walk(counted, z, c, euler_grid(4), Rng.seeded(0), grad_last=1)
+    assert (counted.graph, counted.plain) == (2 * 2, 2 * 3 * 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FlowMapBackwardSimulation(()), r"steps = \(\): must name at least one budget"),
+        (lambda: FlowMapBackwardSimulation((2, 0)), r"steps = \(2, 0\): .* each at least 1"),
+        (lambda: FlowMapBackwardSimulation(shift=0.0), "'shift' must be > 0.0"),
+        (lambda: ConsistencySimulation(()), "must decrease strictly from 1.0"),
+        (lambda: ConsistencySimulation((0.9, 0.5)), r"times = \(0.9, 0.5\): must decrease strictly from 1.0"),
+        (lambda: ConsistencySimulation((1.0, 0.5, 0.5)), "must decrease strictly"),
+        (lambda: ConsistencySimulation((1.0, 0.0)), "stay above 0"),
+    ],
+)
+def test_a_wrong_value_is_named(make: object, message: str) -> None:
+    assert callable(make)
+    with pytest.raises(ValueError, match=message):
+        make()

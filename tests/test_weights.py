@@ -1,0 +1,122 @@
+"""Reweights: the constants of the reference, and what makes Balanced worth its name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from flowmap import Rng
+from flowmap._types import Shared
+from flowmap.path import shift
+from flowmap.times import Triangle
+from flowmap.weights import Adaptive, Balanced, Beta, Gaussian, Reweight
+
+t_of_interest = torch.tensor([0.1, 0.5, 2 / 3, 0.9], dtype=torch.float64)
+
+
+def weight(reweight: Reweight, t: Tensor) -> Tensor:
+    return reweight(torch.ones_like(t), t, t, Shared())
+
+
+def test_beta_is_3_657_t_sqrt_one_minus_t_at_shift_5() -> None:
+    ratio = weight(Beta(shift=5.0), t_of_interest) / (t_of_interest * (1 - t_of_interest).sqrt())
+    assert [round(float(c), 3) for c in ratio] == [3.657] * 4
+    assert round(float(weight(Beta(shift=5.0), t_of_interest).max()), 2) == 1.41
+
+
+def test_gaussian_has_the_constant_5_277_at_shift_5() -> None:
+    shape = torch.exp(-2 * (t_of_interest - 0.5) ** 2) - torch.exp(torch.tensor(-0.5, dtype=torch.float64))
+    assert [round(float(c), 3) for c in weight(Gaussian(shift=5.0), t_of_interest) / shape] == [5.277] * 4
+
+
+@pytest.mark.parametrize("kind", [Beta, Gaussian])
+@pytest.mark.parametrize("s", [1.0, 3.0, 5.0])
+def test_weights_sum_to_1000_over_the_shifted_grid(kind: type[Beta] | type[Gaussian], s: float) -> None:
+    grid = shift(torch.arange(1001, dtype=torch.float64) / 1000, s)
+    w = weight(kind(shift=s), grid)
+    assert abs(float(w[1:-1].sum() + w[[0, -1]].mean()) - 1000) < 1e-6
+
+
+def test_the_mean_weight_under_the_sampler_is_0_895() -> None:
+    t, _ = Triangle(0.5, 0.25, 5.0)(200_000, Rng.seeded(0), torch.zeros(1))
+    w = weight(Beta(shift=5.0), t)
+    assert abs(float(w.mean()) - 0.895) < 0.0005 + 4 * float(w.std()) / 200_000**0.5
+
+
+def test_pure_noise_weighs_nothing() -> None:
+    assert float(weight(Beta(), torch.ones(1))) == 0.0
+
+
+T, R = torch.tensor([0.5, 0.6, 0.7, 0.8]), torch.tensor([0.5, 0.6, 0.1, 0.0])
+
+
+def test_balanced_gives_every_sample_what_the_diagonal_has_on_average() -> None:
+    out = Balanced()(torch.tensor([1.0, 3.0, 10.0, 0.1]), T, R, Shared())
+    torch.testing.assert_close(out, torch.tensor([1.0, 3.0, 2.0, 2.0]), rtol=1e-3, atol=0)
+
+
+@given(scale=st.floats(0.01, 1000.0))
+def test_the_balance_of_gradients_does_not_depend_on_the_scale_of_the_error_off_the_diagonal(scale: float) -> None:
+    """The gradient off the diagonal is μ ∇ log loss: that of a residual times anything is the same."""
+
+    def gradients(scale: float) -> Tensor:
+        p = torch.ones(4, requires_grad=True)
+        loss = torch.tensor([1.0, 3.0, scale * 10.0, scale * 0.5]) * p**2
+        return torch.autograd.grad(Balanced(1e-9)(loss, T, R, Shared()).sum(), p)[0]
+
+    torch.testing.assert_close(gradients(scale), gradients(1.0), rtol=1e-4, atol=0)
+
+
+def test_the_weight_of_time_cancels_off_the_diagonal() -> None:
+    raw, both = torch.tensor([1.0, 3.0, 10.0, 0.5]), Balanced(1e-9)
+    weighted = both(Beta()(raw, T, R, Shared()), T, R, Shared())
+    mu = Beta()(raw, T, R, Shared())[:2].mean()
+    torch.testing.assert_close(weighted[2:], mu.expand(2), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("loss", [torch.zeros(2), torch.tensor([4.0, 1.0])])
+def test_a_batch_without_a_diagonal_is_finite(loss: Tensor) -> None:
+    out = Balanced()(loss, T[2:], R[2:], Shared())
+    assert out.isfinite().all()
+    torch.testing.assert_close(out, loss.mean().expand(2), rtol=1e-3, atol=1e-6)
+
+
+def test_a_batch_without_a_diagonal_uses_the_last_mean_there_was() -> None:
+    shared = Shared()
+    Balanced()(torch.tensor([6.0, 2.0]), T[:2], R[:2], shared)
+    shared.next()
+    torch.testing.assert_close(
+        Balanced()(torch.tensor([9.0, 0.5]), T[2:], R[2:], shared), torch.full((2,), 4.0), rtol=1e-3, atol=0
+    )
+
+
+def test_the_mean_is_over_the_micro_batches_so_far() -> None:
+    shared, t, r = Shared(), torch.tensor([0.5, 0.7]), torch.tensor([0.5, 0.1])
+    first = Balanced()(torch.tensor([1.0, 10.0]), t, r, shared)
+    second = Balanced()(torch.tensor([3.0, 10.0]), t, r, shared)
+    torch.testing.assert_close(torch.stack([first[1], second[1]]), torch.tensor([1.0, 2.0]), rtol=1e-3, atol=0)
+
+
+def test_no_gradient_flows_through_the_weights() -> None:
+    loss = torch.tensor([1.0, 3.0, 10.0, 0.1], requires_grad=True)
+    (g,) = torch.autograd.grad(Balanced()(loss, T, R, Shared()).sum(), loss)
+    torch.testing.assert_close(g, torch.tensor([1.0, 1.0, 0.2, 20.0]), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("p", [0.5, 1.0])
+def test_adaptive_divides_by_the_loss_to_the_power_p(p: float) -> None:
+    loss = torch.tensor([4.0, 0.25], requires_grad=True)
+    out = Adaptive(p, 1e-6)(loss, T[:2], R[:2], Shared())
+    torch.testing.assert_close(out, loss.detach() ** (1 - p), rtol=1e-4, atol=0)
+    (g,) = torch.autograd.grad(out.sum(), loss)
+    torch.testing.assert_close(g, loss.detach() ** -p, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("make", [lambda: Balanced(0.0), lambda: Adaptive(c=0.0), lambda: Beta(shift=-1.0)])
+def test_a_wrong_value_is_an_error(make: object) -> None:
+    assert callable(make)
+    with pytest.raises(ValueError, match="must be > 0.0"):
+        make()
