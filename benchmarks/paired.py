@@ -33,7 +33,7 @@ class Paired:
     @classmethod
     def measure(cls, benchmark: Any, subject: Timed, reference: Timed, *, cases: int = 1, repeats: int = 9) -> Paired:
         """With pytest-benchmark, whose own statistics are the subject's; `--benchmark-disable` runs one round."""
-        found, numbers, warm = cls(), cycle(range(cases)), []
+        found, numbers, warm = cls(), cycle(range(cases)), list[bool]()
 
         def setup() -> tuple[tuple[int, float], dict[str, Any]]:
             case = next(numbers) if warm else 0

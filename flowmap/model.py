@@ -63,7 +63,7 @@ class FlowMap(nn.Module, ABC):
 
     def velocity(self, z: Latent, t: Time, cond: Cond, null: Cond | None = None, w: float = 1.0) -> Latent:
         """v_θ(z_t, t), with classifier-free guidance v_∅ + w (v_c - v_∅); both branches in one call."""
-        if null is None or w == 1.0:
+        if not null or w == 1.0:
             return self(z, t, t, cond)
         t2 = torch.cat([t, t])
         v, v_null = self(torch.cat([z, z]), t2, t2, concat(cond, nullify(cond, null))).chunk(2)

@@ -54,9 +54,8 @@ class ModuleSpec(FlowMapSpec):
     module: the network, or a function without arguments that makes it, called once. Nothing is done to it: student,
         teacher and critic are copies, in eval mode, every parameter of student and critic trained.
     time: the path of the submodule that embeds the time, which gets its second time by `flowmap.time_embedding.lift`:
-        `net(z, t, **cond)` must hand t on to it as it came, or scaled, or as t[:, None]. None for a network that has
-        two times, `net(z, t, r, **cond)`. t and r are [B] and float32; where the network runs in bfloat16, features of
-        them, such as sinusoids, should come before the first layer.
+        `net(z, t, **cond)` must hand t on to it as it came or changed elementwise; t[:, None] will do. None for a
+        network that has two times, `net(z, t, r, **cond)`; it must not round them where it runs in bfloat16.
     z, cond: a few samples, for the conformance kit and exporters; training needs none.
     """
 

@@ -8,6 +8,7 @@ samples saturate. γ is fixed and small: off the diagonal the network still most
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from typing import Any, Literal, TypeAlias
 
@@ -42,13 +43,19 @@ class TwoTimeEmbedding(nn.Module):
     def forward(self, times: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if times.shape[-1:] != (2,):
             raise ValueError(
-                f"a lifted time embedder was called with {tuple(times.shape)}: it takes [..., 2], made by `pair`, so the "
-                "network must hand its time on to it as it came, or scaled"
+                f"a lifted time embedder was called with {tuple(times.shape)}: it takes [..., 2], made by `pair`, so "
+                "the network must hand its time on to it as it came, or changed elementwise"
             )
         t, r = times.unbind(-1)
-        now = self.now(t, *args, **kwargs)
-        then = self.then(r if self.delta == "r" else t - r, *args, **kwargs)
-        return mix(now, then, self.gamma)
+        with _without_autocast(times.device.type):
+            now = self.now(t, *args, **kwargs)
+            then = self.then(r if self.delta == "r" else t - r, *args, **kwargs)
+            return mix(now, then, self.gamma)
+
+
+def _without_autocast(device: str) -> AbstractContextManager[None]:
+    """In bfloat16 t and t + h may be one number. A context only where needed: an exported graph would keep it."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def pair(t: Time, r: Time) -> Tensor:

@@ -18,7 +18,7 @@ from flowmap_wan21 import Wan21
 from flowmap import AdamW, Ema, Recipe, Stage
 from flowmap.methods import anyflow
 
-SHIFT, GUIDANCE = 3.0, 3.0
+SHIFT, GUIDANCE = 1.0, 3.0
 FORWARD_STEPS, FORWARD_BATCH, FORWARD_LR = 6000, 32, 5e-4
 ON_POLICY_STEPS, ON_POLICY_BATCH, ON_POLICY_LR, CRITIC_LR = 1000, 32, 5e-5, 1e-4
 CLIPS = 16384

@@ -30,7 +30,7 @@ CONFIG = {
     "rope_max_seq_len": 64,
 }
 RECIPE = Recipe(
-    backbone=Wan21(TINY_WAN, pretrained=False, config=CONFIG, lora=None, text_tokens=12, shift=3.0),
+    backbone=Wan21(TINY_WAN, pretrained=False, config=CONFIG, lora=None, text_tokens=12, shift=1.0),
     stages=(
         Stage(
             flow_matching(role="teacher", shift=3.0, drop=0.1),

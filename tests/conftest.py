@@ -6,8 +6,8 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start, too
 
-import torch  # noqa: E402
-from hypothesis import settings  # noqa: E402
+import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
 

@@ -35,7 +35,7 @@ def test_forward_mode_is_exact(rt: list[float]) -> None:
     assert error(ForwardMode(), t, r) < 1e-8
 
 
-@pytest.mark.parametrize(("t", "r"), [(0.7, 0.2), (0.5, 0.0), (0.9, 0.8)])
+@pytest.mark.parametrize("t, r", [(0.7, 0.2), (0.5, 0.0), (0.9, 0.8)])
 def test_the_error_of_the_central_difference_is_quadratic(t: float, r: float) -> None:
     coarse, fine = (error(CentralDifference(h), *times(t, r)) for h in (0.02, 0.01))
     assert 3.7 < coarse / fine < 4.3
@@ -46,7 +46,7 @@ def test_the_error_of_the_one_sided_difference_is_linear() -> None:
     assert 1.9 < coarse / fine < 2.1
 
 
-@pytest.mark.parametrize(("t", "r"), [(1.0, 0.2), (0.7, 0.699), (1.0, 0.999)])
+@pytest.mark.parametrize("t, r", [(1.0, 0.2), (0.7, 0.699), (1.0, 0.999)])
 @pytest.mark.parametrize("derivative", [CentralDifference(5e-3), OneSided(5e-3)])
 def test_near_a_border_the_difference_is_still_consistent(derivative: Derivative, t: float, r: float) -> None:
     """Divided by the actual gap: by 2 h it would be off by half of itself, or more."""
@@ -83,7 +83,7 @@ def test_the_reference_form_is_not_clamped() -> None:
 
 
 @pytest.mark.parametrize("derivative", [CentralDifference(0.05), OneSided(0.05), ForwardMode()])
-@pytest.mark.parametrize(("t", "r"), [(1.0, 0.2), (0.7, 0.69), (0.6, 0.0)])
+@pytest.mark.parametrize("t, r", [(1.0, 0.2), (0.7, 0.69), (0.6, 0.0)])
 def test_a_network_linear_in_z_and_t_is_differentiated_exactly(derivative: Derivative, t: float, r: float) -> None:
     """u = 2 z + 3 t + 5 r: D u = 2 v + 3, so z is moved along v and r is not moved."""
 

@@ -50,18 +50,18 @@ OFF = [(0.9, 0.0), (0.9, 0.5), (0.6, 0.2)]
 T5 = 5.0  # standard errors of a mean of twelve that chance does not reach (Student's t, 11 degrees of freedom: 2e-4)
 
 
-@pytest.mark.parametrize(("t", "r"), [*OFF, (0.6, 0.6)])
+@pytest.mark.parametrize("t, r", [*OFF, (0.6, 0.6)])
 def test_the_exact_form_rests_at_the_flow_map_of_the_guided_field(t: float, r: float) -> None:
     assert (pull(GuidedGaussianFlowMap(w=W), Exact(W, drop=0.0), t, r) < T5).all()
 
 
-@pytest.mark.parametrize(("t", "r"), [*OFF, (0.6, 0.6)])
+@pytest.mark.parametrize("t, r", [*OFF, (0.6, 0.6)])
 @pytest.mark.parametrize("wrong", [{"scale": 1.1}, {"bias": 0.2}, {"w": 2.0}])
 def test_the_exact_form_pulls_at_a_wrong_map(t: float, r: float, wrong: dict[str, float]) -> None:
     assert (pull(GuidedGaussianFlowMap(**{"w": W, **wrong}), Exact(W, drop=0.0), t, r) > 8).any()
 
 
-@pytest.mark.parametrize(("t", "r"), OFF)
+@pytest.mark.parametrize("t, r", OFF)
 def test_the_fused_form_pulls_away_from_the_guided_flow_map_off_the_diagonal(t: float, r: float) -> None:
     assert (pull(GuidedGaussianFlowMap(w=W), Fused(W, drop=0.0), t, r) > 20).any()
 
@@ -82,7 +82,7 @@ def test_a_dropped_prompt_is_unguided(guidance: Exact) -> None:
 class FusedFixedPoint(FlowMap):
     """Where the fused form comes to rest, affine in z: from its two equations, solved with integrating factors.
 
-        u_∅ = v_∅ - (t - r) / w · D_{v_∅} u_∅,      u_c = w v_c + (1 - w) u_∅ - (t - r) D_{v_c} u_c.
+    u_∅ = v_∅ - (t - r) / w · D_{v_∅} u_∅,      u_c = w v_c + (1 - w) u_∅ - (t - r) D_{v_c} u_c.
     """
 
     def __init__(self) -> None:
@@ -136,7 +136,7 @@ def conditional(t: Tensor, r: float) -> tuple[Tensor, Tensor]:
     return slope(t, r), (WEIGHT * (W * b - (s - r) * slope(s, r) * b)).sum(-1)
 
 
-@pytest.mark.parametrize(("t", "r"), OFF)
+@pytest.mark.parametrize("t, r", OFF)
 @pytest.mark.parametrize("conditional", [True, False])
 def test_the_fused_form_rests_at_its_own_fixed_point(t: float, r: float, conditional: bool) -> None:
     objective = FlowMapMatching(At(t, r), CentralDifference(), guidance=Fused(W, drop=0.0))
@@ -157,7 +157,7 @@ def moments(u: FlowMap, steps: int) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize(
-    ("steps", "mean", "std"), [(1, 2.222, 0.913), (2, 1.579, 0.665), (4, 1.139, 0.216), (8, 1.274, 0.022)]
+    "steps, mean, std", [(1, 2.222, 0.913), (2, 1.579, 0.665), (4, 1.139, 0.216), (8, 1.274, 0.022)]
 )
 def test_samples_of_the_fused_form_are_biased_by_as_much_as_theory_says(steps: int, mean: float, std: float) -> None:
     assert moments(FusedFixedPoint(), steps) == pytest.approx((mean, std), abs=1e-3)
@@ -188,7 +188,7 @@ def test_w_of_one_is_no_guidance(guidance: Guidance) -> None:
 
 
 @pytest.mark.parametrize("kind", [Exact, Fused])
-@pytest.mark.parametrize(("field", "value"), [("w", 0.5), ("drop", 1.5), ("drop", -0.1)])
+@pytest.mark.parametrize("field, value", [("w", 0.5), ("drop", 1.5), ("drop", -0.1)])
 def test_a_wrong_value_is_named(kind: type[Exact] | type[Fused], field: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"'{field}' must be"):
         kind(**{field: value})

@@ -85,7 +85,7 @@ def test_unshift_inverts_shift(t: float, s: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "grid"),
+    "steps, grid",
     [
         (1, [1000, 0]),
         (2, [1000, 833.3, 0]),

@@ -26,7 +26,7 @@ def within(share: Tensor, expected: Tensor) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("sampler", "exact", "table"),
+    "sampler, exact, table",
     [
         (Triangle(0.5, 0.25, 5.0), shift(QUANTILES.sqrt(), 5.0), [0.59, 0.83, 0.92, 0.97, 0.995]),
         (
@@ -117,7 +117,7 @@ def test_a_diagonal_is_clamped_after_the_shift() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    "make, message",
     [
         (lambda: Triangle(0.8, 0.5), r"Triangle.diagonal \+ edge = 1.3: the shares must not sum to more than 1"),
         (lambda: Triangle(-0.1), "'diagonal' must be >= 0.0"),

@@ -63,7 +63,7 @@ def test_a_draw_of_another_size_than_the_positions_is_an_error() -> None:
         Rng((0,), (0, 1), 8).uniform(3, LIKE)
 
 
-@pytest.mark.parametrize(("given", "drawn"), [("bfloat16", "float32"), ("float32", "float32"), ("float64", "float64")])
+@pytest.mark.parametrize("given, drawn", [("bfloat16", "float32"), ("float32", "float32"), ("float64", "float64")])
 def test_noise_is_at_least_float32(given: str, drawn: str) -> None:
     assert Rng.seeded(0).noise_like(torch.zeros(2, dtype=getattr(torch, given))).dtype == getattr(torch, drawn)
 

@@ -118,5 +118,5 @@ def test_adaptive_divides_by_the_loss_to_the_power_p(p: float) -> None:
 @pytest.mark.parametrize("make", [lambda: Balanced(0.0), lambda: Adaptive(c=0.0), lambda: Beta(shift=-1.0)])
 def test_a_wrong_value_is_an_error(make: object) -> None:
     assert callable(make)
-    with pytest.raises(ValueError, match="must be > 0.0"):
+    with pytest.raises(ValueError, match=r"must be > 0.0"):
         make()

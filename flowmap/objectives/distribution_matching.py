@@ -48,7 +48,7 @@ class DistributionMatching:
         logs = {
             "dmd/gradient": Mean.of(g.abs().flatten(1).mean(1)),
             "dmd/nonfinite": Mean.of((~finite).float()),
-            "sample/std": Mean.of(x.flatten(1).std(1)),
+            "sample/std": Mean.of(x.flatten(1).std(1, correction=0)),
         }
         return Loss((x - (x - g).detach()).square().mean(), logs)
 

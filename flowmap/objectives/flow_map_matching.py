@@ -42,8 +42,8 @@ class FlowMapMatching:
     def __attrs_post_init__(self) -> None:
         if self.velocity == "teacher" and self.guidance.scale != 1.0:
             raise ValueError(
-                f"FlowMapMatching.guidance = {self.guidance} with velocity = 'teacher': the teacher's velocity is guided "
-                "already; use Exact"
+                f"FlowMapMatching.guidance = {self.guidance} with velocity = 'teacher': the teacher's velocity is "
+                "guided already; use Exact"
             )
 
     @property

@@ -20,6 +20,19 @@ from tests.evaluation.exact import GUIDANCE, SHAPE, Exact, brightness, curve
 CPU = torch.device("cpu")
 
 
+@pytest.fixture
+def pictures() -> None:
+    """Asked for by a test that wants them."""
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than measuring."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr("flowmap.evaluation.plots.curves", lambda *unused: None)
+        monkeypatch.setattr("flowmap.evaluation.previews.write", lambda *unused: None)
+
+
 def networks() -> Networks:
     return Exact().build(frozenset({"student", "teacher"}), device=CPU, dtype=torch.float32)
 
@@ -44,7 +57,7 @@ def test_the_teacher_comes_closer_with_steps_and_noising_again_leaves_its_path(t
     found = run(curve(steps=(1, 4, 16), reference=256), tmp_path)
     teacher, noised = means(found, "euler", "endpoint_error"), means(found, "consistency", "endpoint_error")
     assert teacher[1] > 2 * teacher[4] > 4 * teacher[16]
-    assert noised[1] < 0.05 < 0.5 < noised[4]
+    assert noised[1] < 0.05 < 0.1 < min(noised[4], noised[16])
 
 
 def test_the_reference_is_a_point_of_the_teacher_without_a_paired_error(tmp_path: Path) -> None:
@@ -101,6 +114,7 @@ def test_a_record_has_mean_and_spread_over_seeds(tmp_path: Path) -> None:
     assert (both.model, both.calls, both.seeds, both.better) == ("student", 2, 3, "higher")
 
 
+@pytest.mark.usefixtures("pictures")
 def test_everything_is_written(tmp_path: Path) -> None:
     plain = evolve(curve(), real=lambda prompts, seed: torch.full((len(prompts), *SHAPE), 0.25))
     found = run(plain, tmp_path)

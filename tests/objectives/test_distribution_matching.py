@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -15,8 +16,8 @@ from flowmap.rollout import ConsistencySimulation, FlowMapBackwardSimulation, Ro
 from flowmap.testing import CountingFlowMap, GaussianFlowMap, GuidedGaussianFlowMap, counting
 from flowmap.times import Diagonal
 
-N = 256
-BATCH = Batch(torch.zeros(N, 1, dtype=torch.float64), {}, {})
+N = 128
+BATCH = Batch(torch.zeros(N, 16, dtype=torch.float64), {}, {})
 ROLLOUTS = [FlowMapBackwardSimulation(), ConsistencySimulation()]
 
 
@@ -63,7 +64,7 @@ def test_steps_reduce_the_divergence_to_nothing() -> None:
     student, teacher = of(0.9, 0.8), of(0.5, 0.5)
     before = [divergence(student, teacher)]
     for step in range(40):
-        critic = of(float(student.mean), float(student.std))
+        critic = copy.deepcopy(student)
         value = DistributionMatching()(nets(student, critic, teacher), BATCH, Rng.seeded(step), Shared()).value
         value.backward()
         with torch.no_grad():
@@ -91,8 +92,15 @@ def given(x: Tensor) -> Rollout:
     return lambda u, noise, cond, rng: x
 
 
-def constants(fake: Tensor, real: Tensor) -> Any:
-    return nets(of(0.0), Constant(fake), Constant(real))
+def constants(fake: Tensor, real: Tensor | FlowMap) -> Any:
+    return nets(of(0.0), Constant(fake), real if isinstance(real, FlowMap) else Constant(real))
+
+
+class Exactly(Constant):
+    """Predicts it without round-off."""
+
+    def denoise(self, z: Latent, t: Time, cond: Cond, null: Cond | None = None, w: float = 1.0) -> Latent:
+        return self.value
 
 
 def batch(n: int) -> Batch:
@@ -133,11 +141,10 @@ def test_a_sample_whose_direction_is_not_finite_counts_as_nothing_and_is_counted
 def test_a_normaliser_of_zero_without_a_floor_is_skipped_not_stepped() -> None:
     x = torch.ones(1, 2, requires_grad=True)
     objective = DistributionMatching(given(x), floor=0.0)
-    loss = objective(constants(torch.zeros(1, 2), x.detach()), batch(1), Rng.seeded(0), Shared())
+    loss = objective(constants(torch.zeros(1, 2), Exactly(x.detach())), batch(1), Rng.seeded(0), Shared())
     (g,) = torch.autograd.grad(loss.value, x)
-    if float(loss.logs["dmd/nonfinite"].value):
-        assert not g.any()
-    assert g.isfinite().all()
+    assert float(loss.logs["dmd/nonfinite"].value) == 1.0
+    assert not g.any()
 
 
 def test_teacher_and_critic_build_no_graph_and_guidance_is_two_calls_of_the_teacher() -> None:
@@ -166,7 +173,7 @@ def test_critic_and_teacher_are_asked_at_the_same_noisy_samples_within_the_times
     DistributionMatching()(nets(of(0.5), critic, teacher), BATCH, Rng.seeded(0), Shared())
     assert torch.equal(critic.z, teacher.z) and torch.equal(critic.t, teacher.t)
     assert critic.t.dtype == torch.float32
-    assert 0.02 <= float(critic.t.min()) and float(critic.t.max()) <= torch.tensor(0.98)
+    assert critic.t.min() >= torch.tensor(0.02) and critic.t.max() <= torch.tensor(0.98)
     assert critic.t.unique().numel() > N / 2
 
 
@@ -192,7 +199,7 @@ def test_the_critic_may_have_a_rollout_of_its_own_which_has_no_graph() -> None:
 
 
 def test_without_samples_the_critic_says_what_it_needs() -> None:
-    with pytest.raises(ValueError, match="CriticMatching.rollout = None needs the samples of a student update"):
+    with pytest.raises(ValueError, match=r"CriticMatching.rollout = None needs the samples of a student update"):
         CriticMatching()(nets(of(0), of(0), of(0)), BATCH, Rng.seeded(0), Shared())
 
 
@@ -216,7 +223,7 @@ def test_both_losses_say_which_networks_they_need() -> None:
     assert CriticMatching().needs == {"student", "critic"}
 
 
-@pytest.mark.parametrize(("field", "value"), [("w", 0.5), ("floor", -1.0)])
+@pytest.mark.parametrize("field, value", [("w", 0.5), ("floor", -1.0)])
 def test_a_wrong_value_is_named(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"'{field}' must be"):
         DistributionMatching(**{field: value})
@@ -234,4 +241,5 @@ def test_the_teacher_is_guided_by_w_of_the_standard_scale() -> None:
         loss = objective(nets(of(0.0), of(0.0), teacher), labelled, Rng.seeded(0), Shared())
         (directions[w],) = torch.autograd.grad(loss.value, x)
     assert teacher.plain == 4 + 8 + 8
-    torch.testing.assert_close(directions[4.0] - directions[1.0], 3 * (directions[2.0] - directions[1.0]), rtol=1e-3, atol=1e-7)
+    change = {w: g - directions[1.0] for w, g in directions.items()}
+    torch.testing.assert_close(change[4.0], 3 * change[2.0], rtol=1e-3, atol=1e-7)

@@ -123,7 +123,7 @@ def test_a_guided_jump_ends_where_guidance_ends() -> None:
 
 @given(rt=pairs)
 def test_without_guidance_the_guided_map_is_the_gaussian_one(rt: list[float]) -> None:
-    z, c = state()
+    z, _ = state()
     t, r = times(len(z), rt[1], rt[0])
     guided = GuidedGaussianFlowMap(w=1.0)(z, t, r, {"label": torch.ones(len(z))})
     torch.testing.assert_close(guided, GaussianFlowMap(1.0, 0.5)(z, t, r, {}), atol=1e-9, rtol=1e-9)
@@ -132,7 +132,7 @@ def test_without_guidance_the_guided_map_is_the_gaussian_one(rt: list[float]) ->
 
 
 def test_wrong_maps_are_wrong() -> None:
-    z, c = state()
+    z, _ = state()
     t, r = times(len(z), 0.9, 0.2)
     right = GaussianFlowMap()(z, t, r, {})
     for wrong in (GaussianFlowMap(scale=1.1), GaussianFlowMap(bias=0.1), GaussianFlowMap(mean=0.6)):

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from flowmap import FlowMap, backbone, sample
 from tests.wan21.test_network import CPU, LORA, R, T, build, shake
 
-DIGITS = Wan21(TINY_WAN, lora=Lora(rank=4, alpha=8.0), text_tokens=12, shift=3.0)
+DIGITS = Wan21(TINY_WAN, lora=Lora(rank=4, alpha=8.0), text_tokens=12, shift=1.0)
 
 
 def load(spec: Wan21, path: Path) -> FlowMap:

@@ -1,0 +1,65 @@
+"""What the timed benchmarks make of their numbers; none of these tests takes the time."""
+
+import pytest
+
+from benchmarks import report
+from benchmarks.paired import Paired
+
+
+class Benchmark:
+    """As much of pytest-benchmark as `Paired` uses."""
+
+    enabled = True
+
+    def pedantic(self, target, setup, rounds, warmup_rounds):
+        for _ in range(warmup_rounds + rounds):
+            arguments, options = setup()
+            target(*arguments, **options)
+
+
+@pytest.fixture
+def clock():
+    """Seconds that a reference and a subject take; every fourth round something else runs on the machine."""
+    rounds = iter(range(1000))
+
+    def reference(case):
+        return (1.0 + case) * (5.0 if next(rounds) % 4 == 0 else 1.0)
+
+    return reference, lambda case: 2.0 + 4.0 * case
+
+
+def test_a_ratio_is_of_medians_by_case(clock):
+    reference, subject = clock
+    found = Paired.measure(Benchmark(), subject, reference, cases=2, repeats=5)
+    assert {case: len(times) for case, times in found.subject.items()} == {0: 5, 1: 5}
+    assert found.seconds == (1.5, 4.0)
+    assert found.ratio == pytest.approx(4.0 / 1.5)
+    assert found.summary()["rounds"] == 10
+
+
+def test_the_warm_up_does_not_count():
+    times = iter([100.0, 1.0, 1.0])
+    found = Paired.measure(Benchmark(), lambda case: next(times), lambda case: 1.0, repeats=2)
+    assert found.ratio == 1.0
+
+
+def test_the_table_has_every_group():
+    timing = {"reference": "b", "seconds": 0.5, "reference_seconds": 0.25, "ratio": 2.0, "ratio_quartiles": [1.9, 2.1]}
+    flops = {"student forward": 1.0, "student backward": 2.0, "derivative": 1.0}
+    results = {
+        "step_cost": {
+            **timing,
+            "subject": "stage 1",
+            "flops_in_calls": flops,
+            "flop_ratio": 1.5,
+            "calls": {"student G": 1.0},
+        },
+        "sampler": {**timing, "subject": "sample", "largest_difference_of_latents": 2e-6},
+        "import_time": {**timing, "subject": "import", "seconds_over_torch": 0.25},
+    }
+    groups = {name: {"hardware": report.hardware(), "note": "", "results": [r]} for name, r in results.items()}
+    text = report.table(groups)
+    assert set(groups) == set(report.GROUPS)
+    assert "| stage 1 | b | 500.0 | 2.00 (1.90 to 2.10) |" in text
+    assert "| stage 1 | 3.00 |  | 1.00 |  |  |  | 4.00 | 1.50 |" in text
+    assert "0.25 s more" in text and "2e-06" in text

@@ -1,0 +1,107 @@
+"""What a method costs, counted: calls with a graph (G) and without (F), a sample and iteration."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flowmap import Stage
+from flowmap._types import Role
+from flowmap.method import Method
+from flowmap.methods import anyflow, flow_matching, meanflow
+from flowmap.testing import CountingFlowMap, counting
+from flowmap.training.loop import Trainer
+from tests.toys import Toy, data
+
+BATCH = 8
+ROLES = frozenset[Role]({"student", "teacher", "critic"})
+Calls = dict[Role, tuple[int, int]]
+
+
+def trainer(method: Method, micro: int | None = None) -> tuple[Trainer, dict[Role, CountingFlowMap]]:
+    nets = counting(Toy().build(ROLES, device=torch.device("cpu"), dtype=torch.float32))
+    for role in method.trains:
+        nets[role].thaw()
+    return Trainer(nets, Stage(method, 100, batch=BATCH, micro=micro), data(32)), nets
+
+
+def calls(method: Method, micro: int | None = None, iterations: int = 1) -> Calls:
+    """(G, F) by role, after `iterations`."""
+    loop, nets = trainer(method, micro)
+    for iteration in range(iterations):
+        loop.step(iteration)
+    return {role: (u.graph, u.plain) for role, u in nets.items()}
+
+
+def test_flow_matching_costs_one_call_with_a_graph() -> None:
+    method = flow_matching.flow_matching(role="student")
+    assert calls(method) == {"student": (BATCH, 0), "teacher": (0, 0), "critic": (0, 0)}
+    assert calls(anyflow.teacher())["teacher"] == (BATCH, 0)
+
+
+@pytest.mark.parametrize("parity", [False, True])
+@pytest.mark.parametrize("micro", [None, 1, 3])
+def test_stage_1_costs_1_G_and_2_F(parity: bool, micro: int | None) -> None:
+    """1 F for guidance, and 2 F for the derivative of the half of the batch that is off the diagonal."""
+    assert calls(anyflow.forward(parity=parity), micro)["student"] == (BATCH, 2 * BATCH)
+
+
+def test_without_guidance_stage_1_costs_1_F_less() -> None:
+    assert calls(anyflow.forward(guidance=1.0))["student"] == (BATCH, BATCH)
+
+
+def test_the_teachers_velocity_costs_two_calls_of_the_teacher_and_saves_one_of_the_student() -> None:
+    found = calls(anyflow.forward(velocity="teacher"))
+    assert found["student"] == (BATCH, BATCH)
+    assert found["teacher"] == (0, 2 * BATCH)
+
+
+def test_meanflow_costs_one_forward_mode_call_for_the_quarter_off_the_diagonal() -> None:
+    assert calls(meanflow.meanflow())["student"] == (BATCH, BATCH // 4)
+
+
+@pytest.mark.parametrize("micro", [None, 4])
+def test_stage_2_costs_3_or_4_G_and_2_F_of_the_student_2_F_of_the_teacher_1_F_and_1_G_of_the_critic(
+    micro: int | None,
+) -> None:
+    """2 or 3 G for the rollout and 1 for stage 1; the critic learns from the samples that are there."""
+    loop, nets = trainer(anyflow.on_policy(), micro)
+    seen = set()
+    for iteration in range(12):
+        for u in nets.values():
+            u.reset()
+        loop.step(iteration)
+        seen.add(nets["student"].graph)
+        assert nets["student"].plain == 2 * BATCH
+        assert (nets["teacher"].graph, nets["teacher"].plain) == (0, 2 * BATCH)
+        assert (nets["critic"].graph, nets["critic"].plain) == (BATCH, BATCH)
+    assert seen == {3 * BATCH, 4 * BATCH}
+
+
+def test_a_rollout_costs_2_617_G_on_average_so_stage_2_costs_3_62() -> None:
+    """Tested by enumeration in test_rollout; here over the draws of a run, four standard errors."""
+    iterations = 120
+    g = calls(anyflow.on_policy(cotrain=0.0), iterations=iterations)["student"][0] / BATCH / iterations
+    assert abs(g - 2.617) < 4 * (0.617 * 0.383 / iterations) ** 0.5
+
+
+@pytest.mark.parametrize("options", [{"share_rollout": False}, {"parity": True}])
+def test_a_rollout_of_the_critics_own_costs_2_or_3_F_more(options: dict[str, bool]) -> None:
+    loop, nets = trainer(anyflow.on_policy(**options))
+    seen = set()
+    for iteration in range(12):
+        for u in nets.values():
+            u.reset()
+        loop.step(iteration)
+        seen.add(nets["student"].plain)
+        assert nets["student"].graph in (3 * BATCH, 4 * BATCH)
+        assert (nets["teacher"].plain, nets["critic"].plain, nets["critic"].graph) == (2 * BATCH, BATCH, BATCH)
+    assert seen == {4 * BATCH, 5 * BATCH}
+
+
+def test_updates_that_are_not_due_cost_nothing() -> None:
+    """Student every second iteration: the critic then has a rollout of its own in each."""
+    loop, nets = trainer(anyflow.on_policy(student_every=2, cotrain=0.0))
+    loop.step(1)
+    assert nets["student"].graph == 0 and nets["teacher"].plain == 0
+    assert nets["critic"].graph == BATCH

@@ -1,0 +1,227 @@
+"""The command line: what it says to a wrong request, word by word, and that nothing has started by then."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flowmap.cli import COMMANDS, main, recipes
+
+NAMES = ", ".join(recipes.known())
+ANYFLOW = "from flowmap.methods import anyflow\n"
+REQUESTS = {
+    "": "no command: must be one of distill, sample, curve, plugins, check, cite",
+    "distil quickstart": (
+        "there is no command 'distil': must be one of distill, sample, curve, plugins, check, cite; "
+        "did you mean 'distill'?"
+    ),
+    "distill": "the following arguments are required: RECIPE",
+    "distill quickstrat": (
+        f"there is no recipe 'quickstrat': give a Python file, or one of {NAMES}; did you mean 'quickstart'?"
+    ),
+    "distill mine.py": "recipe 'mine.py': there is no such file",
+    "distill quickstart --step 2": (
+        "distill: there is no option '--step': must be one of -h, --help, --out, --resume, --steps; "
+        "did you mean '--steps'?"
+    ),
+    "distill quickstart more": "distill takes no further argument, but there is 'more'",
+    "distill quickstart --steps 0": "argument --steps: 0: must be a whole number, at least 1",
+    "distill quickstart --steps two": "argument --steps: 'two': must be a whole number, at least 1",
+    "distill quickstart --resume always": "argument --resume: 'always': must be auto or never",
+    "sample nowhere --prompt x": "student 'nowhere': there is no such directory; `flowmap distill` makes one",
+    "sample nowhere": "the following arguments are required: --prompt",
+    "sample . --prompt x --size 9x32": "argument --size: '9x32': must be frames x height x width, such as 9x32x32",
+    "sample . --prompt x --out x.avi": "argument --out: 'x.avi': must end in .mp4, .gif or .png",
+    "sample . --prompt x --seed -1": "argument --seed: -1: must be a whole number, at least 0",
+    "curve nowhere": "run 'nowhere': there is no recipe.json in it, so it is no run directory",
+    "cite quickstrat": (
+        f"there is no recipe 'quickstrat': give a Python file, or one of {NAMES}; did you mean 'quickstart'?"
+    ),
+}
+RECIPES = {
+    "X = 1": "mine.py defines no recipe: it needs RECIPE = Recipe(...) at the top level",
+    "RECIPE = 1": "mine.py: RECIPE is of type int: must be a Recipe",
+    "RECIPE = (1": "mine.py, line 1: '(' was never closed",
+    "import flowmap_nowhere\nRECIPE = 1": ("mine.py, line 1: ModuleNotFoundError: No module named 'flowmap_nowhere'"),
+    "from flowmap import AdamW\nRECIPE = AdamW(\n    lrr=1e-3)": (
+        "mine.py, line 2: AdamW has no field 'lrr' (= 0.001): must be one of lr, betas, weight_decay, warmup, "
+        "schedule, floor, clip; did you mean 'lr'?"
+    ),
+    "from flowmap import AdamW\nRECIPE = AdamW(lr=0)": "mine.py, line 2: AdamW: 'lr' must be > 0.0: 0",
+    "from flowmap import AdamW\nRECIPE = AdamW(schedule='cosin')": (
+        "mine.py, line 2: AdamW: 'schedule' must be in ('constant', 'cosine') (got 'cosin'); did you mean 'cosine'?"
+    ),
+    ANYFLOW + "RECIPE = anyflow.forward(gidance=3.0)": (
+        "mine.py, line 2: forward has no field 'gidance' (= 3.0): must be one of shift, guidance, drop, h, diagonal, "
+        "edge, velocity, parity; did you mean 'guidance'?"
+    ),
+    ANYFLOW + "RECIPE = anyflow.forward(diagonal=0.8, edge=0.5)": (
+        "mine.py, line 2: Triangle.diagonal + edge = 1.3: the shares must not sum to more than 1"
+    ),
+    ANYFLOW + "RECIPE = anyflow.forward(guidance=0.5)": "mine.py, line 2: Exact: 'w' must be >= 1.0: 0.5",
+}
+BASE = """
+from flowmap_digits import TINY_WAN
+from flowmap_digits.data import MovingDigits
+from flowmap_wan21 import Wan21
+from flowmap import Recipe, Stage
+from flowmap.methods import anyflow
+"""
+STAGES = "stages=(Stage(anyflow.forward(), steps=1),)"
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What a refused request leaves on the error stream, without the program's name."""
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("flowmap: ") and err.count("\n") == 1
+    return err.removeprefix("flowmap: ").strip()
+
+
+@pytest.mark.parametrize("request_, message", REQUESTS.items(), ids=REQUESTS)
+def test_a_wrong_request(request_: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert said(capsys, *request_.split()) == message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text, message", RECIPES.items(), ids=[text.splitlines()[-1] for text in RECIPES])
+def test_a_wrong_recipe(text: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    Path("mine.py").write_text(text)
+    assert said(capsys, "distill", "mine.py") == message
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("command", ["distill", "cite"])
+def test_a_recipe_is_read_the_same_by_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.py").write_text("RECIPE = 1")
+    assert said(capsys, command, "mine.py") == "mine.py: RECIPE is of type int: must be a Recipe"
+
+
+@pytest.mark.parametrize(
+    "recipe, message",
+    [
+        (
+            f"Recipe(Wan21('/nowhere/wan'), {STAGES}, data=MovingDigits(4))",
+            "Wan21.path = '/nowhere/wan': has no model_index.json; must be the directory of a diffusers pipeline, or a "
+            "hub id such as 'Wan-AI/Wan2.1-T2V-1.3B-Diffusers'",
+        ),
+        (
+            f"Recipe(Wan21(TINY_WAN, pretrained=False), {STAGES})",
+            "no data: give `data`, or a recipe with one, such as TensorData(x, cond, null)",
+        ),
+        (
+            f"Recipe(Wan21(TINY_WAN, pretrained=False), {STAGES}, data=4)",
+            "data is a int: must have `batch(index)` and a length, or `load(...)`",
+        ),
+    ],
+)
+def test_a_recipe_that_cannot_be_run(recipe: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.py").write_text(f"{BASE}\nRECIPE = {recipe}\n")
+    assert said(capsys, "distill", "mine.py") == message
+    assert not Path("runs").exists()
+
+
+def test_a_file_is_no_run_directory(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.py").write_text(
+        f"{BASE}\nRECIPE = Recipe(Wan21(TINY_WAN, pretrained=False), {STAGES}, data=MovingDigits(4))\n"
+    )
+    assert said(capsys, "distill", "mine.py", "--out", "mine.py") == (
+        "out = mine.py: is a file: must be a directory, or not exist yet"
+    )
+
+
+def test_an_unknown_backbone(capsys: pytest.CaptureFixture[str]) -> None:
+    message = said(capsys, "check", "wan2")
+    assert message.startswith("no plugin knows the backbone 'wan2': give one of wan21, wan21_14b, ")
+
+
+def test_a_run_whose_recipe_has_no_name(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("recipe.json").write_text("{}")
+    assert said(capsys, "curve", ".") == "run '.': its recipe has no name: say --recipe NAME or --recipe FILE.py"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([command, "--help"])
+    assert left.value.code == 0
+    assert f"example: flowmap {command}" in capsys.readouterr().out
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flowmap.cli.recipes.find", lambda name: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["cite", "quickstart"])
+
+
+def test_the_traceback_of_a_wrong_request_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOWMAP_TRACEBACK", "1")
+    with pytest.raises(Exception, match="no such file"):
+        main(["cite", "mine.py"])
+
+
+@pytest.mark.parametrize("name", recipes.known())
+def test_a_recipe_that_comes_with_flowmap_can_be_read(name: str) -> None:
+    recipe = recipes.load(name)
+    assert recipe.name == name
+    assert all(stage.steps == 2 for stage in recipe.capped(2).stages)
+
+
+def test_a_recipe_can_build_on_another_beside_it() -> None:
+    Path("first.py").write_text(f"{BASE}\nRECIPE = Recipe(Wan21(), {STAGES})\n")
+    Path("second.py").write_text(
+        "from attrs import evolve\nfrom first import RECIPE as R\nRECIPE = evolve(R, seed=7)\n"
+    )
+    recipe = recipes.load("second.py")
+    assert (recipe.seed, recipe.name) == (7, "second.py")
+    sys.modules.pop("first")
+
+
+LONG = """
+from torch import nn
+import torch
+from flowmap import ModuleSpec, Recipe, Stage, TensorData
+from flowmap.methods.meanflow import meanflow
+from flowmap.derivative import CentralDifference
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+    def forward(self, z, t, r):
+        return self.layer(z) * (1 + t - r)[:, None]
+
+torch.manual_seed(0)
+stage = Stage(meanflow(drop=0.0, derivative=CentralDifference()), steps=10**6, batch=2)
+RECIPE = Recipe(ModuleSpec(Net(), time=None), (stage,), data=TensorData(torch.ones(4, 2)))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_interrupting_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    Path("long.py").write_text(LONG)
+    command = [sys.executable, "-m", "flowmap", "distill", "long.py", "--out", "run"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "flowmap: interrupted; go on with: flowmap distill long.py --out run" in err
+    assert "Traceback" not in err
+    assert '"interrupted"' in (tmp_path / "run" / "status.json").read_text()
+    assert len(list((tmp_path / "run" / "checkpoints").glob("step_*"))) == 1

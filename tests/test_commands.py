@@ -1,0 +1,208 @@
+"""Each command's way through, on a network of a few thousand random weights."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import imageio.v3 as iio
+import pytest
+
+import flowmap
+from flowmap.cli import main
+from flowmap.evaluation.records import Record
+from flowmap.methods.citations import ANYFLOW, WAN
+
+RECIPE = """
+from flowmap_digits import TINY_WAN
+from flowmap_digits.data import MovingDigits
+from flowmap_digits.evaluation import curve
+from flowmap_wan21 import Wan21
+
+from flowmap import Recipe, Stage
+from flowmap.methods import anyflow
+
+CONFIG = {
+    "patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4,
+    "text_dim": 32, "freq_dim": 32, "ffn_dim": 48, "num_layers": 1, "rope_max_seq_len": 64,
+}
+RECIPE = Recipe(
+    backbone=Wan21(TINY_WAN, pretrained=False, config=CONFIG, lora=None, text_tokens=12, shift=3.0),
+    stages=(Stage(anyflow.forward(shift=3.0), 4, batch=4), Stage(anyflow.on_policy(shift=3.0), 4, batch=4)),
+    data=MovingDigits(count=16),
+    evaluation=curve(steps=(1, 2), reference=3),
+)
+"""
+PIPELINE = """
+import sys
+from diffusers import AnyFlowPipeline
+pipeline = AnyFlowPipeline.from_pretrained(sys.argv[1])
+video = pipeline("a seven moving up quickly", height=32, width=32, num_frames=9, num_inference_steps=2).frames
+assert video.shape == (1, 9, 32, 32, 3) and 0 <= video.min() <= video.max() <= 1, video.shape
+assert not any(name.startswith("flowmap") for name in sys.modules)
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "small.py"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished trial."""
+    out = tmp_path_factory.mktemp("run") / "small"
+    assert main(["distill", str(recipe), "--out", str(out), "--steps", "2"]) == 0
+    return out
+
+
+def records(out: Path) -> list[Record]:
+    return [Record(**one) for one in json.loads((out / "evaluation" / "nfe.json").read_text())]
+
+
+def test_a_run_leaves_everything_behind(run: Path) -> None:
+    for name in (
+        *("recipe.json", "env.json", "metrics.jsonl", "status.json", "plots/nfe.png", "samples/grid.png"),
+        *("evaluation/nfe.json", "evaluation/nfe.csv", "evaluation/table.txt", "evaluation/manifest.json"),
+        *("student/model_index.json", "student/README.md", "student/flowmap.json"),
+    ):
+        assert (run / name).stat().st_size > 0, name
+    assert len(list((run / "samples").glob("*.mp4"))) == 5
+    assert json.loads((run / "status.json").read_text())["state"] == "finished"
+    assert {json.loads(line)["stage"] for line in (run / "metrics.jsonl").read_text().splitlines()} == {0, 1}
+
+
+def test_the_records_are_of_teacher_and_student_at_every_number_of_steps(run: Path) -> None:
+    found = records(run)
+    assert {(r.model, r.steps, r.calls) for r in found} == {
+        *(("teacher", n, 2 * n) for n in (1, 2, 3)),
+        *(("student", n, n) for n in (1, 2)),
+    }
+    assert found[0].metric.startswith("frechet") and found[0].better == "lower"
+    assert {r.seeds for r in found} == {2}
+
+
+def test_a_second_call_trains_and_judges_nothing(recipe: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def written() -> dict[str, int]:
+        kept = (p for p in run.rglob("*") if p.is_file() and p.parent != run and p.name != "README.md")
+        return {str(path): path.stat().st_mtime_ns for path in kept}
+
+    before = written()
+    assert main(["distill", str(recipe), "--out", str(run), "--steps", "2"]) == 0
+    assert written() == before
+    out, err = capsys.readouterr()
+    assert "evaluating" not in err and "stage" not in err
+    assert "frechet distance (lower is better)" in out
+    assert f"{run / 'plots' / 'nfe.png'}" in out
+
+
+def test_a_missing_evaluation_is_made_up_for(recipe: Path, run: Path) -> None:
+    before = records(run)
+    (run / "evaluation" / "manifest.json").unlink()
+    (run / "plots" / "nfe.png").unlink()
+    assert main(["distill", str(recipe), "--out", str(run), "--steps", "2"]) == 0
+    assert (run / "plots" / "nfe.png").is_file()
+    for a, b in zip(records(run), before, strict=True):
+        assert a.mean == pytest.approx(b.mean, rel=1e-4, abs=1e-6), a
+
+
+def test_another_recipe_leaves_the_run_as_it_is(recipe: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert main(["distill", str(recipe), "--out", str(run)]) == 2
+    assert "is of another recipe, or of one with other steps" in capsys.readouterr().err
+    assert main(["distill", str(recipe), "--out", str(run), "--steps", "2", "--resume", "never"]) == 2
+    assert "has checkpoints: give an empty directory" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_diffusers_alone_generates_with_the_student(run: Path) -> None:
+    subprocess.run([sys.executable, "-c", PIPELINE, str(run / "student")], check=True, cwd=run)
+
+
+def test_the_student_can_be_loaded(run: Path) -> None:
+    student = flowmap.load(run / "student")
+    assert isinstance(student, flowmap.FlowMap)
+    with pytest.raises(FileNotFoundError, match="no such directory"):
+        flowmap.load(run / "nowhere")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".mp4", ".gif"])
+def test_sample_has_a_row_a_prompt_and_a_column_a_number_of_steps(run: Path, tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"made{suffix}"
+    prompts = ["--prompt", "a seven moving up quickly", "--prompt", "an eight moving left slowly"]
+    assert main(["sample", str(run / "student"), *prompts, "--steps", "1", "2", "4", "--out", str(out)]) == 0
+    shape = iio.imread(out, plugin="pyav" if suffix == ".mp4" else "pillow").shape
+    frames = 9 if suffix == ".png" else 1
+    assert shape[-2] / shape[-3] == pytest.approx(3 * 33 * frames / (2 * 33), rel=0.01)
+
+
+def test_sample_is_the_same_for_the_same_seed(run: Path, tmp_path: Path) -> None:
+    made = []
+    for number, seed in enumerate((0, 0, 1)):
+        out = tmp_path / f"{number}.png"
+        main(
+            [
+                "sample",
+                str(run / "student"),
+                "--prompt",
+                "a one moving up slowly",
+                "--seed",
+                f"{seed}",
+                "--out",
+                f"{out}",
+            ]
+        )
+        made.append(out.read_bytes())
+    assert made[0] == made[1] != made[2]
+
+
+def test_sample_names_the_sizes_that_there_are(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    request = ["sample", str(run / "student"), "--prompt", "x", "--out", str(tmp_path / "x.png")]
+    assert main([*request, "--size", "5x16x24"]) == 0
+    assert main([*request, "--size", "8x32x32"]) == 2
+    assert capsys.readouterr().err == (
+        "flowmap: 8x32x32 is no size of this model: frames must be 1 more than a multiple of 2, height and width "
+        "multiples of 8\n"
+    )
+
+
+def test_curve_judges_again_with_other_steps(recipe: Path, run: Path, tmp_path: Path) -> None:
+    source = recipe.read_text().replace("reference=3", "reference=3, samples=2, seeds=(5,)")
+    other = tmp_path / "other.py"
+    other.write_text(source)
+    request = ["curve", str(run), "--recipe", str(other), "--steps", "4", "1", "--out", str(tmp_path / "curve")]
+    assert main(request) == 0
+    assert {r.steps for r in records(tmp_path / "curve")} == {1, 3, 4}
+    assert not (tmp_path / "curve" / "student").exists()
+    assert json.loads((tmp_path / "curve" / "evaluation" / "manifest.json").read_text())["seeds"] == [5]
+
+
+def test_curve_needs_a_student(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["curve", str(tmp_path), "--recipe", str(recipe)]) == 2
+    assert "there is no finished student in it" in capsys.readouterr().err
+
+
+def test_plugins_says_where_a_name_comes_from(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plugins"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["wan21", "from", "wan21"] in lines
+    assert ["anyflow_forward", "from", "core"] in lines
+
+
+def test_cite_prints_each_entry_once(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cite", str(recipe)]) == 0
+    out = capsys.readouterr().out
+    assert out.count(ANYFLOW) == out.count(WAN) == 1
+
+
+def test_check_fails_when_a_check_does(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    found = [("samples_do_not_mix", "passed", ""), ("it_exports", "failed", "complex numbers")]
+    monkeypatch.setattr("flowmap.testing.check_backbone", lambda spec: found)
+    assert main(["check", "wan21"]) == 1
+    assert "failed   it_exports          complex numbers" in capsys.readouterr().out
+    monkeypatch.setattr("flowmap.testing.check_backbone", lambda spec: found[:1])
+    assert main(["check", "wan21"]) == 0

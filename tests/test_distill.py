@@ -1,0 +1,239 @@
+"""distill(): what comes out, and what is said at once about what cannot be run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from attrs import evolve
+
+from flowmap import AdamW, Ema, FlowMapSpec, Recipe, Rng, Stage, TensorData, distill, hookimpl, sample
+from flowmap.distill import RecipeError
+from flowmap.methods import anyflow, flow_matching
+from flowmap.plugins import manager
+from flowmap.recipe import describe
+from tests.toys import Toy, data
+
+QUIET = manager(entry_points=False)
+STAGE = Stage(anyflow.forward(), 2, batch=4, optimizer=AdamW(lr=1e-3), ema=Ema(0.5))
+RECIPE = Recipe(Toy(), (STAGE,), data=data())
+
+
+def run(recipe: Recipe = RECIPE, *arguments: Any, **options: Any) -> Any:
+    return distill(recipe, *arguments, **{"device": "cpu", "pm": QUIET, **options})
+
+
+def outputs(u: Any) -> torch.Tensor:
+    z, c = Toy().example()
+    with torch.no_grad():
+        return u(z, torch.full((2,), 0.8), torch.full((2,), 0.2), c)
+
+
+def test_a_recipe_in_a_student_out() -> None:
+    student = run()
+    x = sample(student, *Toy().example(), steps=3)
+    assert x.isfinite().all()
+    fresh = Toy().build(frozenset({"student"}), device=torch.device("cpu"), dtype=torch.float32)["student"]
+    assert not torch.equal(outputs(student), outputs(fresh))
+
+
+def test_the_same_recipe_gives_the_same_student_and_another_seed_another() -> None:
+    assert torch.equal(outputs(run()), outputs(run()))
+    assert not torch.equal(outputs(run()), outputs(run(evolve(RECIPE, seed=1))))
+
+
+def test_data_that_are_given_are_used_instead_of_the_recipes() -> None:
+    other = evolve(data(), x=data().x + 1)
+    assert torch.equal(outputs(run(RECIPE, other)), outputs(run(evolve(RECIPE, data=other))))
+    assert not torch.equal(outputs(run(RECIPE, other)), outputs(run()))
+
+
+class MakesData:
+    """A source: asked once, for the backbone."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[FlowMapSpec, Path | None]] = []
+
+    def load(self, backbone: FlowMapSpec, cache: Path | None, *, device: torch.device) -> TensorData:
+        self.asked.append((backbone, cache))
+        return data()
+
+
+def test_a_source_makes_the_data_for_the_backbone(tmp_path: Path) -> None:
+    source = MakesData()
+    assert torch.equal(outputs(run(RECIPE, source, out=tmp_path)), outputs(run()))
+    assert source.asked == [(Toy(), tmp_path)]
+
+
+def test_the_run_directory_says_what_was_done_and_holds_the_student(tmp_path: Path) -> None:
+    student = run(out=tmp_path)
+    written = json.loads((tmp_path / "recipe.json").read_text())
+    assert written["backbone"] == describe(Toy()) and len(written["digest"]) == 64
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "finished"
+    assert json.loads((tmp_path / "env.json").read_text())["packages"]["torch"] == torch.__version__
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["stage"], r["iteration"]) for r in records] == [(0, 0), (0, 1)]
+    assert "student/loss/diagonal" in records[0]
+    loaded = Toy().load(tmp_path / "student", device=torch.device("cpu"), dtype=torch.float32)
+    assert torch.equal(outputs(loaded), outputs(student))
+
+
+def test_without_a_directory_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run()
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_recipe_without_a_student_gives_its_teacher(tmp_path: Path) -> None:
+    stage = evolve(STAGE, method=flow_matching.flow_matching())
+    teacher = run(evolve(RECIPE, stages=(stage,)), out=tmp_path)
+    assert teacher.role == "teacher"
+    assert (tmp_path / "teacher").is_dir() and not (tmp_path / "student").exists()
+
+
+def test_teacher_and_critic_come_from_the_recipes_teacher() -> None:
+    seen = []
+
+    class Plugin:
+        @staticmethod
+        @hookimpl
+        def flowmap_train_start(trainer: Any) -> None:
+            seen.append({role: (u.spec.seed, u.role) for role, u in trainer.nets.items()})
+
+    stage = evolve(STAGE, method=anyflow.on_policy(steps=(2,)))
+    recipe = evolve(RECIPE, stages=(stage,), teacher=Toy(seed=5))
+    run(recipe, pm=manager(Plugin(), entry_points=False))
+    assert seen == [{"student": (0, "student"), "teacher": (5, "teacher"), "critic": (5, "critic")}]
+
+
+def test_observers_see_every_stage_and_its_logs() -> None:
+    seen: list[Any] = []
+
+    class Plugin:
+        @staticmethod
+        @hookimpl
+        def flowmap_train_start(trainer: Any) -> None:
+            seen.append(("start", trainer.number))
+
+        @staticmethod
+        @hookimpl
+        def flowmap_step_end(iteration: int, logs: dict[str, float]) -> None:
+            seen.append((iteration, "student/loss/diagonal" in logs))
+
+        @staticmethod
+        @hookimpl
+        def flowmap_train_end(trainer: Any) -> None:
+            seen.append(("end", trainer.number))
+
+    run(evolve(RECIPE, stages=(STAGE, STAGE)), pm=manager(Plugin(), entry_points=False))
+    stage = [(0, True), (1, True)]
+    assert seen == [("start", 0), *stage, ("end", 0), ("start", 1), *stage, ("end", 1)]
+
+
+def test_an_observer_that_fails_changes_nothing() -> None:
+    class Plugin:
+        @staticmethod
+        @hookimpl
+        def flowmap_step_end() -> None:
+            torch.rand(3)
+            raise RuntimeError("no network")
+
+    with pytest.warns(UserWarning, match="raised RuntimeError"):
+        watched = run(pm=manager(Plugin(), entry_points=False))
+    assert torch.equal(outputs(watched), outputs(run()))
+
+
+def test_a_failure_is_recorded_and_raised(tmp_path: Path) -> None:
+    broken = evolve(data(), cond={"text": torch.zeros(16, 4)}, null={"text": torch.zeros(1, 4)})
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        run(RECIPE, broken, out=tmp_path)
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status["state"] == "failed" and "mat1 and mat2" in status["reason"]
+
+
+def finished(path: Path) -> dict[str, Any]:
+    run(out=path)
+    return {"out": path, "resume": "never"}
+
+
+@pytest.mark.parametrize(
+    "recipe, options, message",
+    [
+        (evolve(RECIPE, data=None), {}, r"no data: give `data`, or a recipe with one, such as TensorData\(x, cond"),
+        (RECIPE, {"data": [1, 2]}, r"data is a list: must have `batch\(index\)` and a length, or `load\(...\)`"),
+        (RECIPE, {"resume": "maybe"}, "resume = 'maybe': must be 'auto' or 'never'"),
+    ],
+)
+def test_what_cannot_be_run_is_said_at_once(
+    recipe: Recipe, options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        run(recipe, out=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_directory_that_has_checkpoints_is_not_overwritten(tmp_path: Path) -> None:
+    options = finished(tmp_path)
+    with pytest.raises(RecipeError, match="resume = 'never', but .* has checkpoints: give an empty directory"):
+        run(**options)
+
+
+def test_several_processes_are_not_supported_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RecipeError, match="WORLD_SIZE > 1: this version trains in one process"):
+        run()
+
+
+VALUES: list[tuple[Callable[[], Any], str]] = [
+    (lambda: Recipe(Toy(), ()), "Length of 'stages' must be >= 1"),
+    (lambda: Recipe(Toy(), (anyflow.forward(),)), r"Recipe.stages\[0\] is a Method: must be a Stage"),
+    (lambda: Recipe("wan21", (STAGE,)), "'backbone' must be .*FlowMapSpec"),
+    (lambda: Recipe(Toy(), (STAGE,), teacher="wan21"), "'teacher' must be .*FlowMapSpec"),
+    (lambda: RECIPE.capped(0), "steps = 0: must be at least 1"),
+    (lambda: Stage(anyflow.forward, 2), "'method' must be .*Method"),
+    (lambda: evolve(STAGE, steps=0), "'steps' must be >= 1"),
+    (lambda: evolve(STAGE, batch=0), "'batch' must be >= 1"),
+    (lambda: evolve(STAGE, micro=0), "'micro' must be >= 1"),
+    (lambda: Stage(anyflow.on_policy(), 2, optimizer={"student": AdamW()}), r"has no entry for \['critic'\], which any"),
+    (lambda: AdamW(lr=0.0), "'lr' must be > 0.0"),
+    (lambda: AdamW(schedule="linear"), "'schedule' must be in"),
+    (lambda: AdamW(warmup=-1), "'warmup' must be >= 0"),
+    (lambda: AdamW(clip=0.0), "'clip' must be > 0.0"),
+    (lambda: Ema(decay=1.5), "'decay' must be <= 1.0"),
+    (lambda: Ema(start=-1), "'start' must be >= 0"),
+    (lambda: TensorData(torch.zeros(0, 1)), "TensorData.x is empty: there must be at least one sample"),
+    (lambda: TensorData(torch.zeros(3, 1), {"a": torch.zeros(2)}), r"cond\['a'\] has 2 samples: x has 3"),
+    (lambda: TensorData(torch.zeros(3, 1), {"a": torch.zeros(3)}, {"b": torch.zeros(1)}), r"null\['b'\]: cond has only a"),
+    (lambda: TensorData(torch.zeros(3, 1), {"a": torch.zeros(3, 2)}, {"a": torch.zeros(1, 3)}), r"is \(1, 3\): must be"),
+]
+
+
+@pytest.mark.parametrize("make, message", VALUES)
+def test_a_wrong_value_is_named_when_it_is_made(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        make()
+
+
+def test_a_trial_is_the_same_recipe_with_fewer_steps() -> None:
+    capped = evolve(RECIPE, stages=(evolve(STAGE, steps=50), STAGE)).capped(5)
+    assert [stage.steps for stage in capped.stages] == [5, 2]
+    assert RECIPE.capped(None) is RECIPE
+
+
+def test_values_are_frozen() -> None:
+    for value in (RECIPE, STAGE, STAGE.optimizer, anyflow.forward(), data()):
+        with pytest.raises(AttributeError):
+            value.seed = 3  # type: ignore[union-attr]
+
+
+def test_a_bfloat16_run_trains_float32_adapters() -> None:
+    """A step of 1e-5 on a weight of 1 is lost in bfloat16."""
+    recipe = evolve(RECIPE, backbone=Toy(shared=True), stages=(evolve(STAGE, ema=None),))
+    student = run(recipe, dtype=torch.bfloat16)
+    assert {p.dtype for p in student.trained().values()} == {torch.float32}
+    assert student.net.inp.weight.dtype == torch.bfloat16
+    assert Rng.seeded(0).noise_like(student.net.inp.weight).dtype == torch.float32

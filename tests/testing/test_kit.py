@@ -1,0 +1,431 @@
+"""The kit passes what is right, skips what does not apply, and each check fails for the defect it is there for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import torch
+from flowmap_wan21 import Wan21
+from torch import Tensor, nn
+
+from flowmap import FlowMap, FlowMapSpec, Rng
+from flowmap._types import Cache, Cond, Latent, Role, Time
+from flowmap.testing import BACKBONE_CHECKS, Skip, check_backbone, parametrize_with_backbone_checks
+from flowmap.testing.kit import close, require, run
+from flowmap.time_embedding import mix
+from tests.toys import GAMMA, Linear, Net, Toy, ToyFlowMap, adapt
+
+EVERYTHING = Toy(causal=True, shared=True, checkpointing=True)
+
+
+@parametrize_with_backbone_checks([Toy(), EVERYTHING, Wan21(), Wan21(lora=None, checkpointing=True)])
+def test_a_right_backbone_conforms(spec: FlowMapSpec, check: Any) -> None:
+    check(spec)
+
+
+def outcome(spec: FlowMapSpec, check: str) -> tuple[str, str]:
+    (result,) = run(spec, [function for function in BACKBONE_CHECKS if function.__name__ == f"check_{check}"])
+    return result.outcome, result.message
+
+
+def test_what_does_not_apply_is_skipped_with_a_reason() -> None:
+    for check in ("the_past_does_not_see_the_future", "a_cache_is_a_snapshot", "cached_generation_is_what_was_trained"):
+        assert outcome(Toy(), check) == ("skipped", "all frames are generated in one chunk")
+
+
+@attrs.frozen
+class Plain(FlowMapSpec):
+    """A spec without a field `checkpointing`."""
+
+    inner: Toy = Toy()
+
+    def build(self, roles: frozenset[Role], *, device: torch.device, dtype: torch.dtype) -> Mapping[Role, FlowMap]:
+        return self.inner.build(roles, device=device, dtype=dtype)
+
+    def tiny(self) -> Any:
+        return self
+
+    def example(self, batch: int = 2) -> tuple[Latent, Cond]:
+        return self.inner.example(batch)
+
+
+def test_a_spec_without_checkpointing_skips_that_check() -> None:
+    assert outcome(Plain(), "checkpointing_leaves_the_gradient") == ("skipped", "Plain has no field `checkpointing`")
+
+
+# ------------------------------------------------------------------ defects of networks
+
+
+class Mixes(ToyFlowMap):
+    def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
+        return super().forward(z, t, r, cond, cache) + z.mean(0, keepdim=True)
+
+
+class ReturnsHalf(ToyFlowMap):
+    def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
+        return super().forward(z, t, r, cond, cache).bfloat16()
+
+
+class Flattens(ToyFlowMap):
+    def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
+        return super().forward(z, t, r, cond, cache).flatten(2)
+
+
+class NotANumber(ToyFlowMap):
+    def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
+        return super().forward(z, t, r, cond, cache) * torch.nan
+
+
+class WritesIntoZ(ToyFlowMap):
+    def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
+        return super().forward(z.mul_(2), t, r, cond, cache)
+
+
+class Random(ToyFlowMap):
+    def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
+        return nn.functional.dropout(super().forward(z, t, r, cond, cache), 0.1)
+
+
+class IgnoresR(ToyFlowMap):
+    def embed(self, t: Time, r: Time) -> Tensor:
+        return super().embed(t, t)
+
+
+class CastsTimes(ToyFlowMap):
+    def embed(self, t: Time, r: Time) -> Tensor:
+        return super().embed(t.to(self.dtype).float(), r.to(self.dtype).float())
+
+
+class CastsScaledTimes(ToyFlowMap):
+    """As 1000 t, which is what most networks were trained with."""
+
+    def embed(self, t: Time, r: Time) -> Tensor:
+        return super().embed((1000 * t).to(self.dtype).float() / 1000, (1000 * r).to(self.dtype).float() / 1000)
+
+
+class CastsR(ToyFlowMap):
+    def embed(self, t: Time, r: Time) -> Tensor:
+        return super().embed(t, r.to(self.dtype).float())
+
+
+class ForgetsToCast(ToyFlowMap):
+    """Fails in a bfloat16 build."""
+
+    def hidden(self, z: Latent, e: Tensor, cond: Cond) -> Tensor:
+        return self.net.inp(z.flatten(2)) + (e + self.net.text(cond["text"]))[:, None]
+
+
+class Gates(ToyFlowMap):
+    """Weights one time with 1 - γ and adds the other in full: no identity on the diagonal."""
+
+    def embed(self, t: Time, r: Time) -> Tensor:
+        now = super().embed(t, t)
+        return mix(now, now, GAMMA) + GAMMA * now if self.two_times else now
+
+
+class Branches(ToyFlowMap):
+    """Python that looks at values cannot be traced."""
+
+    def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
+        return super().forward(z, t, r, cond, cache) * (2 if float(t[0]) > 0.5 else 1)
+
+
+class LosesFrames(ToyFlowMap):
+    def chunks(self, frames: int) -> tuple[int, ...]:
+        return (2,)
+
+
+class OneAdapterForAll(ToyFlowMap):
+    """Chosen by what exists, not by who calls."""
+
+    def activate(self) -> None:
+        for layer in self.net.modules():
+            if isinstance(layer, Linear):
+                layer.active = "student"
+
+
+class ActivatesLate(ToyFlowMap):
+    """After the first layers have run with whatever set was used before."""
+
+    def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
+        h = self.hidden(z, self.embed(t, r), cond)
+        self.activate()
+        return self.run(h, cache, None).reshape(z.shape).to(z.dtype)
+
+
+class RecomputesWithAnothersAdapter(ToyFlowMap):
+    """Chooses the adapter before the checkpointed region and not inside."""
+
+    def attend(self, h: Tensor, history: Any, mask: Tensor | None) -> Tensor:
+        activate, self.activate = self.activate, lambda: None  # type: ignore[method-assign]
+        try:
+            return super().attend(h, history, mask)
+        finally:
+            self.activate = activate  # type: ignore[method-assign]
+
+
+class BuildsGraphsOnOthers(ToyFlowMap):
+    """no_grad does not hold where it is undone."""
+
+    def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
+        with torch.enable_grad():
+            u = super().forward(z, t, r, cond, cache)
+        if self.role == "critic":
+            u.sum().backward(retain_graph=True)
+        return u
+
+
+class ChangesItsCache(ToyFlowMap):
+    def extend(self, cache: Cache, x: Latent, cond: Cond) -> Cache:
+        new = super().extend(cache, x, cond)
+        if cache is not None:
+            cache[0].copy_(new[0][:, -cache[0].shape[1] :])
+        return new
+
+
+class SeesItselfClean(ToyFlowMap):
+    def mask(self, frames: int) -> Tensor:
+        now, clean = super().mask(frames).chunk(2, 1)
+        return torch.cat([now | torch.eye(frames, dtype=torch.bool), clean], 1)
+
+
+class SeesLaterNoise(ToyFlowMap):
+    def mask(self, frames: int) -> Tensor:
+        clean, noisy = super().mask(frames).chunk(2, 1)
+        return torch.cat([clean, torch.ones_like(noisy)], 1)
+
+
+class ForgetsTheFirstChunk(ToyFlowMap):
+    """Its cache holds the last chunk alone; in training it sees all."""
+
+    def extend(self, cache: Cache, x: Latent, cond: Cond) -> Cache:
+        new = super().extend(None, x, cond)
+        return tuple(0 * part for part in new)
+
+
+class ThawsSomethingElse(ToyFlowMap):
+    def thaw(self) -> None:
+        self.net.out.requires_grad_(True)
+
+
+NETWORKS: list[tuple[str, Toy]] = [
+    ("samples_do_not_mix", Toy(network=Mixes)),
+    ("u_has_the_shape_and_dtype_of_z", Toy(network=ReturnsHalf)),
+    ("u_has_the_shape_and_dtype_of_z", Toy(network=Flattens)),
+    ("u_has_the_shape_and_dtype_of_z", Toy(network=NotANumber)),
+    ("u_has_the_shape_and_dtype_of_z", Toy(network=WritesIntoZ)),
+    ("building_twice_gives_the_same_function", Toy(network=Random)),
+    ("the_student_uses_r", Toy(network=IgnoresR)),
+    ("times_stay_float32", Toy(network=CastsTimes)),
+    ("times_stay_float32", Toy(network=CastsScaledTimes)),
+    ("times_stay_float32", Toy(network=CastsR)),
+    ("times_stay_float32", Toy(network=ForgetsToCast)),
+    ("the_student_starts_as_the_teacher", Toy(network=Gates)),
+    ("it_exports", Toy(network=Branches)),
+    ("chunks_cover_the_frames", Toy(network=LosesFrames)),
+    ("roles_do_not_leak", Toy(network=OneAdapterForAll, shared=True)),
+    ("roles_do_not_leak", Toy(network=ActivatesLate, shared=True)),
+    ("checkpointing_leaves_the_gradient", Toy(network=RecomputesWithAnothersAdapter, shared=True)),
+    ("a_student_update_reaches_the_student_alone", Toy(network=BuildsGraphsOnOthers)),
+    ("a_cache_is_a_snapshot", Toy(network=ChangesItsCache, causal=True)),
+    ("the_past_does_not_see_the_future", Toy(network=SeesItselfClean, causal=True)),
+    ("the_past_does_not_see_the_future", Toy(network=SeesLaterNoise, causal=True)),
+    ("cached_generation_is_what_was_trained", Toy(network=ForgetsTheFirstChunk, causal=True)),
+    ("a_thawed_teacher_trains_what_a_critic_trains", Toy(network=ThawsSomethingElse)),
+]
+
+
+@pytest.mark.parametrize("check, spec", NETWORKS, ids=[spec.network.__name__ for _, spec in NETWORKS])
+def test_a_network_with_a_defect_fails_the_check_that_is_there_for_it(check: str, spec: Toy) -> None:
+    assert outcome(attrs.evolve(spec, network=ToyFlowMap), check)[0] == "passed"
+    found, message = outcome(spec, check)
+    assert found == "failed" and message
+
+
+# ------------------------------------------------------------------ defects of specs
+
+
+class Unseeded(Toy):
+    def base(self, role: Role) -> Net:
+        net = super().base(role)
+        nn.init.normal_(net.out.weight)
+        return net
+
+
+class LiftsWithARandomEmbedder(Toy):
+    def base(self, role: Role) -> Net:
+        net = super().base(role)
+        if net.then is not None:
+            nn.init.constant_(net.then[0].weight, 0.3)  # type: ignore[index, arg-type]
+        return net
+
+
+class TrainsTheTeacher(Toy):
+    def build(self, roles: frozenset[Role], *, device: torch.device, dtype: torch.dtype) -> Mapping[Role, FlowMap]:
+        nets = super().build(roles, device=device, dtype=dtype)
+        for u in nets.values():
+            u.requires_grad_(True)
+        return nets
+
+
+class FreezesTheStudent(Toy):
+    def build(self, roles: frozenset[Role], *, device: torch.device, dtype: torch.dtype) -> Mapping[Role, FlowMap]:
+        nets = super().build(roles, device=device, dtype=dtype)
+        for u in nets.values():
+            u.requires_grad_(False)
+        return nets
+
+
+class TiesStudentAndCritic(Toy):
+    def build(self, roles: frozenset[Role], *, device: torch.device, dtype: torch.dtype) -> Mapping[Role, FlowMap]:
+        nets = super().build(roles, device=device, dtype=dtype)
+        if {"student", "critic"} <= {*nets}:
+            nets["critic"].net.out = nets["student"].net.out  # type: ignore[union-attr]
+        return nets
+
+
+class LoadsAFreshStudent(Toy):
+    def load(self, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
+        return self.build(frozenset({"student"}), device=device, dtype=dtype)["student"]
+
+
+class DividesByZero(Toy):
+    """The example has a sample in which every latent is equal, and the network normalises by their spread."""
+
+    def example(self, batch: int = 2) -> tuple[Latent, Cond]:
+        z, cond = super().example(batch)
+        return z, {"text": cond["text"] * float("inf")}
+
+
+@attrs.define
+class CanBeChanged(Plain):
+    pass
+
+
+@attrs.frozen
+class HoldsAFunction(Plain):
+    make: Any = len
+
+
+class NoValue(FlowMapSpec):
+    """No attrs class."""
+
+    build, tiny, example = Plain.build, Plain.tiny, Plain.example  # type: ignore[assignment]
+
+
+@attrs.frozen
+class BecomesAnother(Plain):
+    def tiny(self) -> Any:
+        return Toy()
+
+
+@attrs.frozen
+class WrongBatch(Plain):
+    def example(self, batch: int = 2) -> tuple[Latent, Cond]:
+        z, cond = self.inner.example(batch)
+        return z, {"text": cond["text"][:1]}
+
+
+SPECS: list[tuple[str, FlowMapSpec]] = [
+    ("building_twice_gives_the_same_function", Unseeded()),
+    ("the_student_starts_as_the_teacher", LiftsWithARandomEmbedder()),
+    ("only_the_teacher_is_frozen", TrainsTheTeacher()),
+    ("only_the_teacher_is_frozen", FreezesTheStudent()),
+    ("only_the_teacher_is_frozen", TiesStudentAndCritic()),
+    ("roles_do_not_leak", TiesStudentAndCritic()),
+    ("saving_and_loading_keeps_the_student", LoadsAFreshStudent()),
+    ("it_distils", DividesByZero()),
+    ("it_distils", FreezesTheStudent()),
+    ("the_spec_is_a_value", CanBeChanged()),
+    ("the_spec_is_a_value", HoldsAFunction()),
+    ("the_spec_is_a_value", NoValue()),
+    ("the_spec_is_a_value", BecomesAnother()),
+    ("u_has_the_shape_and_dtype_of_z", WrongBatch()),
+]
+
+
+@pytest.mark.parametrize("check, spec", SPECS, ids=[f"{type(spec).__name__}-{check}" for check, spec in SPECS])
+def test_a_spec_with_a_defect_fails_the_check_that_is_there_for_it(check: str, spec: FlowMapSpec) -> None:
+    found, message = outcome(spec, check)
+    assert found == "failed" and message
+
+
+def test_a_spec_that_imports_a_model_library_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "flowmap_eager.py").write_text("import peft\nfrom tests.toys import Toy\nclass Eager(Toy): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    from flowmap_eager import Eager
+
+    found, message = outcome(Eager(), "the_spec_imports_no_model_library")
+    assert found == "failed" and "loads accelerate, peft, transformers: import them in `build`" in message
+
+
+def test_every_check_has_a_defect_that_it_finds() -> None:
+    found = {check for check, _ in [*NETWORKS, *SPECS]} | {"the_spec_imports_no_model_library"}
+    assert {f"check_{check}" for check in found} == {check.__name__ for check in BACKBONE_CHECKS}
+
+
+def test_every_check_says_why_it_matters() -> None:
+    assert all(check.__doc__ for check in BACKBONE_CHECKS)
+
+
+# ------------------------------------------------------------------ running it
+
+
+def test_results_name_the_check_the_outcome_and_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    def check_that_passes(spec: FlowMapSpec) -> None:
+        """Nothing."""
+
+    def check_that_fails(spec: FlowMapSpec) -> None:
+        require(1 == 2, "one is not two")
+
+    def check_that_skips(spec: FlowMapSpec) -> None:
+        raise Skip("it is Monday")
+
+    def check_that_breaks(spec: FlowMapSpec) -> None:
+        raise KeyError("text")
+
+    checks = (check_that_passes, check_that_fails, check_that_skips, check_that_breaks)
+    monkeypatch.setattr("flowmap.testing.checks.BACKBONE_CHECKS", checks)
+    assert check_backbone(Toy()) == [
+        ("that_passes", "passed", ""),
+        ("that_fails", "failed", "one is not two"),
+        ("that_skips", "skipped", "it is Monday"),
+        ("that_breaks", "failed", "KeyError: 'text'"),
+    ]
+
+
+@pytest.mark.parametrize("value", [1.1, torch.nan])
+def test_close_says_by_how_much(value: float) -> None:
+    close(torch.ones(2), torch.ones(2), "same")
+    with pytest.raises(AssertionError, match="u is not v: they differ by (1.0e-01|nan) of the largest element, not 1e-05"):
+        close(torch.tensor([1.0, value]), torch.ones(2), "u is not v")
+    with pytest.raises(AssertionError, match=r"\(2,\) is not \(3,\)"):
+        close(torch.ones(2), torch.ones(3), "shape")
+
+
+def test_the_kit_needs_no_pytest() -> None:
+    code = "import sys; sys.modules['pytest'] = None; from flowmap.testing import check_backbone"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_importing_flowmap_does_not_import_the_kit() -> None:
+    code = "import sys, flowmap; assert not [name for name in sys.modules if name.startswith('flowmap.testing')]"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_adapters_start_as_nothing_and_perturbed_ones_do_something() -> None:
+    from flowmap.testing.kit import perturb
+
+    u = Toy(shared=True).build(frozenset({"student"}), device=torch.device("cpu"), dtype=torch.float32)["student"]
+    z, c = Toy().example()
+    t = torch.full((2,), 0.5)
+    before = u(z, t, t, c)
+    perturb(u, 0)
+    assert not torch.allclose(u(z, t, t, c), before, atol=1e-3)
+    assert Rng.seeded(0) is not None and adapt is not None

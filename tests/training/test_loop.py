@@ -1,0 +1,285 @@
+"""The loop: accumulation, averages, schedules, gradients that are not finite. Keyed randomness, so bit for bit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from attrs import evolve, frozen
+from torch import Tensor
+
+from flowmap import AdamW, Batch, Ema, FlowMap, Rng, Stage, TensorData
+from flowmap._types import Mean, Role, Shared
+from flowmap.data import indices
+from flowmap.guidance import Exact
+from flowmap.method import Method, Update
+from flowmap.methods import anyflow
+from flowmap.objectives import Loss, Networks
+from flowmap.objectives.flow_map_matching import FlowMapMatching
+from flowmap.times import Triangle
+from flowmap.training.loop import Trainer, TrainingError, rate
+from flowmap.weights import Balanced, Beta
+from tests.toys import Toy, data
+
+CPU = torch.device("cpu")
+
+
+def build(*roles: Role, spec: Toy | None = None) -> dict[Role, FlowMap]:
+    return dict((spec or Toy()).build(frozenset(roles), device=CPU, dtype=torch.float32))
+
+
+def method(*reweights: Any) -> Method:
+    matching = FlowMapMatching(Triangle(0.5, 0.25, 5.0), reweight=reweights, guidance=Exact(3.0, 0.1))
+    return Method("test", (Update("student", ((1.0, matching),)),))
+
+
+def gradients(stage: Stage) -> dict[str, Tensor]:
+    """Of the first step, as the optimiser gets them, not clipped."""
+    trainer = Trainer(build("student"), evolve(stage, optimizer=AdamW(clip=1e9)), data())
+    found = {}
+
+    def look(*_: Any) -> None:
+        found.update({name: p.grad.clone() for name, p in trainer.trained["student"].items() if p.grad is not None})
+
+    trainer.optimizers["student"].register_step_pre_hook(look)
+    trainer.step(0)
+    return found
+
+
+def difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    """Relative, of all gradients together."""
+    assert a.keys() == b.keys()
+    scale = sum(float(g.square().sum()) for g in b.values()) ** 0.5
+    return sum(float((a[name] - b[name]).square().sum()) for name in b) ** 0.5 / scale
+
+
+@pytest.mark.parametrize("micro", [1, 2, 3, 4, 8, 100])
+@pytest.mark.parametrize("reweights", [(), (Beta(),)])
+def test_accumulation_is_the_step_of_the_whole_batch(micro: int, reweights: tuple[Any, ...]) -> None:
+    """Also where the last micro-batch is smaller: each sample weighs the same."""
+    stage = Stage(method(*reweights), 10, batch=8)
+    assert difference(gradients(evolve(stage, micro=micro)), gradients(stage)) < 2e-6
+
+
+@pytest.mark.parametrize("micro", [2, 4])
+def test_with_balanced_accumulation_is_close_to_it(micro: int) -> None:
+    """μ is the mean over the micro-batches so far: the last has the whole batch's, the first fewer samples."""
+    stage = Stage(method(Balanced()), 10, batch=8)
+    apart = difference(gradients(evolve(stage, micro=micro)), gradients(stage))
+    assert 1e-4 < apart < 0.6
+
+
+def test_on_policy_accumulates_too() -> None:
+    """Every term and both roles: the same (N, i) and noise in every micro-batch."""
+    found = []
+    for micro in (None, 2):
+        nets = build("student", "teacher", "critic")
+        stage = Stage(anyflow.on_policy(cotrain=0.0), 10, batch=4, micro=micro, optimizer=AdamW(lr=1e-4))
+        trainer = Trainer(nets, stage, data())
+        logs = trainer.step(0)
+        found.append({name: float(mean.value) for name, mean in logs.items()})
+    whole, parts = found
+    assert whole.keys() == parts.keys()
+    for name, value in whole.items():
+        assert parts[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+def test_logs_are_means_over_the_samples_of_all_micro_batches() -> None:
+    logs = [Trainer(build("student"), Stage(method(), 10, batch=8, micro=m), data()).step(0) for m in (None, 3)]
+    for name in ("student/loss/diagonal", "student/loss/edge", "student/loss/free"):
+        whole, parts = (log[name] for log in logs)
+        assert float(whole.count) == float(parts.count)
+        torch.testing.assert_close(whole.value, parts.value)
+
+
+def weights(u: FlowMap) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in u.named_parameters()}
+
+
+def test_two_runs_are_one_bit_for_bit_whatever_draws_beside_them() -> None:
+    found = []
+    for disturbed in (False, True):
+        nets = build("student")
+        trainer = Trainer(nets, Stage(method(Balanced()), 10, batch=4), data())
+        for iteration in range(3):
+            if disturbed:
+                torch.rand(10)
+            trainer.step(iteration)
+        found.append(weights(nets["student"]))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_seed_stage_and_iteration_each_change_the_step() -> None:
+    def after(iteration: int = 0, **options: Any) -> Tensor:
+        nets = build("student")
+        Trainer(nets, Stage(method(), 10, batch=4), data(), **options).step(iteration)
+        return torch.cat([p.flatten() for p in weights(nets["student"]).values()])
+
+    steps = [after(), after(seed=1), after(number=1), after(1)]
+    assert all(not torch.equal(a, b) for i, a in enumerate(steps) for b in steps[i + 1 :])
+
+
+def test_the_average_takes_the_place_of_the_weights_at_the_end_of_the_stage() -> None:
+    nets = build("student", "teacher", "critic")
+    stage = Stage(anyflow.on_policy(steps=(2,)), 10, batch=4, ema=Ema(0.5, start=1), optimizer=AdamW(lr=1e-2))
+    trainer = Trainer(nets, stage, data())
+    assert {*trainer.averages} == {"student"}  # a critic has none: it follows the student
+    expected: dict[str, Tensor] = {}
+    for iteration in range(3):
+        trainer.step(iteration)
+        now = weights(nets["student"])
+        expected = now if iteration < 1 else {name: 0.5 * expected[name] + 0.5 * now[name] for name in now}
+    critic = weights(nets["critic"])
+    trainer.finish()
+    averaged = weights(nets["student"])
+    for name, value in averaged.items():
+        torch.testing.assert_close(value, expected[name])
+    assert not torch.equal(averaged["net.out.weight"], now["net.out.weight"])
+    assert all(torch.equal(value, critic[name]) for name, value in weights(nets["critic"]).items())
+
+
+def test_without_an_average_the_weights_stay() -> None:
+    nets = build("student")
+    trainer = Trainer(nets, Stage(method(), 10, batch=4, ema=None), data())
+    trainer.step(0)
+    before = weights(nets["student"])
+    trainer.finish()
+    assert all(torch.equal(value, before[name]) for name, value in weights(nets["student"]).items())
+
+
+@frozen
+class Poisoned:
+    """Regression of u on 0, whose value is not a number in the iterations named."""
+
+    at: tuple[int, ...]
+    seen: list[int]
+
+    @property
+    def needs(self) -> frozenset[Role]:
+        return frozenset({"student"})
+
+    def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
+        t = torch.full((len(batch),), 0.5)
+        value = nets["student"](batch.x, t, t, batch.cond).square().mean()
+        self.seen.append(0)
+        return Loss(value * (torch.nan if len(self.seen) - 1 in self.at else 1.0), {"loss": Mean.of(value.reshape(1))})
+
+
+def poisoned(*at: int) -> tuple[Trainer, FlowMap]:
+    nets = build("student")
+    stage = Stage(Method("poisoned", (Update("student", ((1.0, Poisoned(at, [])),)),)), 100, batch=2, ema=Ema(0.5))
+    return Trainer(nets, stage, data()), nets["student"]
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted() -> None:
+    trainer, u = poisoned(1)
+    trainer.step(0)
+    before, average = weights(u), trainer.averages["student"].tensors["net.out.bias"].clone()
+    moments = {k: v.clone() for k, v in trainer.optimizers["student"].state[u.trained()["net.out.bias"]].items()}
+    logs = trainer.step(1)
+    assert float(logs["student/skipped"].value) == 1.0 and trainer.skipped == {"student": 1}
+    assert all(torch.equal(value, before[name]) for name, value in weights(u).items())
+    assert torch.equal(trainer.averages["student"].tensors["net.out.bias"], average)
+    after = trainer.optimizers["student"].state[u.trained()["net.out.bias"]]
+    assert all(torch.equal(after[k], v) for k, v in moments.items())
+    logs = trainer.step(2)
+    assert float(logs["student/skipped"].value) == 0.0 and trainer.skipped == {"student": 0}
+    assert all(value.isfinite().all() for value in weights(u).values())
+
+
+def test_five_in_a_row_stop_the_run_and_name_the_role_and_the_iteration() -> None:
+    trainer, u = poisoned(3, 4, 5, 6, 7)
+    for iteration in range(7):
+        trainer.step(iteration)
+    message = "the student's gradient was not finite 5 times in a row, last at iteration 7 of stage 0 .poisoned."
+    with pytest.raises(TrainingError, match=message):
+        trainer.step(7)
+    assert all(value.isfinite().all() for value in weights(u).values())
+
+
+def test_four_in_a_row_do_not() -> None:
+    trainer, _ = poisoned(0, 1, 2, 3, 5, 6, 7, 8)
+    for iteration in range(9):
+        trainer.step(iteration)
+    assert trainer.skipped == {"student": 4}
+
+
+def test_gradients_are_clipped_by_their_norm_before_the_step() -> None:
+    nets = build("student")
+    trainer = Trainer(nets, Stage(method(), 10, batch=4, optimizer=AdamW(clip=1e-3)), data())
+    norms = []
+
+    def look(*_: Any) -> None:
+        norms.append(sum(float(p.grad.square().sum()) for p in nets["student"].parameters() if p.grad is not None) ** 0.5)
+
+    trainer.optimizers["student"].register_step_pre_hook(look)
+    logs = trainer.step(0)
+    assert norms == [pytest.approx(1e-3, rel=1e-3)]
+    assert float(logs["student/gradient_norm"].value) > 1e-2  # logged as it was
+
+
+def test_gradients_do_not_outlive_their_step() -> None:
+    nets = build("student", "teacher", "critic")
+    Trainer(nets, Stage(anyflow.on_policy(steps=(2,)), 10, batch=4), data()).step(0)
+    assert all(p.grad is None for u in nets.values() for p in u.parameters())
+
+
+def test_terms_are_weighed_and_added() -> None:
+    one, two = method(), method(Beta())
+    ((_, a),), ((_, b),) = one.updates[0].terms[:1], two.updates[0].terms[:1]
+    both = Method("both", (Update("student", ((2.0, a), (0.5, b))),))
+    g = gradients(Stage(both, 10, batch=4))
+    ga = gradients(Stage(one, 10, batch=4))
+    # the second term has a stream of randomness of its own, so it is taken from where it is second
+    gb = gradients(Stage(Method("b", (Update("student", ((0.0, a), (1.0, b))),)), 10, batch=4))
+    assert difference({name: 2 * ga[name] + 0.5 * gb[name] for name in g}, g) < 1e-5
+
+
+def test_updates_are_made_when_they_are_due() -> None:
+    trainer = Trainer(build("student", "teacher", "critic"), Stage(anyflow.on_policy(student_every=3), 9, batch=2), data())
+    due = [any(name.startswith("student/") for name in trainer.step(iteration)) for iteration in range(6)]
+    assert due == [True, False, False, True, False, False]
+
+
+def test_a_role_with_nothing_to_train_is_named() -> None:
+    nets = build("teacher")
+    with pytest.raises(TrainingError, match="flow_matching trains the teacher, which has nothing to train"):
+        Trainer(nets, Stage(anyflow.teacher(), 10), data())
+
+
+def test_the_rate_warms_up_and_stays_or_falls_along_a_cosine() -> None:
+    warm = AdamW(lr=1.0, warmup=4)
+    assert [rate(warm, i, 100) for i in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+    cosine = AdamW(lr=1.0, schedule="cosine", floor=0.1)
+    assert rate(cosine, 0, 100) == 1.0
+    assert rate(cosine, 50, 100) == pytest.approx(0.55)
+    assert rate(cosine, 100, 100) == pytest.approx(0.1)
+    assert rate(AdamW(lr=1.0, schedule="cosine", warmup=9), 0, 100) == pytest.approx(0.1)
+
+
+def test_the_rate_reaches_the_optimiser_and_differs_by_role() -> None:
+    settings: dict[Role, AdamW] = {"student": AdamW(lr=1e-3, warmup=1), "critic": AdamW(lr=1e-4)}
+    trainer = Trainer(
+        build("student", "teacher", "critic"), Stage(anyflow.on_policy(steps=(2,)), 9, batch=2, optimizer=settings), data()
+    )
+    trainer.step(0)
+    assert trainer.optimizers["student"].param_groups[0]["lr"] == pytest.approx(5e-4)
+    assert trainer.optimizers["critic"].param_groups[0]["lr"] == pytest.approx(1e-4)
+
+
+def test_every_epoch_is_a_permutation_that_the_key_decides() -> None:
+    seen = [i for iteration in range(5) for i in indices(10, 4, iteration, 0, 1)]
+    assert sorted(seen[:10]) == sorted(seen[10:]) == [*range(10)]
+    assert seen[:10] != seen[10:]
+    assert indices(10, 4, 3, 0, 1) == indices(10, 4, 3, 0, 1)
+    assert indices(10, 4, 3, 0, 1) != indices(10, 4, 3, 0, 2)
+
+
+def test_a_data_set_smaller_than_the_batch_is_walked_through_again() -> None:
+    assert sorted(indices(3, 6, 0, 0)) == [0, 0, 1, 1, 2, 2]
+    small = TensorData(data().x[:3], {"text": data().cond["text"][:3]}, dict(data().null))
+    logs = Trainer(build("student"), Stage(method(), 10, batch=8), small).step(0)
+    assert math.isfinite(float(logs["student/loss/diagonal"].value))
