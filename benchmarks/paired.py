@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import cycle
-from statistics import median, quantiles
+from statistics import mean, median, quantiles
 from typing import Any, TypeAlias
 
 from attrs import define, field
@@ -52,17 +52,22 @@ class Paired:
     @property
     def seconds(self) -> tuple[float, float]:
         """(reference, subject): the mean over cases of the median over repeats."""
-        means = [sum(median(times) for times in side.values()) / len(side) for side in (self.reference, self.subject)]
-        return means[0], means[1]
+        reference, subject = (mean(median(times) for times in side.values()) for side in (self.reference, self.subject))
+        return reference, subject
 
     @property
     def ratio(self) -> float:
-        reference, subject = self.seconds
-        return subject / reference
+        """Subject over reference of one round, which the machine's load changes least: median, then mean over cases."""
+        return self._over_rounds(lambda reference, subject: subject / reference)
+
+    @property
+    def difference(self) -> float:
+        """Seconds, as `ratio`."""
+        return self._over_rounds(lambda reference, subject: subject - reference)
 
     def summary(self) -> dict[str, Any]:
         """For `benchmark.extra_info`. quartiles: of the ratios of the rounds."""
-        rounds = [s / r for case, side in self.subject.items() for r, s in zip(self.reference[case], side, strict=True)]
+        rounds = [s / r for case in self.subject for r, s in self._rounds(case)]
         quartiles = quantiles(rounds, n=4) if len(rounds) > 1 else rounds * 3
         reference, subject = self.seconds
         return {
@@ -72,3 +77,9 @@ class Paired:
             "ratio_quartiles": [quartiles[0], quartiles[2]],
             "rounds": len(rounds),
         }
+
+    def _over_rounds(self, compare: Callable[[float, float], float]) -> float:
+        return mean(median(compare(r, s) for r, s in self._rounds(case)) for case in self.subject)
+
+    def _rounds(self, case: int) -> Iterable[tuple[float, float]]:
+        return zip(self.reference[case], self.subject[case], strict=True)

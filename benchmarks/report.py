@@ -68,7 +68,7 @@ def table(groups: Mapping[str, Mapping[str, Any]]) -> str:
         f"Python {machine['python']}, torch {machine['torch']}; load average before the run "
         f"{machine['load_average'][0]}. {groups['step_cost']['note']}".strip(),
         "",
-        "Ratios of medians, subject and reference in turns; in brackets the quartiles of the single rounds' ratios.",
+        "Subject and reference ran in turns: medians over the rounds; in brackets the quartiles of the ratio.",
         "",
         *_rows(
             ("subject", "reference", "subject, ms", "time ratio"), (_timing(e) for g in GROUPS for e in _of(groups, g))

@@ -18,8 +18,9 @@ from flowmap import AdamW, Ema, Recipe, Stage
 from flowmap.methods import anyflow
 
 SHIFT, GUIDANCE = 1.0, 3.0
-FORWARD_STEPS, FORWARD_BATCH, FORWARD_LR = 450, 32, 5e-4
-ON_POLICY_STEPS, ON_POLICY_BATCH, ON_POLICY_LR, CRITIC_LR = 80, 16, 5e-5, 1e-4
+FORWARD_STEPS, FORWARD_BATCH, FORWARD_LR = 260, 32, 1.5e-3
+ON_POLICY_STEPS, ON_POLICY_BATCH, ON_POLICY_LR, CRITIC_LR = 80, 16, 2e-4, 5e-4
+COTRAIN = 12.0  # so few steps at so high a rate would lose the many-step end of the curve at weight 1
 CLIPS = 2048
 SEEDS, SAMPLES = (0, 1, 2), 32
 
@@ -30,18 +31,23 @@ RECIPE = Recipe(
             anyflow.forward(shift=SHIFT, guidance=GUIDANCE, velocity="teacher"),
             steps=FORWARD_STEPS,
             batch=FORWARD_BATCH,
-            optimizer=AdamW(lr=FORWARD_LR, betas=(0.9, 0.99), warmup=20, schedule="cosine", floor=0.1),
+            optimizer=AdamW(lr=FORWARD_LR, betas=(0.9, 0.99), warmup=20, schedule="cosine", floor=0.05),
             ema=Ema(decay=0.98, start=50),
         ),
         Stage(
             anyflow.on_policy(
-                shift=SHIFT, guidance=GUIDANCE, teacher_guidance=GUIDANCE, velocity="teacher", steps=(1, 2, 4, 8, 16)
+                shift=SHIFT,
+                guidance=GUIDANCE,
+                teacher_guidance=GUIDANCE,
+                velocity="teacher",
+                steps=(1, 2, 4, 8, 16, 32),
+                cotrain=COTRAIN,
             ),
             steps=ON_POLICY_STEPS,
             batch=ON_POLICY_BATCH,
             optimizer={
-                "student": AdamW(lr=ON_POLICY_LR, betas=(0.0, 0.99), warmup=5),
-                "critic": AdamW(lr=CRITIC_LR, betas=(0.0, 0.99), warmup=5),
+                "student": AdamW(lr=ON_POLICY_LR, betas=(0.0, 0.99), warmup=10),
+                "critic": AdamW(lr=CRITIC_LR, betas=(0.0, 0.99), warmup=10),
             },
             ema=Ema(decay=0.95, start=10),
         ),

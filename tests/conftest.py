@@ -10,6 +10,7 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
+torch.set_warn_always(True)  # a warning given once a process fails whichever test comes first
 
 pytest_plugins = ["pytester"]
 

@@ -178,7 +178,7 @@ def test_what_cannot_be_run_is_said_at_once(
 
 def test_a_directory_that_has_checkpoints_is_not_overwritten(tmp_path: Path) -> None:
     options = finished(tmp_path)
-    with pytest.raises(RecipeError, match="resume = 'never', but .* has checkpoints: give an empty directory"):
+    with pytest.raises(RecipeError, match=r"resume = 'never', but .* has checkpoints: give an empty directory"):
         run(**options)
 
 
@@ -198,7 +198,10 @@ VALUES: list[tuple[Callable[[], Any], str]] = [
     (lambda: evolve(STAGE, steps=0), "'steps' must be >= 1"),
     (lambda: evolve(STAGE, batch=0), "'batch' must be >= 1"),
     (lambda: evolve(STAGE, micro=0), "'micro' must be >= 1"),
-    (lambda: Stage(anyflow.on_policy(), 2, optimizer={"student": AdamW()}), r"has no entry for \['critic'\], which any"),
+    (
+        lambda: Stage(anyflow.on_policy(), 2, optimizer={"student": AdamW()}),
+        r"has no entry for \['critic'\], which any",
+    ),
     (lambda: AdamW(lr=0.0), "'lr' must be > 0.0"),
     (lambda: AdamW(schedule="linear"), "'schedule' must be in"),
     (lambda: AdamW(warmup=-1), "'warmup' must be >= 0"),
@@ -207,8 +210,14 @@ VALUES: list[tuple[Callable[[], Any], str]] = [
     (lambda: Ema(start=-1), "'start' must be >= 0"),
     (lambda: TensorData(torch.zeros(0, 1)), "TensorData.x is empty: there must be at least one sample"),
     (lambda: TensorData(torch.zeros(3, 1), {"a": torch.zeros(2)}), r"cond\['a'\] has 2 samples: x has 3"),
-    (lambda: TensorData(torch.zeros(3, 1), {"a": torch.zeros(3)}, {"b": torch.zeros(1)}), r"null\['b'\]: cond has only a"),
-    (lambda: TensorData(torch.zeros(3, 1), {"a": torch.zeros(3, 2)}, {"a": torch.zeros(1, 3)}), r"is \(1, 3\): must be"),
+    (
+        lambda: TensorData(torch.zeros(3, 1), {"a": torch.zeros(3)}, {"b": torch.zeros(1)}),
+        r"null\['b'\]: cond has only a",
+    ),
+    (
+        lambda: TensorData(torch.zeros(3, 1), {"a": torch.zeros(3, 2)}, {"a": torch.zeros(1, 3)}),
+        r"is \(1, 3\): must be",
+    ),
 ]
 
 

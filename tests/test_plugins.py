@@ -39,7 +39,7 @@ def test_two_plugins_that_claim_one_name_are_both_named() -> None:
     pm = manager(entry_points=False)
     pm.register(First(), name="one")
     pm.register(Second(), name="two")
-    with pytest.raises(PluginError, match="'toy' comes from both '(one|two)' and '(one|two)'") as error:
+    with pytest.raises(PluginError, match=r"'toy' comes from both '(one|two)' and '(one|two)'") as error:
         collect(pm, "flowmap_backbones")
     assert "'one'" in str(error.value) and "'two'" in str(error.value)
 
@@ -53,7 +53,7 @@ def test_an_unknown_name_is_an_error_that_lists_the_known_ones() -> None:
         named(of(First()), "flowmap_backbones", "tyo")
     with pytest.raises(PluginError, match="no backbone is called 'x': there are none"):
         named(of(), "flowmap_backbones", "x")
-    with pytest.raises(PluginError, match="no plugin knows the backbone 'other'.* toy, wide_toy"):
+    with pytest.raises(PluginError, match=r"no plugin knows the backbone 'other'.* toy, wide_toy"):
         backbone("other", of(First()))
 
 

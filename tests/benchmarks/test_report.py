@@ -17,24 +17,26 @@ class Benchmark:
             target(*arguments, **options)
 
 
-@pytest.fixture
-def clock():
-    """Seconds that a reference and a subject take; every fourth round something else runs on the machine."""
-    rounds = iter(range(1000))
+def test_a_ratio_is_the_median_of_rounds_by_case_whatever_the_load():
+    load = [1.0, 1.0, 1.0, 7.0, 7.0, 1.0, 2.0, 2.0, 3.0, 3.0, 9.0]  # of the machine, by round; the first warms up
+    rounds = iter(load)
+    now = [1.0]
 
     def reference(case):
-        return (1.0 + case) * (5.0 if next(rounds) % 4 == 0 else 1.0)
+        now[0] = next(rounds)
+        return (1.0 + case) * now[0]
 
-    return reference, lambda case: 2.0 + 4.0 * case
-
-
-def test_a_ratio_is_of_medians_by_case(clock):
-    reference, subject = clock
-    found = Paired.measure(Benchmark(), subject, reference, cases=2, repeats=5)
+    found = Paired.measure(Benchmark(), lambda case: (2.0 + 4.0 * case) * now[0], reference, cases=2, repeats=5)
     assert {case: len(times) for case, times in found.subject.items()} == {0: 5, 1: 5}
-    assert found.seconds == (1.5, 4.0)
-    assert found.ratio == pytest.approx(4.0 / 1.5)
+    assert found.ratio == pytest.approx((2.0 + 3.0) / 2)
     assert found.summary()["rounds"] == 10
+    assert found.seconds == (4.0, 11.0)  # medians by case: 2 and 6; 4 and 18
+
+
+def test_one_slow_round_changes_nothing():
+    slow = iter([1.0, 1.0, 50.0, 1.0])
+    found = Paired.measure(Benchmark(), lambda case: 3.0, lambda case: next(slow), repeats=3)
+    assert (found.ratio, found.difference) == (3.0, 2.0)
 
 
 def test_the_warm_up_does_not_count():

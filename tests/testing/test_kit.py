@@ -14,12 +14,12 @@ import torch
 from flowmap_wan21 import Wan21
 from torch import Tensor, nn
 
-from flowmap import FlowMap, FlowMapSpec, Rng
+from flowmap import FlowMap, FlowMapSpec
 from flowmap._types import Cache, Cond, Latent, Role, Time
 from flowmap.testing import BACKBONE_CHECKS, Skip, check_backbone, parametrize_with_backbone_checks
 from flowmap.testing.kit import close, require, run
 from flowmap.time_embedding import mix
-from tests.toys import GAMMA, Linear, Net, Toy, ToyFlowMap, adapt
+from tests.toys import GAMMA, Linear, Net, Toy, ToyFlowMap
 
 EVERYTHING = Toy(causal=True, shared=True, checkpointing=True)
 
@@ -295,8 +295,8 @@ class LoadsAFreshStudent(Toy):
         return self.build(frozenset({"student"}), device=device, dtype=dtype)["student"]
 
 
-class DividesByZero(Toy):
-    """The example has a sample in which every latent is equal, and the network normalises by their spread."""
+class ToldInfinity(Toy):
+    """Its condition is not finite, and so is every loss."""
 
     def example(self, batch: int = 2) -> tuple[Latent, Cond]:
         z, cond = super().example(batch)
@@ -304,8 +304,9 @@ class DividesByZero(Toy):
 
 
 @attrs.define
-class CanBeChanged(Plain):
-    pass
+class CanBeChanged(FlowMapSpec):
+    inner: Toy = Toy()
+    build, tiny, example = Plain.build, Plain.tiny, Plain.example
 
 
 @attrs.frozen
@@ -340,7 +341,7 @@ SPECS: list[tuple[str, FlowMapSpec]] = [
     ("only_the_teacher_is_frozen", TiesStudentAndCritic()),
     ("roles_do_not_leak", TiesStudentAndCritic()),
     ("saving_and_loading_keeps_the_student", LoadsAFreshStudent()),
-    ("it_distils", DividesByZero()),
+    ("it_distils", ToldInfinity()),
     ("it_distils", FreezesTheStudent()),
     ("the_spec_is_a_value", CanBeChanged()),
     ("the_spec_is_a_value", HoldsAFunction()),
@@ -357,12 +358,13 @@ def test_a_spec_with_a_defect_fails_the_check_that_is_there_for_it(check: str, s
 
 
 def test_a_spec_that_imports_a_model_library_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "peft.py").write_text("")  # stands in for the real one, which takes seconds
     (tmp_path / "flowmap_eager.py").write_text("import peft\nfrom tests.toys import Toy\nclass Eager(Toy): pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     from flowmap_eager import Eager
 
     found, message = outcome(Eager(), "the_spec_imports_no_model_library")
-    assert found == "failed" and "loads accelerate, peft, transformers: import them in `build`" in message
+    assert found == "failed" and "loads peft: import it in `build`" in message
 
 
 def test_every_check_has_a_defect_that_it_finds() -> None:
@@ -403,19 +405,22 @@ def test_results_name_the_check_the_outcome_and_the_message(monkeypatch: pytest.
 @pytest.mark.parametrize("value", [1.1, torch.nan])
 def test_close_says_by_how_much(value: float) -> None:
     close(torch.ones(2), torch.ones(2), "same")
-    with pytest.raises(AssertionError, match="u is not v: they differ by (1.0e-01|nan) of the largest element, not 1e-05"):
+    with pytest.raises(
+        AssertionError, match=r"u is not v: they differ by (1.0e-01|nan) of the largest element, not 1e-05"
+    ):
         close(torch.tensor([1.0, value]), torch.ones(2), "u is not v")
     with pytest.raises(AssertionError, match=r"\(2,\) is not \(3,\)"):
         close(torch.ones(2), torch.ones(3), "shape")
 
 
-def test_the_kit_needs_no_pytest() -> None:
-    code = "import sys; sys.modules['pytest'] = None; from flowmap.testing import check_backbone"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_importing_flowmap_does_not_import_the_kit() -> None:
-    code = "import sys, flowmap; assert not [name for name in sys.modules if name.startswith('flowmap.testing')]"
+def test_flowmap_does_not_import_the_kit_and_the_kit_no_pytest() -> None:
+    code = """
+import sys
+sys.modules["pytest"] = None
+import flowmap
+assert not [name for name in sys.modules if name.startswith("flowmap.testing")]
+from flowmap.testing import check_backbone
+"""
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -428,4 +433,3 @@ def test_adapters_start_as_nothing_and_perturbed_ones_do_something() -> None:
     before = u(z, t, t, c)
     perturb(u, 0)
     assert not torch.allclose(u(z, t, t, c), before, atol=1e-3)
-    assert Rng.seeded(0) is not None and adapt is not None

@@ -248,7 +248,9 @@ def test_one_that_was_never_finished_does_not_count(tmp_path: Path, uninterrupte
 @pytest.mark.parametrize(
     "other", [recipe(seed=1), recipe(Toy(shared=True, width=8)), evolve(recipe(), stages=recipe().stages[:2])]
 )
-def test_another_recipes_checkpoint_is_refused_and_nothing_of_that_run_is_touched(other: Recipe, tmp_path: Path) -> None:
+def test_another_recipes_checkpoint_is_refused_and_nothing_of_that_run_is_touched(
+    other: Recipe, tmp_path: Path
+) -> None:
     run(tmp_path)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     with pytest.raises(CheckpointError, match="is of another recipe"):

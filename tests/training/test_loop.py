@@ -213,7 +213,9 @@ def test_gradients_are_clipped_by_their_norm_before_the_step() -> None:
     norms = []
 
     def look(*_: Any) -> None:
-        norms.append(sum(float(p.grad.square().sum()) for p in nets["student"].parameters() if p.grad is not None) ** 0.5)
+        norms.append(
+            sum(float(p.grad.square().sum()) for p in nets["student"].parameters() if p.grad is not None) ** 0.5
+        )
 
     trainer.optimizers["student"].register_step_pre_hook(look)
     logs = trainer.step(0)
@@ -239,7 +241,9 @@ def test_terms_are_weighed_and_added() -> None:
 
 
 def test_updates_are_made_when_they_are_due() -> None:
-    trainer = Trainer(build("student", "teacher", "critic"), Stage(anyflow.on_policy(student_every=3), 9, batch=2), data())
+    trainer = Trainer(
+        build("student", "teacher", "critic"), Stage(anyflow.on_policy(student_every=3), 9, batch=2), data()
+    )
     due = [any(name.startswith("student/") for name in trainer.step(iteration)) for iteration in range(6)]
     assert due == [True, False, False, True, False, False]
 
@@ -263,7 +267,9 @@ def test_the_rate_warms_up_and_stays_or_falls_along_a_cosine() -> None:
 def test_the_rate_reaches_the_optimiser_and_differs_by_role() -> None:
     settings: dict[Role, AdamW] = {"student": AdamW(lr=1e-3, warmup=1), "critic": AdamW(lr=1e-4)}
     trainer = Trainer(
-        build("student", "teacher", "critic"), Stage(anyflow.on_policy(steps=(2,)), 9, batch=2, optimizer=settings), data()
+        build("student", "teacher", "critic"),
+        Stage(anyflow.on_policy(steps=(2,)), 9, batch=2, optimizer=settings),
+        data(),
     )
     trainer.step(0)
     assert trainer.optimizers["student"].param_groups[0]["lr"] == pytest.approx(5e-4)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import attrs
@@ -40,14 +41,9 @@ def check_the_spec_imports_no_model_library(spec: FlowMapSpec) -> None:
     module = type(spec).__module__
     if module == "__main__":
         raise Skip(f"{type(spec).__name__} is defined in __main__, which cannot be imported again")
-    code = f"import sys, {module}; print(*({{*sys.modules}} & {{*{MODEL_LIBRARIES}}}))"
-    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
-    )
-    require(done.returncode == 0, f"`import {module}` fails in a fresh interpreter: {done.stderr.strip()[-300:]}")
-    loaded = ", ".join(sorted(done.stdout.split()))
-    require(not loaded, f"`import {module}` loads {loaded}: import them in `build`")
+    code, loaded, errors = _imported(module, os.pathsep.join(entry or os.getcwd() for entry in sys.path))
+    require(code == 0, f"`import {module}` fails in a fresh interpreter: {errors.strip()[-300:]}")
+    require(not loaded.strip(), f"`import {module}` loads {loaded.strip()}: import it in `build`")
 
 
 def check_saving_and_loading_keeps_the_student(spec: FlowMapSpec) -> None:
@@ -60,3 +56,13 @@ def check_saving_and_loading_keeps_the_student(spec: FlowMapSpec) -> None:
         tiny.save(u, Path(folder) / "student")
         loaded = tiny.load(Path(folder) / "student", device=torch.device("cpu"), dtype=torch.float32)
         close(loaded(z, t, r, c), u(z, t, r, c), "the loaded student is not the saved one")
+
+
+@cache
+def _imported(module: str, path: str) -> tuple[int, str, str]:
+    """Exit status, model libraries and errors of importing `module` in a fresh interpreter, once a module."""
+    code = f"import sys, {module}; print(*sorted({{*sys.modules}} & {{*{MODEL_LIBRARIES}}}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    return done.returncode, done.stdout, done.stderr

@@ -1,0 +1,405 @@
+"""Defects planted on purpose, each in one line of the core, and the test that fails for it.
+
+Every one of them trains without an error, and most were made by somebody: they are why the tests are what they are.
+Defects of backbones are planted in tests/testing/test_kit.py.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
+
+import pytest
+import torch
+
+from flowmap.derivative import CentralDifference, ForwardMode
+from flowmap.guidance import Exact
+from flowmap.rollout import FlowMapBackwardSimulation
+from flowmap.times import Triangle
+from tests import (
+    test_derivative,
+    test_guidance,
+    test_path,
+    test_rollout,
+    test_time_embedding,
+    test_times,
+    test_types,
+    test_weights,
+)
+from tests.methods import test_costs
+from tests.objectives import test_distribution_matching as dmd
+from tests.objectives import test_flow_map_matching as matching
+from tests.toys import Toy
+from tests.training import test_checkpoint, test_ema, test_loop
+
+Test = Callable[[], None]
+Defect = tuple[str, str, str, str, Test]  # what is wrong, module, a line, the line as it is then, the test
+
+
+def functions(module: ModuleType) -> dict[str, FunctionType]:
+    """What `module` defines, methods and properties included, by qualified name."""
+    found = {}
+    owners = [module, *(c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__)]
+    for owner in owners:
+        for item in vars(owner).values():
+            f = item.fget if isinstance(item, property) else getattr(item, "__func__", item)
+            f = inspect.unwrap(f) if callable(f) else f
+            if isinstance(f, FunctionType) and f.__module__ == module.__name__:
+                found[f.__qualname__] = f
+    return found
+
+
+@contextmanager
+def planted(name: str, old: str, new: str) -> Iterator[None]:
+    """The module with `new` in place of `old`, which must stand there once: function by function, in place."""
+    module = sys.modules.get(name) or importlib.import_module(name)
+    source = Path(inspect.getfile(module)).read_text()
+    assert source.count(old) == 1, f"{name} has {old!r} {source.count(old)} times"
+    other = ModuleType(name)
+    other.__dict__.update({"__package__": module.__package__, "__file__": module.__file__})
+    sys.modules[name], true = other, module
+    try:
+        exec(compile(source.replace(old, new), str(module.__file__), "exec"), other.__dict__)
+    finally:
+        sys.modules[name] = true
+    before: dict[str, CodeType] = {key: f.__code__ for key, f in functions(module).items()}
+    swapped = functions(other)
+    changed = [key for key, code in before.items() if swapped[key].__code__ != code]
+    assert changed, f"{old!r} is in no function of {name}"
+    try:
+        for key in changed:
+            functions(module)[key].__code__ = swapped[key].__code__
+        yield
+    finally:
+        for key in changed:
+            functions(module)[key].__code__ = before[key]
+
+
+MATCHING, GUIDANCE, DERIVATIVE = "flowmap.objectives.flow_map_matching", "flowmap.guidance", "flowmap.derivative"
+DMD, ROLLOUT, TIMES, TYPES = (
+    "flowmap.objectives.distribution_matching",
+    "flowmap.rollout",
+    "flowmap.times",
+    "flowmap._types",
+)
+LOOP, CHECKPOINT, DISTILL = "flowmap.training.loop", "flowmap.training.checkpoint", "flowmap.distill"
+
+at_rest = partial(matching.test_at_the_true_flow_map_there_is_no_gradient, Triangle(0.0, 0.0), ())
+guided_rest = partial(test_guidance.test_the_exact_form_rests_at_the_flow_map_of_the_guided_field, 0.9, 0.5)
+fused_rest = partial(test_guidance.test_the_fused_form_rests_at_its_own_fixed_point, 0.9, 0.5, True)
+descends = partial(dmd.test_the_mean_descends_towards_the_teachers, FlowMapBackwardSimulation(), 0.8)
+accumulates = partial(test_loop.test_accumulation_is_the_step_of_the_whole_batch, 3, ())
+linear = partial(test_derivative.test_a_network_linear_in_z_and_t_is_differentiated_exactly, t=0.6, r=0.0)
+
+DEFECTS: list[Defect] = [
+    # the identity u = v - (t - r) d/dt u
+    ("the sign of the derivative term", MATCHING, "y = v - expand(t - r, v)", "y = v + expand(t - r, v)", at_rest),
+    ("r and t swapped in the network", MATCHING, "u = u_θ(z, t, r, c)", "u = u_θ(z, r, t, c)", at_rest),
+    (
+        "r and t swapped in the derivative",
+        *(MATCHING, "z[off], t[off], r[off]", "z[off], r[off], t[off]"),
+        at_rest,
+    ),
+    (
+        "the derivative of other samples",
+        *(MATCHING, "select(c, off)", "{name: value[: len(off)] for name, value in c.items()}"),
+        matching.test_where_the_prompt_is_dropped_the_target_is_not_guided,
+    ),
+    (
+        "the derivative on the diagonal too",
+        *(MATCHING, "off = (t != r)", "off = (t == t)"),
+        partial(test_costs.test_stage_1_costs_1_G_and_2_F, False, None),
+    ),
+    (
+        "a target with a graph",
+        *(MATCHING, "with torch.no_grad():", "with torch.enable_grad():"),
+        matching.test_the_derivative_is_asked_off_the_diagonal_alone_and_without_a_graph,
+    ),
+    (
+        "an unconditional branch without the history",
+        *(MATCHING, "null, c = nullify(c, batch.null),", "null, c = dict(batch.null),"),
+        partial(matching.test_the_unconditional_branch_has_no_text_and_keeps_the_history, Exact(3.0, 0.0)),
+    ),
+    (
+        "prompts that are never dropped",
+        *(MATCHING, "nullify(c, batch.null, dropped)", "c"),
+        matching.test_prompts_are_dropped_at_the_rate_asked_for_and_the_history_never,
+    ),
+    (
+        "an unguided teacher",
+        *(MATCHING, "velocity(z, t, c, null, guide.w)", "velocity(z, t, c)"),
+        matching.test_the_teachers_velocity_is_guided_and_has_no_graph,
+    ),
+    # guidance
+    ("w off by one", GUIDANCE, "self.w * v + (1 - self.w) * u_null", "(self.w + 1) * v - self.w * u_null", guided_rest),
+    (
+        "guidance where the prompt was dropped",
+        *(GUIDANCE, "torch.where(expand(dropped, v), v, ", "torch.where(expand(dropped, v) & False, v, "),
+        matching.test_where_the_prompt_is_dropped_the_target_is_not_guided,
+    ),
+    ("∅ at (t, r) in the exact form", GUIDANCE, "        return t\n", "        return r\n", guided_rest),
+    ("the fused divisor dropped", MATCHING, " / guide.scale", "", fused_rest),
+    (
+        "the fused sum with the wrong sign",
+        *(GUIDANCE, "(u + (self.w - 1) * u_null)", "(u - (self.w - 1) * u_null)"),
+        test_guidance.test_the_fused_form_rests_at_the_guided_velocity_on_the_diagonal,
+    ),
+    (
+        "the exact form w² times as strong",
+        *(GUIDANCE, "self.w**-2", "1.0"),
+        test_guidance.test_the_forms_have_the_same_gradient_on_the_diagonal,
+    ),
+    # derivatives
+    (
+        "a difference divided by 2 h at the border",
+        *(DERIVATIVE, "(u_above - u_below) / expand(above - below, z)", "(u_above - u_below) / (2 * self.h)"),
+        partial(test_derivative.test_near_a_border_the_difference_is_still_consistent, CentralDifference(), 1.0, 0.2),
+    ),
+    (
+        "a difference in time alone",
+        *(DERIVATIVE, "[z + expand(s - t, z) * v for s in (above, below)]", "[z for s in (above, below)]"),
+        partial(linear, CentralDifference(0.05)),
+    ),
+    (
+        "a difference beyond pure noise",
+        *(DERIVATIVE, "above.clamp_max(1.0), ", "above, "),
+        partial(test_derivative.test_clamped_differences_stay_between_r_and_noise, derivative=CentralDifference(0.05)),
+    ),
+    ("r moved along", DERIVATIVE, "torch.zeros_like(r))", "torch.ones_like(r))", partial(linear, ForwardMode())),
+    (
+        "times in bfloat16",
+        *(
+            DERIVATIVE,
+            "above, below = t + self.h, t - self.h",
+            "above, below = (t.bfloat16() + s for s in (self.h, -self.h))",
+        ),
+        test_derivative.test_times_and_states_reach_a_bfloat16_network_in_float32,
+    ),
+    # times
+    (
+        "shares counted on each rank",
+        *(TYPES, "(self._local(self.permutation(total).to(like.device)) + self.uniform(n, like)) / total"),
+        "(self.permutation(n).to(like.device) + self.uniform(n, like)) / n",
+        partial(test_times.test_ranks_and_micro_batches_see_the_pairs_of_the_whole, 8),
+    ),
+    (
+        "shares drawn and not counted",
+        *(TYPES, "(self._local(self.permutation(total).to(like.device)) + self.uniform(n, like)) / total"),
+        "self.uniform(n, like)",
+        partial(test_times.test_ranks_and_micro_batches_see_the_pairs_of_the_whole, 1),
+    ),
+    (
+        "noise that depends on the rank",
+        *(
+            TYPES,
+            "drawn if self.positions is None else drawn[list(self.positions)]",
+            "drawn[: len(self.positions or drawn)]",
+        ),
+        partial(test_times.test_ranks_and_micro_batches_see_the_pairs_of_the_whole, 2),
+    ),
+    (
+        "no edge",
+        *(TIMES, "torch.zeros_like(r), r)", "r, r)"),
+        test_times.test_a_triangle_of_no_diagonal_and_no_edge_has_neither,
+    ),
+    # weights
+    (
+        "a mean over all samples and not over the diagonal",
+        *("flowmap.weights", 'shared.mean("diagonal", fixed, on)', 'shared.mean("diagonal", fixed, on | True)'),
+        test_weights.test_balanced_gives_every_sample_what_the_diagonal_has_on_average,
+    ),
+    (
+        "a weight with a gradient",
+        *("flowmap.weights", "on, fixed = t == r, loss.detach()", "on, fixed = t == r, loss"),
+        test_weights.test_no_gradient_flows_through_the_weights,
+    ),
+    (
+        "not a number without a diagonal",
+        *("flowmap.weights", "torch.where(mu.isfinite(), mu, fixed.mean())", "mu"),
+        partial(test_weights.test_a_batch_without_a_diagonal_is_finite, torch.tensor([4.0, 1.0])),
+    ),
+    # distribution matching
+    ("DMD away from the teacher", DMD, "g = (fake - real)", "g = (real - fake)", descends),
+    (
+        "no normaliser",
+        *(DMD, "g = (fake - real) / scale.reshape(-1, *(1,) * (x.ndim - 1))", "g = fake - real"),
+        dmd.test_the_gradient_is_the_papers_at_the_samples,
+    ),
+    ("no floor", DMD, ".clamp_min(self.floor)", "", dmd.test_the_normaliser_has_a_floor),
+    (
+        "what is not finite stepped on",
+        *(DMD, "finite = g.isfinite().flatten(1).all(1)", "finite = g.flatten(1).all(1) | True"),
+        dmd.test_a_sample_whose_direction_is_not_finite_counts_as_nothing_and_is_counted,
+    ),
+    (
+        "the teacher's w off by one",
+        *(DMD, "batch.null, self.w)", "batch.null, self.w + 1)"),
+        dmd.test_the_teacher_is_guided_by_w_of_the_standard_scale,
+    ),
+    (
+        "critic and teacher at other noise",
+        *(DMD, "denoise(z, t, c, batch.null", "denoise(z + 1, t, c, batch.null"),
+        dmd.test_critic_and_teacher_are_asked_at_the_same_noisy_samples_within_the_times,
+    ),
+    (
+        "samples kept with their graph",
+        *(TYPES, "self._samples[rng.positions] = x.detach()", "self._samples[rng.positions] = x"),
+        test_types.test_samples_are_kept_detached_by_micro_batch_for_one_iteration,
+    ),
+    # rollouts
+    (
+        "a rollout that returns a noisy state",
+        *(ROLLOUT, "grid[i + 1], grid[-1]]", "grid[i + 1], grid[i + 1]]"),
+        test_rollout.test_the_rollout_of_the_true_flow_map_does_not_depend_on_the_draw,
+    ),
+    (
+        "a gradient through the last jump alone",
+        *(ROLLOUT, "(grad_last is None or i >= steps - grad_last)", "i >= steps - (grad_last or 1)"),
+        test_rollout.test_a_gradient_reaches_every_jump,
+    ),
+    (
+        "γ and 1 - γ swapped in a restart",
+        *(ROLLOUT, "below = (1 - gamma) * r", "below = gamma * r"),
+        test_rollout.test_restart_with_gamma_0_is_the_flow_map_and_with_gamma_1_the_consistency_sampler,
+    ),
+    (
+        "a state in bfloat16",
+        *(ROLLOUT, "noise.to(torch.promote_types(noise.dtype, torch.float32))", "noise"),
+        partial(test_rollout.test_the_state_is_float32_whatever_the_network_returns, torch.bfloat16),
+    ),
+    (
+        "noise that makes up for nothing",
+        *("flowmap.path", "(t**2 - (a * r) ** 2)", "(t**2 - r**2)"),
+        test_path.test_renoising_keeps_the_marginal,
+    ),
+    # two times
+    (
+        "γ on t, and the rest on r",
+        *("flowmap.time_embedding", "(1 - gamma) * now + gamma * then", "gamma * now + (1 - gamma) * then"),
+        lambda: test_time_embedding.test_r_has_the_weight_gamma_and_t_the_rest(embedder()),
+    ),
+    (
+        "one embedder for both times",
+        *("flowmap.time_embedding", "embedder, copy.deepcopy(embedder)", "embedder, embedder"),
+        lambda: test_time_embedding.test_the_second_embedder_is_a_copy(embedder()),
+    ),
+    # training
+    (
+        "an average that is never applied",
+        *(LOOP, "average.copy_to(self.trained[role])", "pass"),
+        test_loop.test_the_average_takes_the_place_of_the_weights_at_the_end_of_the_stage,
+    ),
+    (
+        "an average from the first iteration on",
+        *(
+            "flowmap.training.ema",
+            "1.0 if iteration < self.ema.start else 1.0 - self.ema.decay",
+            "1.0 - self.ema.decay",
+        ),
+        test_ema.test_it_copies_until_its_start_and_then_averages,
+    ),
+    (
+        "accumulation without its factor",
+        *(LOOP, "weight * len(batch) / self.stage.batch * loss.value", "weight * loss.value"),
+        accumulates,
+    ),
+    (
+        "one noise for every micro-batch",
+        LOOP,
+        "Rng((*key, term), positions, self.stage.batch)",
+        "Rng((*key, term))",
+        accumulates,
+    ),
+    (
+        "gradients that are never cleared",
+        *(LOOP, "optimizer.zero_grad(set_to_none=True)", "pass"),
+        test_loop.test_gradients_do_not_outlive_their_step,
+    ),
+    (
+        "a step on what is not a number",
+        *(LOOP, "if finite := bool(norm.isfinite()):", "if finite := True:"),
+        test_loop.test_a_gradient_that_is_not_finite_is_skipped_and_counted,
+    ),
+    (
+        "gradients that are not clipped",
+        *(LOOP, "clip_grad_norm_(trained.values(), settings.clip)", "clip_grad_norm_(trained.values(), 1e9)"),
+        test_loop.test_gradients_are_clipped_by_their_norm_before_the_step,
+    ),
+]
+
+
+def embedder() -> test_time_embedding.Embedder:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return test_time_embedding.Embedder()
+
+
+@pytest.mark.parametrize("module, old, new, test", [d[1:] for d in DEFECTS], ids=[d[0] for d in DEFECTS])
+def test_a_planted_defect_fails_the_test_that_is_there_for_it(module: str, old: str, new: str, test: Test) -> None:
+    with planted(module, old, new), pytest.raises((AssertionError, pytest.fail.Exception)):
+        test()
+
+
+# Defects of checkpoints: the run is interrupted, and ends otherwise than one that was not.
+RESUMING: list[tuple[str, str, str, str]] = [
+    ("moments that are lost", CHECKPOINT, "optimizer.state[p] = moments", "pass"),
+    ("an average that is lost", CHECKPOINT, 'tensor.copy_(tensors[f"ema/{role}/{name}"])', "pass"),
+    ("weights that are lost", CHECKPOINT, "p.copy_(tensors.get(", "(tensors.get("),
+    (
+        "an iteration made twice",
+        DISTILL,
+        "for iteration in range(first, stage.steps)",
+        "for iteration in range(first - 1, stage.steps)",
+    ),
+    ("a damaged file that is believed", CHECKPOINT, "_sum(path / name) == expected", "True"),
+]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    return test_checkpoint.run(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.parametrize("module, old, new", [d[1:] for d in RESUMING[:4]], ids=[d[0] for d in RESUMING[:4]])
+def test_a_defect_of_resuming_is_seen(
+    module: str,
+    old: str,
+    new: str,
+    tmp_path: Path,
+    uninterrupted: dict[str, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys.modules[DISTILL], "SAVE_SECONDS", -1.0)
+    inside = test_checkpoint.KILLS["inside the second stage"] + 2
+    with planted(module, old, new), pytest.raises(AssertionError):
+        test_checkpoint.test_a_run_that_was_killed_ends_as_if_it_had_not_been(inside, tmp_path, uninterrupted)
+
+
+def test_a_damaged_file_that_is_believed_is_seen(
+    tmp_path: Path, uninterrupted: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[DISTILL], "SAVE_SECONDS", -1.0)
+    _, module, old, new = RESUMING[4]
+    damaged = partial(test_checkpoint.test_a_damaged_checkpoint_is_put_aside_and_the_one_before_is_taken)
+    with planted(module, old, new), pytest.raises(AssertionError):
+        damaged("state.safetensors", test_checkpoint.other_values, tmp_path, uninterrupted)
+
+
+def test_a_critic_that_does_not_inherit_is_seen(tmp_path: Path) -> None:
+    line = 'p.copy_(weights["teacher"][name])'
+    with planted(DISTILL, line, "pass"), pytest.raises(AssertionError):
+        test_checkpoint.test_a_critic_starts_as_the_teacher_that_was_fine_tuned(Toy(), tmp_path)
+
+
+def test_planting_is_undone_and_a_line_that_is_not_there_is_an_error() -> None:
+    with planted("flowmap.weights", "loss * mu / (fixed + self.c)", "loss"):
+        pass
+    test_weights.test_balanced_gives_every_sample_what_the_diagonal_has_on_average()
+    with pytest.raises(AssertionError, match="has 'nowhere' 0 times"), planted("flowmap.weights", "nowhere", ""):
+        pass
