@@ -52,6 +52,12 @@ def nullify(cond: Cond, null: Cond, where: Tensor | None = None) -> Cond:
     return out
 
 
+def require_null(null: Cond | None, w: float) -> None:
+    """Guidance compares with something: with nothing to compare with it would only amplify noise."""
+    if w != 1.0 and not null:
+        raise ValueError(f"guidance w = {w} needs a null condition, and the batch has none: give one, or take w = 1")
+
+
 def concat(*conds: Cond) -> Cond:
     """Conditions of several calls, to make them one call: every entry concatenated over the batch."""
     return {name: torch.cat([cond[name] for cond in conds]) for name in conds[0]}

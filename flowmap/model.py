@@ -12,7 +12,7 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
-from ._types import Cache, Cond, Latent, Rng, Role, Time, concat, nullify
+from ._types import Cache, Cond, Latent, Rng, Role, Time, concat, nullify, require_null
 from .path import data_from_velocity, expand
 
 
@@ -63,7 +63,9 @@ class FlowMap(nn.Module, ABC):
 
     def velocity(self, z: Latent, t: Time, cond: Cond, null: Cond | None = None, w: float = 1.0) -> Latent:
         """v_θ(z_t, t), with classifier-free guidance v_∅ + w (v_c - v_∅); both branches in one call."""
-        if not null or w == 1.0:
+        if cond:
+            require_null(null, w)
+        if not null or w == 1.0:  # without conditions the branches are one
             return self(z, t, t, cond)
         t2 = torch.cat([t, t])
         v, v_null = self(torch.cat([z, z]), t2, t2, concat(cond, nullify(cond, null))).chunk(2)

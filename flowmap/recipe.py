@@ -54,7 +54,7 @@ class Ema:
     """A float32 average of what is trained: until step `start` a copy of the weights, then of decay `decay`."""
 
     decay: float = field(default=0.999, validator=share)
-    start: int = field(default=0, validator=validators.ge(0))
+    start: int = field(default=1000, validator=validators.ge(0))
 
 
 @frozen

@@ -42,8 +42,14 @@ def test_guidance_is_one_call_of_both_branches_and_none_where_there_is_nothing_t
         u.velocity(Z, T, c, null, 4.0)
         assert u.plain == 10
         u.velocity(Z, T, c, null, 1.0)
-        u.velocity(Z, T, c, None, 4.0)
+        u.velocity(Z, T, c, None, 1.0)
     assert (u.graph, u.plain) == (0, 20)
+
+
+def test_guidance_with_nothing_to_compare_with_is_refused() -> None:
+    u = CountingFlowMap(GuidedGaussianFlowMap(w=1.0))
+    with pytest.raises(ValueError, match=r"guidance w = 4\.0 needs a null condition"):
+        u.velocity(Z, T, {"label": torch.ones(5)}, {}, 4.0)
 
 
 def test_guiding_a_causal_network_keeps_its_history() -> None:

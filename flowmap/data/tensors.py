@@ -10,7 +10,7 @@ from torch import Tensor
 from .._types import Batch, Latent
 
 
-@frozen
+@frozen(eq=False)
 class TensorData:
     """x [N, F, C, H, W]; cond: entries [N, ...]; null: the entries that guidance replaces, each [1, ...].
 

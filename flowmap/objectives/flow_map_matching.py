@@ -8,7 +8,7 @@ import torch
 from attrs import field, frozen, validators
 from torch import Tensor
 
-from .._types import Batch, Cond, Latent, Mean, Rng, Role, Shared, Time, nullify, select
+from .._types import Batch, Cond, Latent, Mean, Rng, Role, Shared, Time, nullify, require_null, select
 from ..derivative import CentralDifference, Derivative
 from ..guidance import Exact, Guidance
 from ..model import FlowMap
@@ -52,6 +52,8 @@ class FlowMapMatching:
 
     def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
         u_θ, guide, n = nets[self.role], self.guidance, len(batch)
+        if self.velocity == "data":
+            require_null(batch.null, guide.w)
         x, c = u_θ.teacher_forcing(batch.x, batch.cond, rng)
         dropped = rng.uniform(n, x) < guide.drop
         null, c = nullify(c, batch.null), nullify(c, batch.null, dropped)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -112,6 +114,13 @@ class Wan21(FlowMapSpec):
         text[:, -2:] = 0  # padding
         return z, {"text": text}
 
+    def fingerprint(self) -> str | None:
+        """Of the transformer's files, where they are local: other weights are another run."""
+        if self.path is None or not self.pretrained or not Path(self.path).is_dir():
+            return None
+        files = sorted(p for p in (Path(self.path) / "transformer").iterdir() if p.suffix in (".safetensors", ".json"))
+        return _hash(tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
     def save(self, u: FlowMap, path: Path) -> None:
         """An `AnyFlowPipeline` directory, adapters fused in, and the adapters on their own under `lora/`."""
         from .checkpoints import save
@@ -133,6 +142,15 @@ def _zeros(*shape: int) -> torch.Tensor:
     import torch
 
     return torch.zeros(shape)
+
+
+@lru_cache(maxsize=8)
+def _hash(files: tuple[tuple[str, int, int], ...]) -> str:
+    found = hashlib.sha256()
+    for name, _, _ in files:
+        with open(name, "rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()
 
 
 HUB = re.compile(r"[\w.-]+/[\w.-]*(Wan2\.1-T2V|AnyFlow-Wan2\.1)[\w.-]*")
