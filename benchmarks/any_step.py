@@ -50,7 +50,7 @@ class Settings:
     batch: int = field(default=1024, validator=count)
     ema: tuple[float, float] = (0.999, 0.99)  # of the stages
     data: int = field(default=1 << 20, validator=count)
-    samples: int = field(default=24_000, validator=[count, lambda i, a, n: _divides(n)])
+    samples: int = field(default=48_000, validator=[count, lambda i, a, n: _divides(n)])
     steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     budgets: tuple[int, ...] = (2, 4, 8, 16)
     backbone: Mixture2D = Mixture2D()

@@ -60,7 +60,7 @@ class Context:
 
 
 def summarise(values: Sequence[Value], settings: Settings, context: Context) -> dict[str, Any]:
-    """What the JSON file holds; every metric is better lower, std is over the seeds, values are seed by seed."""
+    """What the JSON file holds; every metric is better lower, std is over the seeds."""
     values = sorted(values, key=lambda v: (v.metric, v.model, v.sampler, v.steps, v.seed))
     curves = {(v.metric, v.model, v.sampler): None for v in values if v.steps}
     return {
@@ -100,7 +100,7 @@ def _grouped(values: Sequence[Value]) -> dict[tuple[str, str, int, str], dict[in
 
 def _moments(by_seed: Mapping[int, float]) -> dict[str, Any]:
     found = list(by_seed.values())
-    return {"mean": mean(found), "std": stdev(found) if len(found) > 1 else 0.0, "seeds": len(found), "values": found}
+    return {"mean": mean(found), "std": stdev(found) if len(found) > 1 else 0.0, "seeds": len(found)}
 
 
 def _slopes(values: Sequence[Value], metric: str, model: str, sampler: str, low: int, high: int) -> dict[int, float]:
@@ -244,9 +244,9 @@ def markdown(found: Mapping[str, Any]) -> str:
         "the balanced loss is biased for the noisy targets of data, an effect that fades in high dimension: the levels "
         "say nothing about a video model, the directions are what the method predicts.",
         "",
-        f"It took {context['processor_seconds'] / 60:.0f} minutes of one core's time, {context['seconds'] / 60:.0f} "
-        f"minutes by the clock with {context['workers']} workers of one thread, on {context['processor']} "
-        f"(torch {context['torch']}). That is context and no claim: other work may have run beside it.",
+        f"It took {context['seconds'] / 60:.0f} minutes by the clock with {context['workers']} worker(s) of one "
+        f"thread, on {context['processor']} (torch {context['torch']}). That is context and no claim: other work may "
+        "have run beside it.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -151,6 +151,6 @@ def rk4_step(u: FlowMap, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache, 
     return z + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
 
 
-def ode_endpoints(mixture: Mixture, noise: Latent, steps: int = 100) -> Latent:
+def ode_endpoints(mixture: Mixture, noise: Latent, steps: int = 200) -> Latent:
     """Where the mixture's probability-flow ODE takes `noise`."""
     return sample(ExactVelocity(mixture), noise, {}, steps, step=rk4_step)

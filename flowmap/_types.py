@@ -178,7 +178,8 @@ class Shared:
             torch.distributed.all_reduce(both)
             mean = Mean(*both.unbind())
         self._now[name] = mean = self._now[name] + mean if name in self._now else mean
-        return torch.where(mean.count > 0, mean.value, self._last.get(name, torch.full_like(mean.total, torch.nan)))
+        last = self._last.get(name, torch.full_like(mean.total, torch.nan)).to(mean.total.device)
+        return torch.where(mean.count > 0, mean.value, last)
 
     def keep(self, rng: Rng, x: Latent) -> None:
         """Keep the student's samples for this micro-batch, so that another update need not roll out again."""
@@ -190,7 +191,7 @@ class Shared:
     def next(self) -> None:
         """The iteration is over."""
         for name, mean in self._now.items():
-            last = self._last.get(name, torch.full_like(mean.total, torch.nan))
+            last = self._last.get(name, torch.full_like(mean.total, torch.nan)).to(mean.total.device)
             self._last[name] = torch.where(mean.count > 0, mean.value, last)
         self._now.clear()
         self._samples.clear()

@@ -49,12 +49,12 @@ def distill(
     data: the batches, or where they come from; the recipe's own by default. out: a run directory, which gets
     checkpoints, metrics, `student/` and what the recipe's evaluation writes; None keeps nothing and judges nothing.
     resume: go on from the newest checkpoint in `out`, if it is of the same recipe; a finished run is only evaluated, if
-    that is missing. device: CUDA where there is one. dtype: of frozen weights and of the forward passes; adapters,
-    averages, times and losses are float32.
+    that is missing. device: CUDA where there is one. dtype: float32 or bfloat16, of frozen weights and of their
+    forward passes; what is trained, averages, times and losses are float32.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     path = None if out is None else Path(out)
-    source = _check(recipe, data, path, resume)
+    source = _check(recipe, data, path, resume, dtype)
     found = None if path is None else checkpoint.latest(path / "checkpoints", digest(recipe))
     run, watch = Run(path), Observers(pm or plugins.installed())
     run.start(recipe)
@@ -138,10 +138,14 @@ def _finished(recipe: Recipe, state: Mapping[str, Any], path: Path) -> bool:
     return done and (path / recipe.result / STUDENT_FILE).is_file()
 
 
-def _check(recipe: Recipe, data: Data | Source | None, path: Path | None, resume: str) -> Data | Source:
+def _check(
+    recipe: Recipe, data: Data | Source | None, path: Path | None, resume: str, dtype: torch.dtype
+) -> Data | Source:
     """Everything that can be known to be wrong before work starts."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RecipeError("WORLD_SIZE > 1: this version trains in one process; start it without torchrun")
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise RecipeError(f"dtype = {dtype}: must be torch.float32 or torch.bfloat16")
     if resume not in ("auto", "never"):
         raise RecipeError(f"resume = {resume!r}: must be 'auto' or 'never'")
     try:

@@ -14,9 +14,9 @@ from torch import nn
 
 from ._types import Cache, Cond, Latent, Role, Time
 from .model import FlowMap, FlowMapSpec, sha256
-from .time_embedding import Delta, check_submodule, lift, pair
+from .time_embedding import Delta, check_submodule, keep_exact, lift, pair
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.bfloat16)
 Times: TypeAlias = Literal["one", "pair", "two"]  # net(z, t), net(z, (t, r) as one tensor), net(z, t, r)
 
 
@@ -109,12 +109,11 @@ class ModuleSpec(FlowMapSpec):
         return f"{type(self.network).__module__}.{type(self.network).__qualname__} {sha256(self.network.state_dict())}"
 
     def _role(self, role: Role, dtype: torch.dtype) -> FlowMap:
-        net = copy.deepcopy(self.network).eval().requires_grad_(role != "teacher")
-        net = net.to(dtype) if role == "teacher" else net.float()
+        net = copy.deepcopy(self.network).eval().float().requires_grad_(role != "teacher")
         if self.time is None:
             return ModuleFlowMap(net, "two", dtype)
         if role != "student":
-            return ModuleFlowMap(net, "one", dtype)
+            return ModuleFlowMap(net if dtype == torch.float32 else keep_exact(net, self.time), "one", dtype)
         return ModuleFlowMap(lift(net, self.time, self.gamma, self.delta), "pair", dtype)
 
     def _check(self, network: nn.Module) -> None:

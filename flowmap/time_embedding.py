@@ -8,6 +8,7 @@ samples saturate. γ is fixed and small: off the diagonal the network still most
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from typing import Any, Literal, TypeAlias
@@ -53,6 +54,19 @@ class TwoTimeEmbedding(nn.Module):
             return mix(now, then, self.gamma)
 
 
+class ExactTimeEmbedding(nn.Module):
+    """An embedder of one time, kept out of autocast, as `TwoTimeEmbedding` keeps its two."""
+
+    def __init__(self, embedder: nn.Module) -> None:
+        super().__init__()
+        self.now = embedder
+
+    def forward(self, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        with _without_autocast(t.device.type):
+            embedded: Tensor = self.now(t, *args, **kwargs)
+        return embedded
+
+
 def _without_autocast(device: str) -> AbstractContextManager[None]:
     """In bfloat16 t and t + h may be one number. A context only where needed: an exported graph would keep it."""
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
@@ -65,10 +79,18 @@ def pair(t: Time, r: Time) -> Tensor:
 
 def lift(network: nn.Module, embedder: str, gamma: float = 0.25, delta: Delta = "r") -> nn.Module:
     """Replace the submodule at the dotted path `embedder` by a `TwoTimeEmbedding` of it, in place."""
-    check_submodule(network, embedder)
-    parent, _, name = embedder.rpartition(".")
-    owner = network.get_submodule(parent)
-    setattr(owner, name, TwoTimeEmbedding(network.get_submodule(embedder), gamma, delta))
+    return _replace(network, embedder, lambda module: TwoTimeEmbedding(module, gamma, delta))
+
+
+def keep_exact(network: nn.Module, embedder: str) -> nn.Module:
+    """Replace the submodule at the dotted path `embedder` by an `ExactTimeEmbedding` of it, in place."""
+    return _replace(network, embedder, ExactTimeEmbedding)
+
+
+def _replace(network: nn.Module, path: str, by: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    check_submodule(network, path)
+    parent, _, name = path.rpartition(".")
+    setattr(network.get_submodule(parent), name, by(network.get_submodule(path)))
     return network
 
 

@@ -161,12 +161,30 @@ def test_what_is_built(net):
     nets = spec.build(frozenset({"student", "teacher", "critic"}), device=CPU, dtype=torch.bfloat16)
     trained = {role: {p.requires_grad for p in u.parameters()} for role, u in nets.items()}
     assert trained == {"student": {True}, "critic": {True}, "teacher": {False}}
-    dtypes = {role: {p.dtype for p in u.parameters()} for role, u in nets.items()}
-    assert dtypes == {"student": {torch.float32}, "critic": {torch.float32}, "teacher": {torch.bfloat16}}
+    assert {p.dtype for u in nets.values() for p in u.parameters()} == {torch.float32}
     tensors = [p.data_ptr() for u in nets.values() for p in u.parameters()]
     assert len(tensors) == len(set(tensors))
     nets["teacher"].thaw()
     assert {p.dtype for p in nets["teacher"].trained().values()} == {torch.float32}
+
+
+def test_in_bfloat16_no_role_takes_two_times_for_one():
+    """Autocast would round the times of a network that is not lifted before they are features."""
+
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.out = nn.Linear(1, 8), nn.Linear(8, 2)
+
+        def forward(self, z, t):
+            return z + self.out(self.embed(t[:, None]))
+
+    roles, t = frozenset({"student", "teacher", "critic"}), torch.linspace(0.5, 1, 1000)
+    for u in ModuleSpec(Plain(), "embed").build(roles, device=CPU, dtype=torch.bfloat16).values():
+        seen = []
+        u.net.embed.register_forward_hook(lambda module, args, out, seen=seen: seen.append(out))
+        u(torch.zeros(1000, 2), t, t, {})
+        assert len(seen[0].unique(dim=0)) == 1000
 
 
 def test_in_bfloat16_it_is_nearly_the_same(net):

@@ -52,7 +52,7 @@ class FlowMapMatching:
 
     def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
         u_θ, guide, n = nets[self.role], self.guidance, len(batch)
-        if self.velocity == "data":
+        if self.velocity == "data" or batch.cond:
             require_null(batch.null, guide.w)
         x, c = u_θ.teacher_forcing(batch.x, batch.cond, rng)
         dropped = rng.uniform(n, x) < guide.drop

@@ -103,7 +103,7 @@ def restore_trainer(state: Mapping[str, Any], tensors: Mapping[str, Tensor], tra
         for name, p in trainer.trained[role].items():
             prefix = f"optim/{role}/"
             moments = {
-                key.removeprefix(prefix).partition("/")[0]: value.clone()
+                key.removeprefix(prefix).partition("/")[0]: value.to(p.device, copy=True)
                 for key, value in tensors.items()
                 if key.startswith(prefix) and key.removeprefix(prefix).partition("/")[2] == name
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +99,18 @@ def load(spec: Wan21, path: Path, *, device: torch.device, dtype: torch.dtype) -
     return load_lora(spec, file, device=device, dtype=dtype)
 
 
+def _check_scale(spec: Wan21, file: Path) -> None:
+    """Rank and alpha are the file's to say: with others the same tensors are another student."""
+    from safetensors import safe_open
+
+    assert spec.lora is not None
+    with safe_open(file, framework="pt") as opened:
+        said = json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    for name, ours in (("r", spec.lora.rank), ("lora_alpha", spec.lora.alpha)):
+        if (theirs := said.get(f"transformer.{name}", ours)) != ours:
+            raise ValueError(f"{file}: its {name} is {theirs}, Wan21.lora has {ours}: give the one it was made with")
+
+
 def load_lora(spec: Wan21, file: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
     """The base at `spec.path`, lifted, with the adapters in `file`: every tensor must find its place."""
     from safetensors.torch import load_file
@@ -105,6 +118,7 @@ def load_lora(spec: Wan21, file: Path, *, device: torch.device, dtype: torch.dty
     if spec.lora is None:
         raise ValueError(f"{file}: Wan21.lora = None, but this is a LoRA file; give its rank and alpha")
     student = build(spec, frozenset({"student"}), device=device, dtype=dtype)["student"]
+    _check_scale(spec, file)
     tensors = {name.removeprefix("transformer."): value for name, value in load_file(file).items()}
     trained = student.trained()
     if unknown := sorted(tensors.keys() ^ trained.keys()):

@@ -58,7 +58,7 @@ class Wan21FlowMap(FlowMap):
 
     def thaw(self) -> None:
         if self.lora is None:
-            self.net.requires_grad_(True)
+            self.net.float().requires_grad_(True)  # a small step would round to nothing in bfloat16
         elif self.adapter is None:
             self.adapter = self.role
             add_adapter(self.net, self.role, self.lora, times=self.role == "student")
@@ -70,8 +70,10 @@ class Wan21FlowMap(FlowMap):
         h = net.patch_embedding(z.to(net.patch_embedding.weight.dtype).transpose(1, 2)).flatten(2).transpose(1, 2)
         self._activate(net.condition_embedder)
         e = self._embed(t, r)
-        e = e[:, None] if t.ndim == 1 else e[:, :, None].expand(-1, -1, tokens, -1).flatten(1, 2)
+        e = e[:, None] if t.ndim == 1 else e
         modulation = net.condition_embedder.time_proj(F.silu(e).to(h.dtype)).unflatten(-1, (6, -1))
+        if t.ndim == 2:
+            e, modulation = (a.unsqueeze(2).expand(-1, -1, tokens, *a.shape[2:]).flatten(1, 2) for a in (e, modulation))
         text = net.condition_embedder.text_embedder(cond["text"].to(h.dtype)), self._bias(cond["text"].shape[1], h)
         head_dim = net.config.attention_head_dim
         rope = rotation(frames, height // patch, width // patch, head_dim, h.device)

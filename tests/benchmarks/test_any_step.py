@@ -130,7 +130,7 @@ def found(values):
 def test_every_curve_is_complete(found):
     curves = {}
     for record in found["records"]:
-        assert set(record) == {"model", "sampler", "steps", "metric", "mean", "std", "seeds", "values", "better"}
+        assert set(record) == {"model", "sampler", "steps", "metric", "mean", "std", "seeds", "better"}
         assert math.isfinite(record["mean"]) and record["std"] >= 0 and record["seeds"] == 2
         assert record["metric"] in found["metrics"] and record["better"] == "lower"
         curves.setdefault((record["model"], record["sampler"], record["metric"]), []).append(record["steps"])

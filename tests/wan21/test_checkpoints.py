@@ -60,8 +60,10 @@ def test_a_lora_that_does_not_fit_is_named(tmp_path: Path) -> None:
     student = build(LORA)["student"]
     LORA.save(student, tmp_path)
     file = tmp_path / "lora" / LORA_FILE
-    with pytest.raises(ValueError, match="must be"):
+    with pytest.raises(ValueError, match=r"its r is 4, Wan21\.lora has 8"):
         load(evolve(LORA, lora=Lora(rank=8)), file)
+    with pytest.raises(ValueError, match=r"its lora_alpha is 4, Wan21\.lora has 8"):
+        load(evolve(LORA, lora=Lora(rank=4, alpha=8.0)), file)
     tensors = load_file(file)
     tensors["transformer.blocks.7.attn1.to_q.lora_A.weight"] = tensors.popitem()[1]
     save_file(tensors, file)
