@@ -37,7 +37,7 @@ class Guidance(Protocol):
 
     @property
     def weight(self) -> float:
-        """A factor of the loss, so that every form has the same gradient on the diagonal."""
+        """A factor of the loss: every form has the same gradient on the diagonal where the prompt is kept."""
 
     def end(self, t: Time, r: Time) -> Time:
         """The end time of the unconditional call."""

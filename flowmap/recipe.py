@@ -35,7 +35,8 @@ def _tuple(stages: Sequence[Stage]) -> tuple[Stage, ...]:
 class AdamW:
     """AdamW with a linear warm-up of `warmup` steps, then constant, or down to `lr * floor` along a cosine.
 
-    clip: global gradient norm. The defaults are AnyFlow's stages 0 and 1, arXiv:2605.13724.
+    clip: global gradient norm. The defaults are AnyFlow's stages 0 and 1 but for their
+    warm-up of 1000, arXiv:2605.13724.
     """
 
     lr: float = field(default=5e-5, validator=positive)
