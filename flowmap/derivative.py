@@ -23,9 +23,10 @@ class Derivative(Protocol):
 class CentralDifference:
     """(u(z₊, t₊, r) - u(z₋, t₋, r)) / (t₊ - t₋), with t± = t ± h and z± = z + (t± - t) v: any kernel, 2 F, one call.
 
-    Error O(h²) inside, for h well below the shortest wave of the time embedding; times are clamped to [r, 1], so the network is never asked beyond the noise or past r, and
-    near a border the difference is one-sided, of error O(h). `clamp=False` is the reference's form. z, v, t and the
-    quotient stay float32: in bfloat16 a step of 5/1000 at t > ½ becomes 4 or 8. arXiv:2509.04394, AnyFlow.
+    Error O(h²) inside, for h well below the shortest wave of the time embedding. Times are clamped to [r, 1], so the
+    network is never asked beyond the noise or past r, and near a border the difference is one-sided, of error O(h).
+    `clamp=False` is the reference's form. z, v, t and the quotient stay float32: in bfloat16 a step of 5/1000 at t > ½
+    becomes 4 or 8. arXiv:2509.04394, AnyFlow.
     """
 
     h: float = field(default=5e-3, validator=[validators.gt(0.0), validators.le(0.1)])
