@@ -216,7 +216,10 @@ def _stage(
                 checkpoint.save(folder, trainer, weights, iteration + 1, key)
                 saved = time.monotonic()
             if stop.asked:
-                raise KeyboardInterrupt(f"in stage {trainer.number}, after {iteration + 1} of {stage.steps} iterations")
+                where = f"in stage {trainer.number}, after {iteration + 1} of {stage.steps} iterations"
+                raise KeyboardInterrupt(
+                    where if folder is None else f"{where}; saved: the same call goes on from there"
+                )
     trainer.finish()
     watch.call("flowmap_train_end", trainer=trainer)
     run.close()

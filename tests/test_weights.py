@@ -120,3 +120,17 @@ def test_a_wrong_value_is_an_error(make: object) -> None:
     assert callable(make)
     with pytest.raises(ValueError, match=r"must be > 0.0"):
         make()
+
+
+def test_beta_has_the_powers_it_is_given() -> None:
+    ratio = weight(Beta(2.0, 1.5), t_of_interest) / (t_of_interest**2 * (1 - t_of_interest) ** 1.5)
+    torch.testing.assert_close(ratio, ratio[:1].expand(4))
+
+
+def test_a_loss_of_nothing_weighs_nothing_and_the_constant_is_added() -> None:
+    loss = torch.tensor([1.0, 0.0])
+    torch.testing.assert_close(Adaptive(1.0, 1.0)(loss, T[:2], R[:2], Shared()), torch.tensor([0.5, 0.0]))
+    shared = Shared()
+    Balanced()(torch.tensor([6.0, 2.0]), T[:2], R[:2], shared)
+    shared.next()
+    torch.testing.assert_close(Balanced(1.0)(loss, T[2:], R[2:], shared), torch.tensor([2.0, 0.0]))

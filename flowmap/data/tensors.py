@@ -30,9 +30,12 @@ class TensorData:
         for name, value in self.null.items():
             if name not in self.cond:
                 raise ValueError(f"TensorData.null[{name!r}]: cond has only {', '.join(self.cond) or 'no entries'}")
-            if value.shape != (1, *self.cond[name].shape[1:]):
-                expected = (1, *self.cond[name].shape[1:])
-                raise ValueError(f"TensorData.null[{name!r}] is {tuple(value.shape)}: must be {expected}, as cond is")
+            expected = (1, *self.cond[name].shape[1:])
+            if not isinstance(value, Tensor) or value.shape != expected:
+                given = tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+                raise ValueError(
+                    f"TensorData.null[{name!r}] is {given}: must be a tensor {expected}, one row of cond's"
+                )
 
     def __len__(self) -> int:
         return len(self.x)
