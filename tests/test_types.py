@@ -97,6 +97,10 @@ def test_a_mean_ignores_what_is_masked_even_where_it_is_not_finite() -> None:
     assert Mean.of(values, ~mask & False).value.isnan()
 
 
+def test_a_mean_has_no_graph() -> None:
+    assert not Mean.of(torch.ones(2, requires_grad=True)).total.requires_grad
+
+
 def test_shared_means_grow_over_micro_batches_and_outlive_the_iteration() -> None:
     shared, all_of, none_of = Shared(), torch.tensor([True, True]), torch.tensor([False, False])
     assert shared.mean("a", torch.ones(2), none_of).isnan()
@@ -107,6 +111,8 @@ def test_shared_means_grow_over_micro_batches_and_outlive_the_iteration() -> Non
     assert float(shared.mean("a", torch.tensor([6.0, 0.0]), torch.tensor([True, False]))) == 6.0
     shared.next()
     shared.next()  # an iteration that asked for nothing changes nothing
+    assert float(shared.mean("a", torch.ones(2), none_of)) == 6.0
+    shared.next()  # nor does one that had nothing to count
     loaded = Shared()
     loaded.load(shared.state())
     assert float(loaded.mean("a", torch.ones(2), none_of)) == 6.0
