@@ -209,6 +209,7 @@ def test_every_sampler_ends_at_exactly_zero(step: Step, steps: int) -> None:
 def test_euler_steps_of_the_velocity_converge_to_the_flow() -> None:
     exact = MEAN + STD * noise()
     errors = [float((sample(U, noise(), {}, n, step=euler_step) - exact).abs().max()) for n in (50, 100)]
+    assert sample(U, noise(), {}, 2, step=euler_step).shape == exact.shape
     assert errors[1] < 0.02
     assert 1.8 < errors[0] / errors[1] < 2.2
 
@@ -252,6 +253,23 @@ def test_a_causal_network_walks_chunk_after_chunk() -> None:
     for a, b in pairwise(t):
         second = u.jump(second, a, b, c, cache)
     torch.testing.assert_close(walk(u, z, c, grid, Rng.seeded(0)), torch.cat([first, second], 1))
+
+
+def test_the_cache_is_extended_between_chunks_only() -> None:
+    """The last chunk has no successor that would read it: encoding it is a call for nothing."""
+
+    class Extends(CountingFlowMap):
+        times = 0
+
+        def extend(self, cache: Cache, x: Latent, cond: Cond) -> Cache:
+            self.times += 1
+            assert not torch.is_grad_enabled()
+            return super().extend(cache, x, cond)
+
+    u, z, c = causal()
+    counted = Extends(u)
+    walk(counted, z, c, euler_grid(2), Rng.seeded(0))
+    assert counted.times == 1
 
 
 def test_between_chunks_gradients_stop() -> None:

@@ -64,6 +64,27 @@ def test_accumulation_is_the_step_of_the_whole_batch(micro: int, reweights: tupl
     assert difference(gradients(evolve(stage, micro=micro)), gradients(stage)) < 2e-6
 
 
+def test_the_gradient_is_that_of_the_mean_loss_over_the_batch() -> None:
+    stage, samples = Stage(method(), 10, batch=8), data()
+    u = build("student")["student"]
+    index = indices(len(samples), 8, 0, 0, 0)
+    ((_, matching),) = stage.method.updates[0].terms
+    matching({"student": u}, samples.batch(index), Rng((0, 0, 0, 0, 0)), Shared()).value.backward()
+    expected = {name: p.grad for name, p in u.trained().items() if p.grad is not None}
+    assert difference(gradients(stage), expected) < 1e-6
+
+
+def test_what_an_iteration_shares_ends_with_it() -> None:
+    nets = build("student", "teacher", "critic")
+    trainer = Trainer(nets, Stage(anyflow.on_policy(steps=(2,)), 10, batch=4), data())
+    for iteration in range(2):
+        logs = trainer.step(iteration)
+    assert trainer.shared.kept(Rng((0,), (0, 1, 2, 3), 4)) is None
+    assert {*trainer.shared.state()} == {"diagonal"}
+    raw = float(logs["student/loss/diagonal"].value)
+    assert 0 < trainer.shared.state()["diagonal"] < 2 * raw  # of this iteration, weighed, and not of both
+
+
 @pytest.mark.parametrize("micro", [2, 4])
 def test_with_balanced_accumulation_is_close_to_it(micro: int) -> None:
     """μ is the mean over the micro-batches so far: the last has the whole batch's, the first fewer samples."""
