@@ -18,9 +18,10 @@ class DistributionMatching:
 
         g = (x̂_critic(z_t) - x̂_teacher(z_t)) / mean|x - x̂_teacher(z_t)|,   x = G_θ(ε),   loss = mean(x - sg(x - g))².
 
-    w: the teacher's guidance, v_∅ + w (v_c - v_∅). floor: the least the normaliser may be. A sample whose g is not
-    finite counts as zero and is logged. Teacher and critic never build a graph: 1 F + 2 F, the two of guidance in one
-    call. Keeps the samples for `CriticMatching`.
+    w: the teacher's guidance, v_∅ + w (v_c - v_∅). floor: the least the normaliser may be. Where g is not finite the
+    sample counts as zero and is logged; where x itself is not, neither is the loss, and the trainer skips the step.
+    Teacher and critic never build a graph: 1 F + 2 F, the two of guidance in one call. Keeps the samples for
+    `CriticMatching`.
     """
 
     rollout: Rollout = FlowMapBackwardSimulation()
