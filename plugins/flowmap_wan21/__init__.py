@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from flowmap_wan import Lora
+from flowmap_wan.spec import resolve
+
 from flowmap import hookimpl
 
-from .spec import Lora, Wan21, resolve
+from .spec import HUB, Wan21
 
 if TYPE_CHECKING:
     from flowmap import FlowMapSpec
@@ -25,4 +28,4 @@ def flowmap_backbones() -> Mapping[str, FlowMapSpec]:
 
 @hookimpl
 def flowmap_resolve_backbone(name: str) -> FlowMapSpec | None:
-    return resolve(name)
+    return resolve(Wan21, name, Wan21.pipelines, HUB)

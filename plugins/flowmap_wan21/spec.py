@@ -1,171 +1,40 @@
-"""What to build: a frozen value, cheap to import; diffusers, peft and transformers load when it is built."""
+"""Wan2.1 text-to-video: the spec."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping
-from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from attrs import evolve, field, frozen, validators
-
-from flowmap import FlowMapSpec
-from flowmap.model import About
+from attrs import frozen
+from flowmap_wan.spec import WanSpec, example
 
 if TYPE_CHECKING:
     import torch
+    from flowmap_wan.network import WanFlowMap
 
-    from flowmap import FlowMap
-    from flowmap._types import Cond, Latent, Role
-    from flowmap.model import Codec
-
-# Random weights of the real architecture, a few thousand of them.
-TINY: Mapping[str, Any] = {
-    "patch_size": (1, 2, 2),
-    "num_attention_heads": 2,
-    "attention_head_dim": 12,
-    "in_channels": 4,
-    "out_channels": 4,
-    "text_dim": 16,
-    "freq_dim": 32,
-    "ffn_dim": 48,
-    "num_layers": 2,
-    "rope_max_seq_len": 64,
-}
-
-
-def _path(path: str | Path | None) -> str | None:
-    return None if path is None else str(path)
-
-
-@frozen
-class Lora:
-    """ΔW = (alpha / rank) B A on self-attention and feed-forward, for the student on both time embedders too."""
-
-    rank: int = field(default=256, validator=validators.ge(1))
-    alpha: float = field(default=256.0, validator=validators.gt(0.0))
-    seed: int = 0
-
-
-@frozen
-class Wan21(FlowMapSpec):
-    """Wan2.1, lifted to two times as AnyFlow does, arXiv:2605.13724.
-
-    path: the directory or hub id of a diffusers `WanPipeline` or `AnyFlowPipeline`; None for a network of random
-    weights alone. pretrained: False takes everything but the transformer from `path`, and that random, from `config`.
-    lora: adapters on one frozen base that serves every role; None trains whole networks, one a role.
-    gamma, delta: how r enters the time embedding of a network that is lifted; a distilled one keeps its own.
-    checkpointing: recompute each block in the backward pass. text_length: the positions that the text encoder pads to.
-    text_tokens: how many of them are kept; the rest, all padding, are attended as one key of their multiplicity: in
-    float32 the same function at a fraction of the cost; in bfloat16 the weight of padding is rounded, by up to 2 %.
-    shift: of the sampling grid that is saved with a student. seed: of random weights.
-    """
-
-    path: str | None = field(default=None, converter=_path)
-    pretrained: bool = True
-    lora: Lora | None = Lora()
-    gamma: float = field(default=0.25, validator=[validators.gt(0.0), validators.lt(1.0)])
-    delta: Literal["r", "t-r"] = field(default="r", validator=validators.in_(("r", "t-r")))
-    checkpointing: bool = False
-    text_length: int = field(default=512, validator=validators.ge(1))
-    text_tokens: int = field(default=512, validator=validators.ge(1))
-    shift: float = field(default=5.0, validator=validators.gt(0.0))
-    seed: int = 0
-    config: Mapping[str, Any] = field(factory=lambda: dict(TINY))
-
-    def __attrs_post_init__(self) -> None:
-        if self.text_tokens > self.text_length:
-            raise ValueError(f"Wan21.text_tokens = {self.text_tokens}: must be at most text_length, {self.text_length}")
-
-    def validate(self) -> None:
-        if self.path is None or (HUB_ID.fullmatch(self.path) and not Path(self.path).exists()):
-            return
-        needed = ["model_index.json", *(["transformer/config.json"] if self.pretrained else [])]
-        for name in needed:
-            if not (Path(self.path) / name).is_file():
-                raise ValueError(
-                    f"Wan21.path = {self.path!r}: has no {name}; must be the directory of a diffusers pipeline, or a "
-                    "hub id such as 'Wan-AI/Wan2.1-T2V-1.3B-Diffusers'"
-                )
-
-    def about(self) -> About:
-        from flowmap.methods.citations import WAN
-
-        here = self.path is None or Path(self.path).is_dir()
-        name = "random weights" if self.path is None else Path(self.path).name
-        return About(name, None if here else self.path, "apache-2.0", (WAN,))
-
-    def build(self, roles: frozenset[Role], *, device: torch.device, dtype: torch.dtype) -> Mapping[Role, FlowMap]:
-        from .build import build
-
-        return build(self, roles, device=device, dtype=dtype)
-
-    def tiny(self) -> Self:
-        lora, tokens = None if self.lora is None else Lora(rank=4, alpha=4), min(self.text_tokens, 8)
-        return evolve(self, path=None, lora=lora, text_length=16, text_tokens=tokens, config=dict(TINY))
-
-    def example(self, batch: int = 2) -> tuple[Latent, Cond]:
-        from flowmap import Rng
-
-        rng = Rng.seeded(7)
-        z, text = rng.noise_like(_zeros(batch, 3, 4, 4, 4)), rng.noise_like(_zeros(batch, self.tiny().text_tokens, 16))
-        text[:, -2:] = 0  # padding
-        return z, {"text": text}
-
-    def fingerprint(self) -> str | None:
-        """Of the transformer's files, where they are local: other weights are another run."""
-        if self.path is None or not self.pretrained or not Path(self.path).is_dir():
-            return None
-        files = sorted(p for p in (Path(self.path) / "transformer").iterdir() if p.suffix in (".safetensors", ".json"))
-        return _hash(tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
-
-    def save(self, u: FlowMap, path: Path) -> None:
-        """An `AnyFlowPipeline` directory, adapters fused in, and the adapters on their own under `lora/`."""
-        from .checkpoints import save
-
-        save(self, u, path)
-
-    def load(self, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
-        from .checkpoints import load
-
-        return load(self, path, device=device, dtype=dtype)
-
-    def codec(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
-        from .codec import WanCodec
-
-        return WanCodec.of(self, device=device, dtype=dtype)
-
-
-def _zeros(*shape: int) -> torch.Tensor:
-    import torch
-
-    return torch.zeros(shape)
-
-
-@lru_cache(maxsize=8)
-def _hash(files: tuple[tuple[str, int, int], ...]) -> str:
-    found = hashlib.sha256()
-    for name, _, _ in files:
-        with open(name, "rb") as file:
-            found.update(hashlib.file_digest(file, "sha256").digest())
-    return found.hexdigest()
-
+    from flowmap._types import Cond, Latent
 
 HUB = re.compile(r"[\w.-]+/[\w.-]*(Wan2\.1-T2V|AnyFlow-Wan2\.1)[\w.-]*")
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-PIPELINES = ("WanPipeline", "AnyFlowPipeline")
 
 
-def resolve(name: str) -> Wan21 | None:
-    """The spec of a pipeline directory or hub id of this family; None where it is another's."""
-    index = Path(name) / "model_index.json"
-    if not index.is_file():
-        return Wan21(name) if HUB.fullmatch(name) else None
-    if json.loads(index.read_text()).get("_class_name") not in PIPELINES:
-        return None
-    spec, scheduler = Wan21(name), Path(name) / "scheduler" / "scheduler_config.json"
-    config = json.loads(scheduler.read_text()) if scheduler.is_file() else {}
-    return evolve(spec, shift=config.get("shift", config.get("flow_shift", spec.shift)))
+@frozen
+class Wan21(WanSpec):
+    __doc__ = WanSpec.__doc__
+
+    transformers: ClassVar[tuple[str, ...]] = ("WanTransformer3DModel", "AnyFlowTransformer3DModel")
+    pipelines: ClassVar[tuple[str, ...]] = ("WanPipeline", "AnyFlowPipeline")
+
+    def student(self, net: Any, **settings: Any) -> WanFlowMap:
+        from flowmap_wan.network import Bidirectional
+
+        return Bidirectional(net, "student", **settings)
+
+    def extra_config(self) -> Mapping[str, Any]:
+        return {}
+
+    def extra_state(self, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        return {}
+
+    def example(self, batch: int = 2) -> tuple[Latent, Cond]:
+        return example((batch, 3, 4, 4, 4), self.tiny().text_tokens)

@@ -9,9 +9,9 @@ import torch
 from attrs import evolve
 from diffusers import AnyFlowPipeline, AnyFlowTransformer3DModel
 from flowmap_digits import TINY_WAN
+from flowmap_wan.checkpoints import LORA_FILE
+from flowmap_wan.network import Bidirectional
 from flowmap_wan21 import Lora, Wan21
-from flowmap_wan21.checkpoints import LORA_FILE
-from flowmap_wan21.network import Wan21FlowMap
 from safetensors.torch import load_file, save_file
 
 from flowmap import FlowMap, backbone, sample
@@ -73,8 +73,8 @@ def test_a_lora_that_does_not_fit_is_named(tmp_path: Path) -> None:
         load(LORA, tmp_path / "nothing")
 
 
-def pipeline_student(spec: Wan21, path: Path) -> Wan21FlowMap:
-    student: Wan21FlowMap = spec.build(frozenset({"student"}), device=CPU, dtype=torch.float32)["student"]  # type: ignore[assignment]
+def pipeline_student(spec: Wan21, path: Path) -> Bidirectional:
+    student: Bidirectional = spec.build(frozenset({"student"}), device=CPU, dtype=torch.float32)["student"]  # type: ignore[assignment]
     shake(student)
     spec.save(student, path)
     return student
@@ -95,7 +95,7 @@ def test_a_pipeline_directory_samples_what_flowmap_samples(tmp_path: Path) -> No
 
 
 def test_the_lora_on_a_fresh_pipeline_is_the_student(tmp_path: Path) -> None:
-    fresh: Wan21FlowMap = DIGITS.build(frozenset({"student"}), device=CPU, dtype=torch.float32)["student"]  # type: ignore[assignment]
+    fresh: Bidirectional = DIGITS.build(frozenset({"student"}), device=CPU, dtype=torch.float32)["student"]  # type: ignore[assignment]
     DIGITS.save(fresh, tmp_path / "fresh")
     student = pipeline_student(DIGITS, tmp_path / "student")
     pipe = AnyFlowPipeline.from_pretrained(tmp_path / "fresh")

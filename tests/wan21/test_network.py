@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import pytest
 import torch
 from attrs import evolve
+from flowmap_wan.block import rotate, rotation
+from flowmap_wan.build import lift, pretrained
+from flowmap_wan.network import Bidirectional
 from flowmap_wan21 import Lora, Wan21
-from flowmap_wan21.build import lift, pretrained
-from flowmap_wan21.network import Wan21FlowMap, rotate, rotation
 from torch.nn import functional as F
 
 from flowmap import Rng
@@ -25,11 +26,11 @@ LORA, FULL = Wan21().tiny(), Wan21(lora=None).tiny()
 T, R = torch.tensor([0.9, 0.5, 0.1]), torch.tensor([0.4, 0.0, 0.1])
 
 
-def build(spec: Wan21, dtype: torch.dtype = torch.float32) -> Mapping[Role, Wan21FlowMap]:
+def build(spec: Wan21, dtype: torch.dtype = torch.float32) -> Mapping[Role, Bidirectional]:
     return spec.build(ROLES, device=CPU, dtype=dtype)  # type: ignore[return-value]
 
 
-def shake(u: Wan21FlowMap, seed: int = 0) -> None:
+def shake(u: Bidirectional, seed: int = 0) -> None:
     """Move what a role trains, so that it is a network of its own."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -40,7 +41,7 @@ def shake(u: Wan21FlowMap, seed: int = 0) -> None:
 @pytest.mark.parametrize("spec", [LORA, FULL], ids=["lora", "full"])
 def test_the_fresh_student_is_the_wan_teacher_on_the_diagonal_bit_for_bit(spec: Wan21) -> None:
     z, c = spec.example(3)
-    wan = Wan21FlowMap(pretrained(spec, torch.float32), "teacher", two_times=False, text_length=spec.text_length)
+    wan = Bidirectional(pretrained(spec, torch.float32), "teacher", two_times=False, text_length=spec.text_length)
     assert type(wan.net).__name__ == "WanTransformer3DModel"
     for u in build(spec).values():
         assert torch.equal(u(z, T, T, c), wan(z, T, T, c))
@@ -63,7 +64,7 @@ def test_two_times_are_what_diffusers_computes() -> None:
         p.data += 0.1
     t, r = (1000 * s[:, None].expand(-1, z.shape[1]) for s in (T, R))
     theirs = net(z, t, r, text).sample
-    ours = Wan21FlowMap(net, "student", two_times=True, text_length=FULL.text_length)(z, T, R, c)
+    ours = Bidirectional(net, "student", two_times=True, text_length=FULL.text_length)(z, T, R, c)
     torch.testing.assert_close(ours, theirs, atol=3e-6, rtol=1e-5)
 
 
@@ -89,7 +90,7 @@ def test_padding_as_one_key_is_padding_in_full() -> None:
 
 def test_rotation_is_multiplication_by_unit_complex_numbers() -> None:
     x = Rng.seeded(0).noise_like(torch.zeros(2, 12, 3, 24))
-    cos, sin = rotation(3, 2, 2, 24, CPU)
+    cos, sin = rotation([torch.arange(n) for n in (3, 2, 2)], 24)
     complex_x = torch.view_as_complex(x.double().unflatten(-1, (-1, 2)))
     expected = torch.view_as_real(complex_x * torch.complex(cos.double(), sin.double())[:, None]).flatten(-2)
     torch.testing.assert_close(rotate(x, (cos, sin)).double(), expected, atol=1e-6, rtol=1e-6)

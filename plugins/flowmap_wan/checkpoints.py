@@ -1,8 +1,9 @@
-"""Students on disk: an `AnyFlowPipeline` directory that diffusers loads alone, and the adapters as a LoRA file."""
+"""Students on disk: a pipeline directory that diffusers loads alone, and the adapters as a LoRA file."""
 
 from __future__ import annotations
 
 import json
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,32 +15,29 @@ from flowmap import FlowMap
 from .build import build, flow_map, pretrained
 from .codec import components, no_bar
 from .lora import fuse
-from .network import Wan21FlowMap
+from .network import WanFlowMap
 
 if TYPE_CHECKING:
-    from .spec import Wan21
+    from .spec import WanSpec
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
+WHOLE_FILE = "whole.safetensors"
+"""Beside the LoRA file: what is trained in full, where something is."""
 
 
-def save(spec: Wan21, u: FlowMap, path: Path) -> None:
+def save(spec: WanSpec, u: FlowMap, path: Path) -> None:
     """`path/`: model_index.json, transformer, and from `spec.path` text encoder, tokenizer and VAE; `path/lora/`.
 
-    A student becomes an `AnyFlowPipeline`, a fine-tuned teacher a `WanPipeline`. Without a pipeline to take the rest
-    from (`spec.path` None) only transformer and scheduler are written.
+    A student becomes a pipeline of `spec.pipelines[-1]`, a fine-tuned teacher a `WanPipeline`. Without a pipeline to
+    take the rest from (`spec.path` None) only transformer and scheduler are written.
     """
-    from diffusers import (
-        AnyFlowPipeline,
-        FlowMapEulerDiscreteScheduler,
-        FlowMatchEulerDiscreteScheduler,
-        WanPipeline,
-    )
+    import diffusers
 
-    if not isinstance(u, Wan21FlowMap):
-        raise TypeError(f"save: a {type(u).__name__} is not a Wan2.1 network")
+    if not isinstance(u, WanFlowMap):
+        raise TypeError(f"save: a {type(u).__name__} is not a network of Wan's family")
     transformer = fused(u)
     lifted = "gate_value" in transformer.config
-    scheduler = FlowMapEulerDiscreteScheduler if lifted else FlowMatchEulerDiscreteScheduler
+    scheduler = diffusers.FlowMapEulerDiscreteScheduler if lifted else diffusers.FlowMatchEulerDiscreteScheduler
     parts = {"transformer": transformer, "scheduler": scheduler(shift=spec.shift)}
     if spec.path is None:
         for name, part in parts.items():
@@ -47,46 +45,55 @@ def save(spec: Wan21, u: FlowMap, path: Path) -> None:
     else:
         parts |= components(spec.path, transformer.dtype)
         with no_bar():
-            (AnyFlowPipeline if lifted else WanPipeline)(**parts).save_pretrained(path)
+            getattr(diffusers, spec.pipelines[-1 if lifted else 0])(**parts).save_pretrained(path)
     if u.lora is not None and u.role == "student":
         save_lora(u, path / "lora")
 
 
-def fused(u: Wan21FlowMap) -> Any:
+def fused(u: WanFlowMap) -> Any:
     """The network of this role on its own, adapters added into the weights: with two times if it reads two."""
-    from diffusers import AnyFlowTransformer3DModel, WanTransformer3DModel
+    import diffusers
 
     config = {key: value for key, value in u.net.config.items() if not key.startswith("_")}
     state = fuse(u.net, u.adapter)
-    if not u.two_times:
-        config = {k: v for k, v in config.items() if k not in ("gate_value", "deltatime_type")}
-        state = {k: v for k, v in state.items() if ".delta_embedder." not in k}
+    name = type(u.net).__name__ if u.two_times else "WanTransformer3DModel"
     with torch.device("meta"):
-        network: Any = (AnyFlowTransformer3DModel if u.two_times else WanTransformer3DModel)(**config)
-    network.load_state_dict(state, strict=True, assign=True)
+        empty: Any = getattr(diffusers, name)
+        keys = signature(empty.__init__).parameters
+        network: Any = empty(**{key: value for key, value in config.items() if key in keys})
+    network.load_state_dict({k: v for k, v in state.items() if k in network.state_dict()}, strict=True, assign=True)
     if u.two_times:
         network.condition_embedder.delta_emb_gate = torch.tensor([u.gamma])
-    network.rope = type(network.rope)(config["attention_head_dim"], config["patch_size"], config["rope_max_seq_len"])
+    network.rope = rebuilt(network.rope)
     return network
 
 
-def save_lora(u: Wan21FlowMap, path: Path) -> None:
+def rebuilt(rope: Any) -> Any:
+    """The rotary module of a network made on the meta device, with its tables: the arguments are its attributes."""
+    return type(rope)(**{name: getattr(rope, name) for name in signature(type(rope).__init__).parameters if name in vars(rope)})
+
+
+def save_lora(u: WanFlowMap, path: Path) -> None:
     """In the layout of diffusers and peft, rank and alpha as metadata: for a pipeline with an AnyFlow transformer.
 
     Plain Wan has no `delta_embedder`, so this file does not fit it.
     """
     from diffusers import AnyFlowPipeline
+    from safetensors.torch import save_file
 
     assert u.lora is not None
-    layers = {name: p.detach().contiguous() for name, p in u.trained().items()}
+    tensors = {name: p.detach().contiguous() for name, p in u.trained().items()}
+    layers = {name: p for name, p in tensors.items() if ".lora_" in name}
     targets = sorted({name.rpartition(".lora_")[0] for name in layers})
     metadata = {"r": u.lora.rank, "lora_alpha": u.lora.alpha, "target_modules": targets}
     AnyFlowPipeline.save_lora_weights(
         path, transformer_lora_layers=layers, transformer_lora_adapter_metadata=metadata, weight_name=LORA_FILE
     )
+    if whole := {name: p for name, p in tensors.items() if name not in layers}:
+        save_file(whole, path / WHOLE_FILE)
 
 
-def load(spec: Wan21, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
+def load(spec: WanSpec, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
     """A student from a directory that `save` wrote, or from its LoRA file on top of `spec.path`."""
     file = path / LORA_FILE if path.is_dir() else path
     if (path / "transformer").is_dir():
@@ -99,7 +106,7 @@ def load(spec: Wan21, path: Path, *, device: torch.device, dtype: torch.dtype) -
     return load_lora(spec, file, device=device, dtype=dtype)
 
 
-def _check_scale(spec: Wan21, file: Path) -> None:
+def _check_scale(spec: WanSpec, file: Path) -> None:
     """Rank and alpha are the file's to say: with others the same tensors are another student."""
     from safetensors import safe_open
 
@@ -108,18 +115,20 @@ def _check_scale(spec: Wan21, file: Path) -> None:
         said = json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
     for name, ours in (("r", spec.lora.rank), ("lora_alpha", spec.lora.alpha)):
         if (theirs := said.get(f"transformer.{name}", ours)) != ours:
-            raise ValueError(f"{file}: its {name} is {theirs}, Wan21.lora has {ours}: give the one it was made with")
+            raise ValueError(f"{file}: its {name} is {theirs}, {type(spec).__name__}.lora has {ours}: give the one it was made with")
 
 
-def load_lora(spec: Wan21, file: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
+def load_lora(spec: WanSpec, file: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
     """The base at `spec.path`, lifted, with the adapters in `file`: every tensor must find its place."""
     from safetensors.torch import load_file
 
     if spec.lora is None:
-        raise ValueError(f"{file}: Wan21.lora = None, but this is a LoRA file; give its rank and alpha")
+        raise ValueError(f"{file}: {type(spec).__name__}.lora = None, but this is a LoRA file; give its rank and alpha")
     student = build(spec, frozenset({"student"}), device=device, dtype=dtype)["student"]
     _check_scale(spec, file)
     tensors = {name.removeprefix("transformer."): value for name, value in load_file(file).items()}
+    if (whole := file.with_name(WHOLE_FILE)).is_file():
+        tensors |= load_file(whole)
     trained = student.trained()
     if unknown := sorted(tensors.keys() ^ trained.keys()):
         raise ValueError(f"{file}: {len(unknown)} tensors do not match the adapters of {spec}, such as {unknown[0]!r}")

@@ -13,7 +13,7 @@ from torch import Tensor
 from flowmap._types import Cond, Latent
 
 if TYPE_CHECKING:
-    from .spec import Wan21
+    from .spec import WanSpec
 
 
 def components(path: str, dtype: torch.dtype) -> dict[str, Any]:
@@ -56,11 +56,11 @@ class WanCodec:
     batch: int = 64
 
     @classmethod
-    def of(cls, spec: Wan21, *, device: torch.device, dtype: torch.dtype) -> WanCodec:
+    def of(cls, spec: WanSpec, *, device: torch.device, dtype: torch.dtype) -> WanCodec:
         from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 
         if spec.path is None:
-            raise ValueError("Wan21.path = None: random weights have no text encoder and no VAE")
+            raise ValueError(f"{type(spec).__name__}.path = None: random weights have no text encoder and no VAE")
         parts = components(spec.path, dtype)
         pipeline = WanPipeline(scheduler=FlowMatchEulerDiscreteScheduler(), transformer=None, **parts)
         return cls(pipeline.to(device), spec.text_length, spec.text_tokens)
@@ -74,7 +74,7 @@ class WanCodec:
         if self.text_tokens < self.text_length and bool(text[:, self.text_tokens - 1 :].any()):
             longest = max(prompts, key=len)
             raise ValueError(
-                f"Wan21.text_tokens = {self.text_tokens} is too few for a prompt such as {longest!r}: one position "
+                f"text_tokens = {self.text_tokens} is too few for a prompt such as {longest!r}: one position "
                 f"must be left for padding; raise it, up to text_length = {self.text_length}"
             )
         return {"text": text[:, : self.text_tokens].float()}

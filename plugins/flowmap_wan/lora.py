@@ -6,28 +6,39 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
+from attrs import field, frozen, validators
 
 if TYPE_CHECKING:
-    from .spec import Lora
+    import torch
+    from torch import nn
 
 BLOCKS = r"blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2))"
 TIMES = r"condition_embedder\.(time|delta)_embedder\.linear_[12]"
 
 
+@frozen
+class Lora:
+    """ΔW = (alpha / rank) B A on self-attention and feed-forward, for the student on both time embedders too."""
+
+    rank: int = field(default=256, validator=validators.ge(1))
+    alpha: float = field(default=256.0, validator=validators.gt(0.0))
+    seed: int = 0
+
+
 def add_adapter(net: nn.Module, name: str, lora: Lora, *, times: bool) -> None:
-    """Give `net` a set of adapters: A random from `lora.seed`, B zero, float32. The base is frozen."""
+    """Give `net` a set of adapters: A random from `lora.seed`, B zero, float32. Nothing else changes whether it trains."""
+    import torch
     from peft import LoraConfig, inject_adapter_in_model
 
     targets = f"({BLOCKS}|{TIMES})" if times else BLOCKS
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, bias="none")
+    trained = {id(p) for p in net.parameters() if p.requires_grad}
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several sets are what we want
         torch.manual_seed(lora.seed)
         inject_adapter_in_model(config, net, adapter_name=name)
     for key, p in net.named_parameters():
-        p.requires_grad_(".lora_" in key)  # peft leaves only its newest adapter trainable
+        p.requires_grad_(id(p) in trained or f".{name}." in key)  # peft leaves only its newest adapter trainable
         if f".{name}." in key:
             p.data = p.data.float()
 

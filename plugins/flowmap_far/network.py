@@ -1,0 +1,184 @@
+"""u_θ that makes a video chunk after chunk, over diffusers' `AnyFlowFARTransformer3DModel`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+import torch
+from attrs import frozen
+from flowmap_wan.block import KeyValue, Mask, Rope, rotation
+from flowmap_wan.network import WanFlowMap, patchify
+from torch import Tensor
+
+from flowmap import Rng
+from flowmap._types import Cond, Latent, Time
+
+from . import layout
+from .layout import CLEAN, COMPRESSED, NOISY, Piece
+
+FAR_PATCH = "far_patch_embedding"
+FINE = 1 << 20
+Attention: TypeAlias = Literal["auto", "dense", "flex"]
+
+
+@frozen(eq=False)
+class Cache:
+    """The history of a video in the making; never written to, snapshots share what they have in common.
+
+    pieces: compressed chunks, oldest first, then at most `full - 1` clean ones. memory: keys and values, by piece, by
+    layer. recent: the latents of the clean ones.
+    """
+
+    pieces: tuple[Piece, ...] = ()
+    memory: tuple[Sequence[KeyValue], ...] = ()
+    recent: tuple[Latent, ...] = ()
+
+    @property
+    def frames(self) -> int:
+        return self.pieces[-1].first + self.pieces[-1].frames if self.pieces else 0
+
+
+class FarFlowMap(WanFlowMap):
+    """FAR with two times, arXiv:2503.19325, arXiv:2605.13724: chunks see themselves, and what came before.
+
+    partition: the chunks of a training video. full: how many of the last chunks, the one being made among them, are
+    at full resolution; older ones are compressed. long: the share of iterations that train on a prefix of random
+    length, from `full` chunks to all; the others take exactly `full`. bidirectional: the share that trains on all
+    frames as one chunk, so that the network stays usable that way.
+
+    A forward pass is of one of two kinds. With cond["history"] [B, F', C, H, W], which `teacher_forcing` puts there:
+    z holds the last `full` of the chunks so far, all noisy at (t, r), each seeing the clean ones before it. Without:
+    z is one chunk, and `cache` what came before.
+    """
+
+    def __init__(
+        self,
+        net: Any,
+        *,
+        partition: tuple[int, ...],
+        full: int,
+        long: float = 0.5,
+        bidirectional: float = 0.0,
+        attention: Attention = "auto",
+        **settings: Any,
+    ) -> None:
+        super().__init__(net, "student", whole=(FAR_PATCH,), **settings)
+        self.partition, self.full, self.long, self.bidirectional = partition, full, long, bidirectional
+        self.attention = attention
+
+    def chunks(self, frames: int) -> tuple[int, ...]:
+        if frames > (most := self.net.config.rope_max_seq_len):
+            raise ValueError(f"{frames} latent frames: this network has rotary positions for at most {most}")
+        return layout.chunks(self.partition, frames)
+
+    def teacher_forcing(self, x: Latent, cond: Cond, rng: Rng) -> tuple[Latent, Cond]:
+        """A prefix of n chunks: its last `full` ones, and the clean frames before the last in cond["history"]."""
+        sizes = self.chunks(x.shape[1])
+        least = min(self.full, len(sizes))
+        whole, long = (rng.randint(FINE) < share * FINE for share in (self.bidirectional, self.long))
+        n = least + rng.randint(len(sizes) - least + 1) * long
+        if whole or n == 1:
+            return x[:, : x.shape[1] if whole else sizes[0]], cond
+        start, last, end = sum(sizes[: max(0, n - self.full)]), sum(sizes[: n - 1]), sum(sizes[:n])
+        return x[:, start:end], {**cond, "history": x[:, :last]}
+
+    def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache | None = None) -> Latent:
+        cache = cache or Cache()
+        if "history" in cond:
+            pieces = self._training(cond["history"], z)
+            h, context = self._assemble(pieces, cond["history"], z)
+        else:
+            self.chunks(cache.frames + z.shape[1])  # is there a position for each?
+            pieces = (Piece(NOISY, len(cache.pieces), cache.frames, z.shape[1]),)
+            h, context = self.tokens(z), 0
+        e = self.embed(t, r)
+        groups = [(h.shape[1] - context) // e.shape[1]] * e.shape[1]
+        noisy, times = groups, e
+        if context:
+            zero = torch.zeros_like(t if t.ndim == 1 else t[:, 0])
+            groups, e = [context, *groups], torch.cat([self.embed(zero, zero), e], 1)
+        rope, mask = self._rope(pieces, z), self._mask(pieces, cache.pieces, z)
+        h, _ = self.through(h, e, groups, self.text(cond), rope, mask, cache.memory)
+        return self.latent(h[:, context:], times, noisy, z)
+
+    def extend(self, cache: Cache | None, x: Latent, cond: Cond) -> Cache:
+        """Encode a finished chunk; where that pushes one out of full resolution, compress it and encode the rest anew.
+
+        Compressed chunks see compressed ones alone, so theirs never change: at most `full` chunks are encoded, however
+        long the video. Equal to encoding the whole history.
+        """
+        cache = cache or Cache()
+        done = Piece(CLEAN, len(cache.pieces), cache.frames, x.shape[1])
+        clean = (*(p for p in cache.pieces if p.form == CLEAN), done)
+        recent = (*cache.recent, x)
+        leaving = max(0, len(clean) - self.full + 1)
+        if not leaving:
+            return Cache((*cache.pieces, done), (*cache.memory, *self._encode((done,), (x,), cache, cond)), recent)
+        old = len(cache.pieces) - len(cache.recent)
+        kept = Cache(cache.pieces[:old], cache.memory[:old])
+        compressed = tuple(Piece(COMPRESSED, p.chunk, p.first, p.frames) for p in clean[:leaving])
+        new = (*compressed, *clean[leaving:])
+        memory = self._encode(new, recent, kept, cond)
+        return Cache((*kept.pieces, *new), (*kept.memory, *memory), recent[leaving:])
+
+    def _encode(
+        self, pieces: tuple[Piece, ...], x: Sequence[Latent], before: Cache, cond: Cond
+    ) -> list[list[KeyValue]]:
+        """Keys and values of clean chunks at t = r = 0, by piece, by layer."""
+        parts = [self._piece(p.form, latent) for p, latent in zip(pieces, x, strict=True)]
+        h, zero = torch.cat(parts, 1), torch.zeros(len(x[0]), device=x[0].device)
+        e, rope, mask = self.embed(zero, zero), self._rope(pieces, x[0]), self._mask(pieces, before.pieces, x[0])
+        _, found = self.through(h, e, [h.shape[1]], self.text(cond), rope, mask, before.memory)
+        lengths = [part.shape[1] for part in parts]
+        by_layer = [list(zip(k.split(lengths, 1), v.split(lengths, 1), strict=True)) for k, v in found]
+        return [[layer[i] for layer in by_layer] for i in range(len(pieces))]
+
+    def _training(self, history: Latent, z: Latent) -> tuple[Piece, ...]:
+        """What stands in the sequence of a teacher-forced pass."""
+        before = layout.finished(self.partition, history.shape[1])
+        start = sum(before[: max(0, len(before) + 1 - self.full)])
+        last = start + z.shape[1] - history.shape[1]
+        if last < 1:
+            raise ValueError(
+                f"z has {z.shape[1]} frames: after a history of {history.shape[1]} it must have more than "
+                f"{history.shape[1] - start}, the chunks that are at full resolution there"
+            )
+        return layout.training((*before, last), self.full)
+
+    def _assemble(self, pieces: tuple[Piece, ...], history: Latent, z: Latent) -> tuple[Tensor, int]:
+        """The tokens of [compressed | clean | noisy], and how many of them are history."""
+        old = sum(p.frames for p in pieces if p.form == COMPRESSED)
+        parts = [(COMPRESSED, history[:, :old]), (CLEAN, history[:, old:]), (NOISY, z)]
+        tokens = [self._piece(form, x) for form, x in parts if x.shape[1]]
+        return torch.cat(tokens, 1), sum(part.shape[1] for part in tokens[:-1])
+
+    def _piece(self, form: int, x: Latent) -> Tensor:
+        if form != COMPRESSED:
+            return self.tokens(x)
+        return patchify(self.net.get_submodule(FAR_PATCH), x, self.dtype)
+
+    def _grid(self, form: int, like: Latent) -> tuple[int, int]:
+        """Rows and columns of tokens in a frame; what a compressed token would only half cover is left out."""
+        side = self.net.config.compressed_patch_size[-1] if form == COMPRESSED else self.patch
+        return like.shape[-2] // side, like.shape[-1] // side
+
+    def _rope(self, pieces: Sequence[Piece], like: Latent) -> Rope:
+        """A compressed token stands for n × n others: at the middle of their positions, n i + (n - 1) / 2.
+
+        That is the mean of their rotations as complex numbers, at modulus one, as the reference has it.
+        """
+        device, found = like.device, []
+        for p in pieces:
+            n = self.net.config.compressed_patch_size[-1] // self.patch if p.form == COMPRESSED else 1
+            rows, columns = (n * torch.arange(m, device=device) + (n - 1) / 2 for m in self._grid(p.form, like))
+            frames = torch.arange(p.first, p.first + p.frames, device=device)
+            found.append(rotation((frames, rows, columns), self.net.config.attention_head_dim))
+        cos, sin = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return cos, sin
+
+    def _mask(self, queries: tuple[Piece, ...], before: tuple[Piece, ...], like: Latent) -> Mask:
+        compressed, full = (rows * columns for rows, columns in (self._grid(f, like) for f in (COMPRESSED, CLEAN)))
+        flex = self.attention == "flex" or (self.attention == "auto" and like.is_cuda)
+        make = layout.block_mask if flex else layout.dense_mask
+        return make(queries, (*before, *queries), (compressed, full), like.device)

@@ -1,0 +1,107 @@
+"""FAR: the spec."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from attrs import evolve, field, frozen, validators
+from flowmap_wan.spec import WanSpec, example
+
+if TYPE_CHECKING:
+    import torch
+    from flowmap_wan.network import WanFlowMap
+
+    from flowmap._types import Cond, Latent
+
+HUB = re.compile(r"[\w.-]+/[\w.-]*AnyFlow-FAR[\w.-]*")
+PARTITION = (1, 3, 3, 3, 3, 3, 3, 2)
+COMPRESSED_PATCH = (1, 4, 4)
+
+
+def _sizes(value: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if value is None else tuple(value)
+
+
+def _positive(instance: object, attribute: Any, value: tuple[int, ...] | None) -> None:
+    if value is not None and (not value or min(value) < 1):
+        raise ValueError(f"Far.{attribute.name} = {value}: must name at least one chunk, each of at least 1 frame")
+
+
+share = [validators.ge(0.0), validators.le(1.0)]
+
+
+@frozen
+class Far(WanSpec):
+    """A causal student on Wan2.1: FAR with two times, arXiv:2503.19325 and arXiv:2605.13724, section 3.
+
+    partition: frames of each chunk of a training video, (1, 3, 3, 3, 3, 3, 3, 2) for 21 latent frames; None is that, or
+    what a distilled directory says. full: the chunks at full resolution, the one being made among them; older ones
+    are compressed, a token for 4 × 4 latents. None is 3, or what a distilled directory says. long: the share of
+    iterations on a prefix of random length, so that the network learns to read compressed history. bidirectional: the
+    share that trains on all frames as one chunk (the reference adds such a pass, on the diagonal alone, to one
+    iteration in ten of stage 1). area: start the embedding of compressed tokens divided by the number of tokens that
+    one stands for, so that a constant image looks the same to both; False is the reference.
+    attention: "flex" never holds the mask and trains on CUDA alone, "dense" runs everywhere; "auto" chooses.
+
+    Teacher and critic are bidirectional, on the same weights. The rest is Wan's:
+    """
+
+    __doc__ += WanSpec.__doc__.partition("\n\n")[2]  # type: ignore[operator, union-attr]
+
+    transformers: ClassVar[tuple[str, ...]] = (
+        *("WanTransformer3DModel", "AnyFlowTransformer3DModel", "AnyFlowFARTransformer3DModel"),
+    )
+    pipelines: ClassVar[tuple[str, ...]] = ("WanPipeline", "AnyFlowPipeline", "AnyFlowFARPipeline")
+
+    partition: tuple[int, ...] | None = field(default=None, converter=_sizes, validator=_positive)
+    full: int | None = field(default=None, validator=validators.optional(validators.ge(1)))
+    long: float = field(default=0.5, validator=share)
+    bidirectional: float = field(default=0.0, validator=share)
+    area: bool = True
+    attention: Literal["auto", "dense", "flex"] = field(
+        default="auto", validator=validators.in_(("auto", "dense", "flex"))
+    )
+
+    def student(self, net: Any, **settings: Any) -> WanFlowMap:
+        from .network import FarFlowMap
+
+        own, wide, side = net.config, net.config.compressed_patch_size, net.config.patch_size[-1]
+        if wide[0] != 1 or wide[1] != wide[2] or wide[1] % side or wide[1] // side > 6:
+            raise ValueError(f"compressed_patch_size = {tuple(wide)}: must be (1, n, n), n at most 6 times {side}")
+        return FarFlowMap(
+            net,
+            partition=self.partition or tuple(own.chunk_partition),
+            full=self.full or own.full_chunk_limit,
+            long=self.long,
+            bidirectional=self.bidirectional,
+            attention=self.attention,
+            **settings,
+        )
+
+    def extra_config(self) -> Mapping[str, Any]:
+        return {
+            "compressed_patch_size": COMPRESSED_PATCH,
+            "full_chunk_limit": self.full or 3,
+            "chunk_partition": self.partition or PARTITION,
+        }
+
+    def extra_state(self, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """The kernel of a token enlarged to that of a compressed one."""
+        from torch.nn import functional as F
+
+        small = state["patch_embedding.weight"]
+        large = F.interpolate(small.float(), size=COMPRESSED_PATCH, mode="trilinear", align_corners=False)
+        if self.area:
+            large = large * (small[0, 0].numel() / large[0, 0].numel())
+        bias = state["patch_embedding.bias"]
+        return {"far_patch_embedding.weight": large.to(small.dtype), "far_patch_embedding.bias": bias.clone()}
+
+    def tiny(self) -> Self:
+        return evolve(super().tiny(), partition=(1, 2, 1, 2, 1), full=3)
+
+    def example(self, batch: int = 2) -> tuple[Latent, Cond]:
+        return example((batch, 7, 4, 8, 8), self.tiny().text_tokens)

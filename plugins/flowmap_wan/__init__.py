@@ -1,0 +1,8 @@
+"""What the networks of the Wan family share: blocks, adapters, the codec, students on disk. A library, no plugin."""
+
+from __future__ import annotations
+
+from .lora import Lora
+from .spec import WanSpec
+
+__all__ = ["Lora", "WanSpec"]

@@ -1,0 +1,122 @@
+"""A transformer block of Wan, and rotary positions, over the modules of diffusers' blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+Rope: TypeAlias = tuple[Tensor, Tensor]  # (cos, sin), each [tokens, head_dim / 2], float32
+Mask: TypeAlias = Tensor | BlockMask | None  # which key a query sees: [queries, keys] bool; None is all
+Text: TypeAlias = tuple[Tensor, Tensor | None]  # embeddings [B, L, d], and what is added to their logits [1, L]
+KeyValue: TypeAlias = tuple[Tensor, Tensor]  # of one layer, keys rotated: each [B, tokens, heads, head_dim]
+
+
+class Block(nn.Module):
+    """diffusers' `WanTransformerBlock` or `AnyFlowTransformerBlock`, its own modules under their own names.
+
+    The equations are theirs. What they lack: a rotation of real numbers, a time a group of tokens without a copy of
+    the modulation a token, a mask, and a history that is read and never written.
+    """
+
+    norm1: nn.Module
+    attn1: nn.Module
+    norm2: nn.Module
+    attn2: nn.Module
+    norm3: nn.Module
+    ffn: nn.Module
+    scale_shift_table: nn.Parameter  # [1, 6, d]
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        for name, module in block.named_children():
+            self.add_module(name, module)
+        self.scale_shift_table = block.scale_shift_table
+
+    def forward(
+        self,
+        h: Tensor,
+        e: Tensor,
+        groups: Sequence[int],
+        text: Text,
+        rope: Rope,
+        mask: Mask = None,
+        past: Sequence[KeyValue] = (),
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """h [B, S, d]; e [B, G, 6, d], the modulation of groups of tokens of the sizes `groups`, which sum to S.
+
+        past: keys and values that stand before this layer's own. Returns h and the layer's own keys and values.
+        """
+        shift, scale, gate, shift_ff, scale_ff, gate_ff = (self.scale_shift_table[:, None] + e.float()).unbind(2)
+
+        x = _by_group(_affine, self.norm1(h.float()), groups, scale, shift).to(h.dtype)
+        q, k, v = _heads(self.attn1, x, x)
+        q, k = rotate(q, rope), rotate(k, rope)
+        keys, values = torch.cat([*(k for k, _ in past), k], 1), torch.cat([*(v for _, v in past), v], 1)
+        h = (h.float() + _by_group(torch.mul, _attend(self.attn1, q, keys, values, mask), groups, gate)).to(h.dtype)
+
+        x = self.norm2(h.float()).to(h.dtype)
+        h = h + _attend(self.attn2, *_heads(self.attn2, x, text[0]), text[1])
+
+        x = _by_group(_affine, self.norm3(h.float()), groups, scale_ff, shift_ff).to(h.dtype)
+        h = (h.float() + _by_group(torch.mul, self.ffn(x).float(), groups, gate_ff)).to(h.dtype)
+        return h, k, v
+
+
+def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return x * (1 + scale) + shift
+
+
+def _by_group(f: Callable[..., Tensor], x: Tensor, groups: Sequence[int], *values: Tensor) -> Tensor:
+    """f(tokens of group g, its values [B, 1, d]), so that no value is copied for each token."""
+    if len(groups) == 1:
+        return f(x, *values)
+    parts = x.split(list(groups), dim=1)
+    return torch.cat([f(part, *(value[:, i : i + 1] for value in values)) for i, part in enumerate(parts)], 1)
+
+
+def _heads(attn: Any, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = attn.norm_q(attn.to_q(x)), attn.norm_k(attn.to_k(source)), attn.to_v(source)
+    return q.unflatten(-1, (attn.heads, -1)), k.unflatten(-1, (attn.heads, -1)), v.unflatten(-1, (attn.heads, -1))
+
+
+def _attend(attn: Any, q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
+    q, k, v = (a.to(v.dtype).transpose(1, 2) for a in (q, k, v))
+    if isinstance(mask, BlockMask):
+        h = (_compiled() if q.is_cuda else flex_attention)(q, k, v, block_mask=mask)
+    else:
+        h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return attn.to_out[1](attn.to_out[0](h.transpose(1, 2).flatten(2)))
+
+
+def _compiled() -> Callable[..., Tensor]:
+    """Uncompiled, flex attention holds all logits; compiled once for the process."""
+    global _flex
+    if _flex is None:
+        _flex = torch.compile(flex_attention, dynamic=False)
+    return _flex
+
+
+_flex: Callable[..., Tensor] | None = None
+
+
+def rotation(axes: Sequence[Tensor], head_dim: int) -> Rope:
+    """Rotary positions along three axes: frames, rows, columns, each a vector of positions, whole or not; float32."""
+    side = 2 * (head_dim // 6)
+    dims = (head_dim - 2 * side, side, side)
+    grids = torch.meshgrid(*(axis.double() for axis in axes), indexing="ij")
+    device = axes[0].device
+    frequencies = [1e4 ** -(torch.arange(0, d, 2, dtype=torch.float64, device=device) / d) for d in dims]
+    angles = torch.cat([g.reshape(-1, 1) * f for g, f in zip(grids, frequencies, strict=True)], 1)
+    return angles.cos().float(), angles.sin().float()
+
+
+def rotate(x: Tensor, rope: Rope) -> Tensor:
+    """[B, tokens, heads, head_dim]: consecutive pairs as complex numbers times cos + i sin, in float32."""
+    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = (part[:, None] for part in rope)
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).to(x.dtype)

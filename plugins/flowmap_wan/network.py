@@ -1,0 +1,182 @@
+"""u_θ over a diffusers transformer of the Wan family: what all have in common, and the bidirectional network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from flowmap import FlowMap
+from flowmap._types import Cache, Cond, Latent, Role, Time
+from flowmap.time_embedding import mix
+
+from .block import Block, KeyValue, Mask, Rope, Text, rotation
+from .lora import Lora, activate, adapter_parameters, add_adapter
+
+TIME_SCALE = 1000.0  # the only place that knows it
+
+
+class WanFlowMap(FlowMap):
+    """u_θ of `net`, a transformer with Wan's modules, which has one time or, lifted, two.
+
+    two_times: read r; a teacher or critic on a base that was lifted for the student reads t alone. lora: `net` is a
+    frozen base that other roles use too, each with its own set of adapters; a frozen teacher uses none.
+    whole: the modules that are trained in full beside the adapters.
+    cond["text"]: [B, tokens, text_dim], whose last position is padding unless all `text_length` are there.
+
+    A network writes `forward` from `tokens`, `embed`, `text`, `through` and `latent`.
+    """
+
+    def __init__(
+        self,
+        net: Any,
+        role: Role,
+        *,
+        two_times: bool,
+        lora: Lora | None = None,
+        whole: tuple[str, ...] = (),
+        text_length: int = 512,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.net, self.role, self.two_times, self.lora, self.whole = net, role, two_times, lora, whole
+        self.text_length, self.checkpointing = text_length, checkpointing
+        self.adapter: str | None = None
+        self.gamma, self.delta = net.config.get("gate_value", 0.0), net.config.get("deltatime_type", "r")
+        for i, block in enumerate(net.blocks):
+            if not isinstance(block, Block):
+                net.blocks[i] = Block(block)
+        if role != "teacher":
+            self.thaw()
+
+    def thaw(self) -> None:
+        if self.lora is None:
+            self.net.float().requires_grad_(True)  # a small step would round to nothing in bfloat16
+        elif self.adapter is None:
+            self.adapter = self.role
+            add_adapter(self.net, self.role, self.lora, times=self.role == "student")
+            for name in self.whole:
+                self.net.get_submodule(name).float().requires_grad_(True)
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.net.blocks)
+
+    def trained(self) -> Mapping[str, nn.Parameter]:
+        if self.lora is None:
+            return {name: p for name, p in self.net.named_parameters() if p.requires_grad}
+        if self.adapter is None:
+            return {}
+        whole = {f"{m}.{name}": p for m in self.whole for name, p in self.net.get_submodule(m).named_parameters()}
+        return {**adapter_parameters(self.net, self.adapter), **whole}
+
+    # ------------------------------------------------------------------ the parts of `forward`
+    @property
+    def patch(self) -> int:
+        """The side of a token, in latents."""
+        return int(self.net.config.patch_size[-1])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the tokens."""
+        return self.net.patch_embedding.weight.dtype
+
+    def tokens(self, z: Latent) -> Tensor:
+        """[B, F, C, H, W] -> [B, F · rows · columns, d]."""
+        return patchify(self.net.patch_embedding, z, self.dtype)
+
+    def embed(self, t: Time, r: Time) -> Tensor:
+        """[B, G, d] float32: (1 - γ) e(t) + γ e'(r), or e(t); G is 1, or the frames that have a time each."""
+        t, r = (s if s.ndim == 2 else s[:, None] for s in (t, r))
+        embedder = self.net.condition_embedder
+        self._activate(embedder)
+        now = _time(embedder.timesteps_proj, embedder.time_embedder, t)
+        if not self.two_times:
+            return now
+        then = _time(embedder.timesteps_proj, embedder.delta_embedder, r if self.delta == "r" else t - r)
+        return mix(now, then, self.gamma)
+
+    def text(self, cond: Cond) -> Text:
+        """Embeddings, and the log of how many positions of padding the last one stands for."""
+        kept, bias = cond["text"].shape[1], None
+        embedded = self.net.condition_embedder.text_embedder(cond["text"].to(self.dtype))
+        if kept != self.text_length:
+            bias = F.pad(embedded.new_full((1, 1), math.log(self.text_length - kept + 1)), (kept - 1, 0))
+        return embedded, bias
+
+    def through(
+        self,
+        h: Tensor,
+        e: Tensor,
+        groups: Sequence[int],
+        text: Text,
+        rope: Rope,
+        mask: Mask = None,
+        past: Sequence[Sequence[KeyValue]] = (),
+    ) -> tuple[Tensor, list[KeyValue]]:
+        """All blocks, with h [B, S, d] and e [B, G, d] as in `Block`; past: by piece of the history, then by layer.
+
+        Returns the last block's tokens, and the keys and values of every layer.
+        """
+        modulation = self.net.condition_embedder.time_proj(F.silu(e).to(h.dtype)).unflatten(-1, (6, -1))
+        found: list[KeyValue] = []
+        for i, block in enumerate(self.net.blocks):
+            own = tuple(piece[i] for piece in past)
+            h, k, v = self._block(block, h.contiguous(), modulation, groups, text, rope, mask, own)
+            found.append((k, v))
+        return h, found
+
+    def latent(self, h: Tensor, e: Tensor, groups: Sequence[int], like: Latent) -> Latent:
+        """The head: tokens [B, S, d] to a latent like `like`, in its dtype."""
+        net, (_, frames, _, height, width) = self.net, like.shape
+        shift, scale = (net.scale_shift_table[:, None] + e[:, :, None]).unbind(2)
+        parts = [part * (1 + scale[:, i : i + 1]) + shift[:, i : i + 1] for i, part in enumerate(
+            net.norm_out(h.float()).split(list(groups), dim=1)
+        )]
+        h = net.proj_out(torch.cat(parts, 1).to(h.dtype))
+        h = h.unflatten(1, (frames, height // self.patch, width // self.patch)).unflatten(-1, (self.patch, self.patch, -1))
+        return h.permute(0, 1, 6, 2, 4, 3, 5).reshape(like.shape).to(like.dtype)
+
+    def _block(self, block: nn.Module, h: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+        def run(h: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+            self._activate(block)  # inside, so that recomputation sees the adapter that the forward pass saw
+            return block(h, *rest)
+
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(run, h, *rest, use_reentrant=False)
+        return run(h, *rest)
+
+    def _activate(self, module: nn.Module) -> None:
+        if self.lora is not None:
+            activate(module, self.adapter)
+
+
+class Bidirectional(WanFlowMap):
+    """All frames at once, every token seeing every other: Wan2.1, and AnyFlow's bidirectional student."""
+
+    def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
+        frames, rows, columns = z.shape[1], z.shape[3] // self.patch, z.shape[4] // self.patch
+        e = self.embed(t, r)
+        groups = [frames * rows * columns // e.shape[1]] * e.shape[1]
+        axes = [torch.arange(n, device=z.device) for n in (frames, rows, columns)]
+        rope = rotation(axes, self.net.config.attention_head_dim)
+        h, _ = self.through(self.tokens(z), e, groups, self.text(cond), rope)
+        return self.latent(h, e, groups, z)
+
+
+def patchify(embedding: nn.Module, z: Latent, dtype: torch.dtype) -> Tensor:
+    """[B, F, C, H, W] -> [B, tokens, d] of `dtype`, frame by frame, row by row."""
+    own = next(embedding.parameters()).dtype
+    return embedding(z.to(own).transpose(1, 2)).flatten(2).transpose(1, 2).to(dtype)
+
+
+def _time(sinusoids: nn.Module, embedder: Any, t: Time) -> Tensor:
+    """The sinusoids in float32 or wider, the embedder in its own dtype, the result float32."""
+    features = sinusoids(t.flatten() * TIME_SCALE).unflatten(0, t.shape)
+    dtype = next(embedder.parameters()).dtype
+    return embedder(features.to(dtype)).float()
