@@ -46,3 +46,10 @@ WAN = _arxiv(
     2025,
     "2503.20314",
 )
+FAR = _arxiv(
+    "gu2025long",
+    "Long-Context Autoregressive Video Modeling with Next-Frame Prediction",
+    "Gu, Yuchao and Mao, Weijia and Shou, Mike Zheng",
+    2025,
+    "2503.19325",
+)

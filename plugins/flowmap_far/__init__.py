@@ -1,4 +1,4 @@
-"""FAR on Wan2.1: a student that makes a video chunk after chunk, from a prompt, an image or the beginning of a video."""
+"""FAR on Wan2.1: a student that makes a video chunk after chunk, from a prompt, an image or the start of a video."""
 
 from __future__ import annotations
 

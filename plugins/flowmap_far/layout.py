@@ -51,7 +51,9 @@ def finished(partition: Sequence[int], frames: int) -> tuple[int, ...]:
             break
         found.append(size)
     if sum(found) != frames:
-        raise ValueError(f"a history of {frames} frames ends inside a chunk: must be the sum of the first few of {partition}")
+        raise ValueError(
+            f"a history of {frames} frames ends inside a chunk: must be the sum of the first few of {partition}"
+        )
     return tuple(found)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from attrs import evolve, field, frozen, validators
 from flowmap_wan.spec import WanSpec, example
+
+from flowmap.methods.citations import FAR, WAN
 
 if TYPE_CHECKING:
     import torch
@@ -47,15 +47,16 @@ class Far(WanSpec):
     one stands for, so that a constant image looks the same to both; False is the reference.
     attention: "flex" never holds the mask and trains on CUDA alone, "dense" runs everywhere; "auto" chooses.
 
-    Teacher and critic are bidirectional, on the same weights. The rest is Wan's:
+    Teacher and critic are bidirectional, on the same weights. The other fields are those of `Wan21`.
     """
 
-    __doc__ += WanSpec.__doc__.partition("\n\n")[2]  # type: ignore[operator, union-attr]
-
     transformers: ClassVar[tuple[str, ...]] = (
-        *("WanTransformer3DModel", "AnyFlowTransformer3DModel", "AnyFlowFARTransformer3DModel"),
+        "WanTransformer3DModel",
+        "AnyFlowTransformer3DModel",
+        "AnyFlowFARTransformer3DModel",
     )
     pipelines: ClassVar[tuple[str, ...]] = ("WanPipeline", "AnyFlowPipeline", "AnyFlowFARPipeline")
+    citations: ClassVar[tuple[str, ...]] = (WAN, FAR)
 
     partition: tuple[int, ...] | None = field(default=None, converter=_sizes, validator=_positive)
     full: int | None = field(default=None, validator=validators.optional(validators.ge(1)))

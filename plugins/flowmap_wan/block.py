@@ -87,7 +87,8 @@ def _heads(attn: Any, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor
 def _attend(attn: Any, q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
     q, k, v = (a.to(v.dtype).transpose(1, 2) for a in (q, k, v))
     if isinstance(mask, BlockMask):
-        h = (_compiled() if q.is_cuda else flex_attention)(q, k, v, block_mask=mask)
+        attention: Any = _compiled() if q.is_cuda else flex_attention
+        h = attention(q, k, v, block_mask=mask)
     else:
         h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return attn.to_out[1](attn.to_out[0](h.transpose(1, 2).flatten(2)))

@@ -70,7 +70,9 @@ def fused(u: WanFlowMap) -> Any:
 
 def rebuilt(rope: Any) -> Any:
     """The rotary module of a network made on the meta device, with its tables: the arguments are its attributes."""
-    return type(rope)(**{name: getattr(rope, name) for name in signature(type(rope).__init__).parameters if name in vars(rope)})
+    return type(rope)(
+        **{name: getattr(rope, name) for name in signature(type(rope).__init__).parameters if name in vars(rope)}
+    )
 
 
 def save_lora(u: WanFlowMap, path: Path) -> None:
@@ -115,7 +117,9 @@ def _check_scale(spec: WanSpec, file: Path) -> None:
         said = json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
     for name, ours in (("r", spec.lora.rank), ("lora_alpha", spec.lora.alpha)):
         if (theirs := said.get(f"transformer.{name}", ours)) != ours:
-            raise ValueError(f"{file}: its {name} is {theirs}, {type(spec).__name__}.lora has {ours}: give the one it was made with")
+            raise ValueError(
+                f"{file}: its {name} is {theirs}, {type(spec).__name__}.lora has {ours}: give the one it was made with"
+            )
 
 
 def load_lora(spec: WanSpec, file: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:

@@ -26,7 +26,7 @@ class Lora:
 
 
 def add_adapter(net: nn.Module, name: str, lora: Lora, *, times: bool) -> None:
-    """Give `net` a set of adapters: A random from `lora.seed`, B zero, float32. Nothing else changes whether it trains."""
+    """Give `net` a set of adapters, A random from `lora.seed`, B zero, float32; the rest trains or not as before."""
     import torch
     from peft import LoraConfig, inject_adapter_in_model
 

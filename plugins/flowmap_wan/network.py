@@ -135,11 +135,14 @@ class WanFlowMap(FlowMap):
         """The head: tokens [B, S, d] to a latent like `like`, in its dtype."""
         net, (_, frames, _, height, width) = self.net, like.shape
         shift, scale = (net.scale_shift_table[:, None] + e[:, :, None]).unbind(2)
-        parts = [part * (1 + scale[:, i : i + 1]) + shift[:, i : i + 1] for i, part in enumerate(
-            net.norm_out(h.float()).split(list(groups), dim=1)
-        )]
+        parts = [
+            part * (1 + scale[:, i : i + 1]) + shift[:, i : i + 1]
+            for i, part in enumerate(net.norm_out(h.float()).split(list(groups), dim=1))
+        ]
         h = net.proj_out(torch.cat(parts, 1).to(h.dtype))
-        h = h.unflatten(1, (frames, height // self.patch, width // self.patch)).unflatten(-1, (self.patch, self.patch, -1))
+        h = h.unflatten(1, (frames, height // self.patch, width // self.patch)).unflatten(
+            -1, (self.patch, self.patch, -1)
+        )
         return h.permute(0, 1, 6, 2, 4, 3, 5).reshape(like.shape).to(like.dtype)
 
     def _block(self, block: nn.Module, h: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,6 +163,11 @@ class Bidirectional(WanFlowMap):
     """All frames at once, every token seeing every other: Wan2.1, and AnyFlow's bidirectional student."""
 
     def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
+        if unknown := cond.keys() - {"text"}:
+            raise ValueError(
+                f"the bidirectional {self.role} was given {sorted(unknown)} in its condition: it reads 'text' alone. "
+                "velocity = 'teacher' asks it about frames after a clean history: a student in chunks takes 'data'"
+            )
         frames, rows, columns = z.shape[1], z.shape[3] // self.patch, z.shape[4] // self.patch
         e = self.embed(t, r)
         groups = [frames * rows * columns // e.shape[1]] * e.shape[1]

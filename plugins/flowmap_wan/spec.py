@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 from attrs import evolve, field, frozen, validators
 
 from flowmap import FlowMapSpec
+from flowmap.methods.citations import WAN
 from flowmap.model import About
 
 from .lora import Lora
@@ -64,6 +65,8 @@ class WanSpec(FlowMapSpec):
     """The diffusers classes that a student can start from; the last is what it is."""
     pipelines: ClassVar[tuple[str, ...]]
     """Likewise of pipelines; the first is the teacher's."""
+    citations: ClassVar[tuple[str, ...]] = (WAN,)
+    """BibTeX."""
 
     path: str | None = field(default=None, converter=_path)
     pretrained: bool = True
@@ -110,11 +113,9 @@ class WanSpec(FlowMapSpec):
                 )
 
     def about(self) -> About:
-        from flowmap.methods.citations import WAN
-
         here = self.path is None or Path(self.path).is_dir()
         name = "random weights" if self.path is None else Path(self.path).name
-        return About(name, None if here else self.path, "apache-2.0", (WAN,))
+        return About(name, None if here else self.path, "apache-2.0", self.citations)
 
     def build(self, roles: frozenset[Role], *, device: torch.device, dtype: torch.dtype) -> Mapping[Role, FlowMap]:
         from .build import build

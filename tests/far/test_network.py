@@ -23,7 +23,9 @@ from flowmap.objectives.flow_map_matching import FlowMapMatching
 from flowmap.rollout import FlowMapBackwardSimulation, sample
 from flowmap.times import Triangle
 
-pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # the CPU has no fused one
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:flex_attention called without torch.compile"
+)  # the CPU has no fused one
 ROLES = frozenset[Role]({"student", "teacher", "critic"})
 CPU = torch.device("cpu")
 LORA, FULL = Far().tiny(), Far(lora=None).tiny()
@@ -148,7 +150,9 @@ def test_snapshots_share_what_they_have_in_common_and_hold_no_more_than_they_say
     before = [[k.clone() for piece in cache.memory for k, _ in piece] for cache in caches]
     u.extend(caches[-1], x[:, 6:], c)
     for cache, copies in zip(caches, before, strict=True):
-        assert all(torch.equal(k, kept) for k, kept in zip((k for p in cache.memory for k, _ in p), copies, strict=True))
+        assert all(
+            torch.equal(k, kept) for k, kept in zip((k for p in cache.memory for k, _ in p), copies, strict=True)
+        )
     assert caches[3].memory[0] is caches[2].memory[0]  # chunk 0 is compressed in both, chunk 1 only in the latter
     assert [p.form for p in caches[3].pieces] == [COMPRESSED, COMPRESSED, CLEAN, CLEAN]
     tokens = sum(k.shape[1] for k, _ in (piece[0] for piece in caches[3].memory))

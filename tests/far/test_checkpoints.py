@@ -1,0 +1,137 @@
+"""Students on disk: diffusers runs all three tasks from them, and flowmap takes them and published ones back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from attrs import evolve
+from diffusers import AnyFlowFARPipeline, AnyFlowFARTransformer3DModel, FlowMapEulerDiscreteScheduler
+from flowmap_digits import TINY_WAN
+from flowmap_digits.videos import clips
+from flowmap_far import Far, Lora
+from flowmap_wan.checkpoints import LORA_FILE, WHOLE_FILE
+from flowmap_wan.codec import components
+from flowmap_wan21 import Wan21
+
+from flowmap import FlowMap, Rng, Stage, backbone, distill, sample
+from flowmap.data import TensorData
+from flowmap.methods import anyflow
+from flowmap.recipe import Recipe
+from tests.far.test_network import CPU, LORA, R, T, shake
+
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+PARTITION = (1, 1, 1, 1, 1)
+DIGITS = Far(TINY_WAN, lora=Lora(rank=4, alpha=8.0), text_tokens=12, shift=1.0, partition=PARTITION)
+PROMPT = "a three moving left slowly"
+
+
+def student_of(spec: Far) -> Any:
+    u: Any = spec.build(frozenset({"student"}), device=CPU, dtype=torch.float32)["student"]
+    shake(u, size=0.02)
+    return u
+
+
+def load(spec: Far, path: Path) -> FlowMap:
+    return spec.load(path, device=CPU, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("spec", [LORA, Far(lora=None).tiny()], ids=["lora", "full"])
+@torch.no_grad()
+def test_the_directory_gives_back_the_student(spec: Far, tmp_path: Path) -> None:
+    x, c = spec.example(3)
+    student = student_of(spec)
+    spec.save(student, tmp_path)
+    again: Any = load(evolve(spec, partition=None, full=None), tmp_path)
+    assert (again.partition, again.full) == ((1, 2, 1, 2, 1), 3)
+    torch.testing.assert_close(sample(again, x, c, 2), sample(student, x, c, 2), atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_lora_file_comes_with_what_is_trained_in_full(tmp_path: Path) -> None:
+    x, c = LORA.example(3)
+    student = student_of(LORA)
+    LORA.save(student, tmp_path)
+    assert (tmp_path / "lora" / WHOLE_FILE).is_file()
+    assert torch.equal(sample(load(LORA, tmp_path / "lora"), x, c, 2), sample(student, x, c, 2))
+    (tmp_path / "lora" / WHOLE_FILE).unlink()
+    with pytest.raises(ValueError, match="do not match the adapters"):
+        load(LORA, tmp_path / "lora" / LORA_FILE)
+
+
+@pytest.mark.parametrize("task", ["text", "image", "video"])
+@torch.no_grad()
+def test_diffusers_runs_every_task_from_the_directory(task: str, tmp_path: Path) -> None:
+    """At 512 tokens a frame, 128 compressed: its cached path pads to multiples of 128, and sees the padding."""
+    student = student_of(DIGITS)
+    DIGITS.save(student, tmp_path)
+    pipe = AnyFlowFARPipeline.from_pretrained(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    noise = Rng.seeded(0).noise_like(torch.zeros(1, 5, 4, 32, 64))
+    codec = DIGITS.codec(device=CPU, dtype=torch.float32)
+    frames = {"text": 0, "image": 1, "video": 5}[task]
+    video = clips(1, 0)[0][:, :frames].repeat(1, 1, 1, 4, 8) if frames else None
+    made = pipe(
+        PROMPT,
+        video=video,
+        height=128,
+        width=256,
+        num_frames=9,
+        num_inference_steps=2,
+        latents=noise.transpose(1, 2),
+        output_type="pt",
+    ).frames
+    context = None if video is None else codec.encode(video)
+    ours = codec.decode(sample(student, noise, codec.encode_prompts([PROMPT]), 2, shift=1.0, context=context))
+    torch.testing.assert_close(made, ours, atol=2e-3, rtol=1e-2)
+
+
+def published(path: Path, partition: tuple[int, ...]) -> Any:
+    """A directory as diffusers writes it, with a network that flowmap never saw."""
+    spec = evolve(DIGITS, lora=None)
+    student = student_of(spec)
+    config = {k: v for k, v in student.net.config.items() if not k.startswith("_")}
+    net = AnyFlowFARTransformer3DModel(**{**config, "chunk_partition": list(partition)})
+    net.load_state_dict(student.net.state_dict())
+    parts = components(str(TINY_WAN), torch.float32)
+    AnyFlowFARPipeline(transformer=net, scheduler=FlowMapEulerDiscreteScheduler(shift=3.0), **parts).save_pretrained(
+        path
+    )
+    return student
+
+
+def test_a_published_directory_is_a_student_and_a_backbone(tmp_path: Path) -> None:
+    theirs = published(tmp_path / "published", (1, 2, 2))
+    spec = backbone(str(tmp_path / "published"))
+    assert type(spec) is Far
+    assert spec.shift == 3.0
+    spec = evolve(spec, text_tokens=12)
+    again: Any = load(spec, tmp_path / "published")
+    assert again.chunks(5) == (1, 2, 2)
+    x = Rng.seeded(0).noise_like(torch.zeros(3, 5, 4, 8, 8))
+    c = spec.codec(device=CPU, dtype=torch.float32).encode_prompts([PROMPT] * 3)
+    with torch.no_grad():
+        torch.testing.assert_close(again(x, T, R, c), theirs(x, T, R, c), atol=2e-5, rtol=1e-4)
+    # continued training: adapters on the published weights, the teacher from where it came
+    recipe = Recipe(
+        backbone=evolve(spec, lora=Lora(rank=2, alpha=2.0)),
+        teacher=Wan21(TINY_WAN, lora=Lora(rank=2, alpha=2.0), text_tokens=12),
+        stages=(Stage(anyflow.on_policy(steps=(2,)), steps=1, batch=2),),
+    )
+    data = TensorData(x, dict(c), {name: value[:1] * 0 for name, value in c.items()})
+    distill(recipe, data, out=tmp_path / "run")
+    spec = evolve(spec, lora=None)
+    more = load(spec, tmp_path / "run" / "student")
+    with torch.no_grad():
+        assert not torch.allclose(more(x, T, R, c), again(x, T, R, c), atol=1e-7)
+        torch.testing.assert_close(more(x, T, R, c), again(x, T, R, c), atol=1e-2, rtol=1e-1)
+
+
+def test_a_bidirectional_teacher_is_not_asked_about_a_clean_history() -> None:
+    spec = Far(lora=None).tiny()
+    x, c = spec.example(4)
+    stage = Stage(anyflow.forward(velocity="teacher"), steps=1, batch=4)
+    with pytest.raises(ValueError, match="a student in chunks takes 'data'"):
+        distill(Recipe(spec, (stage,)), TensorData(x, dict(c), {"text": torch.zeros(1, *c["text"].shape[1:])}))
