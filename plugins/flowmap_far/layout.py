@@ -97,20 +97,17 @@ def labels(pieces: Sequence[Piece], tokens: tuple[int, int], device: torch.devic
 @lru_cache(maxsize=64)
 def dense_mask(
     queries: tuple[Piece, ...], keys: tuple[Piece, ...], tokens: tuple[int, int], device: torch.device
-) -> Tensor | None:
-    """[queries, keys] bool; None where every query sees every key."""
+) -> Tensor:
+    """[queries, keys] bool."""
     form, chunk = (label[:, None] for label in labels(queries, tokens, device))
-    mask = sees(form, chunk, *labels(keys, tokens, device))
-    return None if bool(mask.all()) else mask
+    return sees(form, chunk, *labels(keys, tokens, device))
 
 
 @lru_cache(maxsize=64)
 def block_mask(
     queries: tuple[Piece, ...], keys: tuple[Piece, ...], tokens: tuple[int, int], device: torch.device
-) -> BlockMask | None:
+) -> BlockMask:
     """The same for flex attention, which never holds it whole."""
-    if len(queries) == 1 and queries[0].form != COMPRESSED and all(p.chunk <= queries[0].chunk for p in keys):
-        return None  # one chunk and its history
     (form, chunk), (other_form, other_chunk) = (labels(p, tokens, device) for p in (queries, keys))
 
     def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:

@@ -178,6 +178,8 @@ class FarFlowMap(WanFlowMap):
         return cos, sin
 
     def _mask(self, queries: tuple[Piece, ...], before: tuple[Piece, ...], like: Latent) -> Mask:
+        if len(queries) == 1:
+            return None  # a chunk sees itself and what came before
         compressed, full = (rows * columns for rows, columns in (self._grid(f, like) for f in (COMPRESSED, CLEAN)))
         flex = self.attention == "flex" or (self.attention == "auto" and like.is_cuda)
         make = layout.block_mask if flex else layout.dense_mask

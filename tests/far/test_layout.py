@@ -78,15 +78,18 @@ def test_the_mask_is_the_table_token_by_token(sizes: tuple[int, ...], limit: int
     pieces, tokens = layout.training(sizes, limit), (2, 5)
     each = [(p.form, p.chunk) for p in pieces for _ in range(p.frames * tokens[p.form != COMPRESSED])]
     expected = torch.tensor([[allowed(*q, *k) for k in each] for q in each])
-    mask = layout.dense_mask(pieces, pieces, tokens, CPU)
-    assert torch.equal(torch.ones_like(expected) if mask is None else mask, expected)
-    assert (mask is None) == bool(expected.all())
+    assert torch.equal(layout.dense_mask(pieces, pieces, tokens, CPU), expected)
     block = layout.block_mask(pieces, pieces, tokens, CPU)
-    if block is not None:
-        dense = create_mask(block.mask_mod, 1, 1, len(each), len(each), device="cpu")[0, 0]
-        assert torch.equal(dense, expected)
-    else:
-        assert bool(expected.all())
+    assert torch.equal(create_mask(block.mask_mod, 1, 1, len(each), len(each), device="cpu")[0, 0], expected)
+
+
+def test_a_single_chunk_sees_all_of_its_history() -> None:
+    """So it needs no mask."""
+    *before, last = layout.training(PARTITION, 3)
+    before = [p for p in before if p.form != NOISY]
+    assert bool(layout.dense_mask((last,), (*before, last), (2, 5), CPU).all())
+    first = Piece(COMPRESSED, 0, 0, 1)
+    assert bool(layout.dense_mask((first,), (first,), (2, 5), CPU).all())
 
 
 def test_no_token_sees_a_later_chunk_nor_a_noisy_one_but_its_own() -> None:
