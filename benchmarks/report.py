@@ -2,9 +2,9 @@
 
     python -m benchmarks.report [--out DIR] [--note "a training ran on the other core"]
 
-`step_cost.json`, `sampler.json` and `import_time.json`, and `performance.md`, a table of them all, go to
-`benchmarks/results`. Ratios are of times measured side by side; operations and calls are counted and do not depend on
-the machine.
+`step_cost.json`, `sampler.json`, `replay.json` and `import_time.json`, and `performance.md`, a table of them all, go to
+`benchmarks/results`. Ratios are of times measured side by side; operations, calls and bytes are counted and do not
+depend on the machine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 import flowmap
 
 ROOT = Path(__file__).parents[1]
-GROUPS = ("step_cost", "sampler", "import_time")
+GROUPS = ("step_cost", "sampler", "replay", "import_time")
 PARTS = ("student", "guidance", "derivative", "rollout", "teacher", "critic")
 
 
@@ -86,6 +86,16 @@ def table(groups: Mapping[str, Mapping[str, Any]]) -> str:
         "Calls a sample, G with a graph and F without:",
         "",
         *_rows(("step", "calls"), ((e["subject"], _calls(e["calls"])) for e in _of(groups, "step_cost"))),
+        "",
+        "## Memory of a rollout",
+        "",
+        "The most bytes of tensors alive at once in a rollout and its backward pass, beside weights and inputs, and "
+        "against the same rollout with the graph of all chunks; operations against it.",
+        "",
+        *_rows(
+            ("rollout", "megabytes", "with all graphs", "ratio", "operations"),
+            (_memory(entry) for entry in _of(groups, "replay")),
+        ),
     ]
     return "\n".join(lines) + "\n"
 
@@ -110,6 +120,11 @@ def _operations(entry: Mapping[str, Any]) -> tuple[str, ...]:
     parts = [sum(count for name, count in spent.items() if name.split()[0] == part) for part in PARTS]
     shown = (f"{count:.2f}" if count else "" for count in parts)
     return entry["subject"], *shown, f"{sum(spent.values()):.2f}", f"{entry['flop_ratio']:.2f}"
+
+
+def _memory(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    megabytes = (f"{entry[name] / 1e6:.1f}" for name in ("peak_bytes", "reference_peak_bytes"))
+    return entry["subject"], *megabytes, f"{entry['peak_ratio']:.2f}", f"{entry['flop_ratio']:.2f}"
 
 
 def _calls(calls: Mapping[str, float]) -> str:

@@ -11,6 +11,7 @@ from .module import ModuleSpec
 from .plugins import backbone, load
 from .recipe import AdamW, Ema, Recipe, Stage
 from .rollout import sample
+from .stream import stream
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "hookimpl",
     "load",
     "sample",
+    "stream",
 ]

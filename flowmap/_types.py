@@ -37,6 +37,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.x)
 
+    def to(self, device: torch.device) -> Batch:
+        """On `device`, x in float32."""
+        cond, null = ({name: value.to(device) for name, value in part.items()} for part in (self.cond, self.null))
+        return Batch(self.x.to(device, torch.float32), cond, null)
+
 
 def nullify(cond: Cond, null: Cond, where: Tensor | None = None) -> Cond:
     """`cond` with the entries of `null` in place of its own, for the samples in the mask `where` [B] (default: all).
@@ -161,8 +166,12 @@ class Rng:
 
 @define
 class Shared:
-    """What the objectives of one iteration share across micro-batches and updates, and what outlives it."""
+    """What the objectives of one iteration share across micro-batches and updates, and what outlives it.
 
+    iteration: of the stage, from 0; for what is warmed up.
+    """
+
+    iteration: int = 0
     _now: dict[str, Mean] = field(factory=dict, init=False)
     _last: dict[str, Tensor] = field(factory=dict, init=False)
     _samples: dict[tuple[int, ...] | None, Latent] = field(factory=dict, init=False)

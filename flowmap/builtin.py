@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 
 @hookimpl
 def flowmap_methods() -> Mapping[str, Callable[..., Method]]:
-    from .methods import anyflow, flow_matching, meanflow
+    from .methods import anyflow, finetune, flow_matching, meanflow
 
     return {
         "anyflow_teacher": anyflow.teacher,
         "anyflow_forward": anyflow.forward,
         "anyflow_on_policy": anyflow.on_policy,
+        "finetune": finetune.finetune,
         "flow_matching": flow_matching.flow_matching,
+        "improved_meanflow": meanflow.improved,
         "meanflow": meanflow.meanflow,
     }

@@ -1,4 +1,8 @@
-"""The total derivative d/dt u_θ(z_t, t, r) = v·∂_z u + ∂_t u along the flow, at fixed r."""
+"""Derivatives of a flow map: along the flow in the start time, and in the end time.
+
+`Derivative` is d/dt u_θ(z_t, t, r) = v·∂_z u + ∂_t u at fixed r, for Eulerian identities; `EndDerivative` is
+∂_r Φ_{r←t}(z_t) at fixed t and z_t, for Lagrangian ones.
+"""
 
 from __future__ import annotations
 
@@ -63,3 +67,52 @@ class ForwardMode:
         with sdpa_kernel(SDPBackend.MATH):
             du: Latent = torch.func.jvp(lambda z, t, r: u(z, t, r, cond), (z, t, r), tangents)[1]
         return du
+
+
+@frozen
+class Predicted:
+    """`derivative` along the velocity that the network itself predicts, u(z_t, t, t), whatever v is: 1 F more.
+
+    Then u + (t - r) D u depends on z_t alone, and not on the sample in it. Improved MeanFlow, arXiv:2512.02012.
+    """
+
+    derivative: Derivative = ForwardMode()
+
+    def __call__(self, u: MeanVelocity, z: Latent, t: Time, r: Time, v: Latent, cond: Cond) -> Latent:
+        return self.derivative(u, z, t, r, u(z, t, t, cond), cond)
+
+
+class EndDerivative(Protocol):
+    def __call__(self, u: MeanVelocity, z: Latent, t: Time, r: Time, cond: Cond) -> tuple[Latent, Latent]:
+        """(Φ_{r←t}(z), ∂_r Φ_{r←t}(z)), with a graph where gradients are on."""
+
+
+@frozen
+class EndForwardMode:
+    """Exact, with one Jacobian-vector product in a scalar.
+
+    Its graph runs through attention's plain kernel, and through no block that is recomputed in the backward pass,
+    which torch refuses: take `EndDifference` with activation checkpointing.
+    """
+
+    def __call__(self, u: MeanVelocity, z: Latent, t: Time, r: Time, cond: Cond) -> tuple[Latent, Latent]:
+        with sdpa_kernel(SDPBackend.MATH):
+            Φ = torch.func.jvp(lambda r: z - expand(t - r, z) * u(z, t, r, cond), (r,), (torch.ones_like(r),))
+        return Φ[0], Φ[1]
+
+
+@frozen
+class EndDifference:
+    """The chord of Φ_{s←t}(z) between s = r ± h, clamped to [0, t], and where it is at r: any kernel, two calls as one.
+
+    Error O(h²) inside, O(h) in the slope at the ends of [0, t].
+    """
+
+    h: float = field(default=5e-3, validator=[validators.gt(0.0), validators.le(0.1)])
+
+    def __call__(self, u: MeanVelocity, z: Latent, t: Time, r: Time, cond: Cond) -> tuple[Latent, Latent]:
+        above, below = torch.minimum(r + self.h, t), (r - self.h).clamp_min(0.0)
+        zs, ts, rs = torch.cat([z, z]), torch.cat([t, t]), torch.cat([above, below])
+        f_above, f_below = (zs - expand(ts - rs, zs) * u(zs, ts, rs, concat(cond, cond))).chunk(2)
+        df = (f_above - f_below) / expand(above - below, z)
+        return f_below + expand(r - below, z) * df, df

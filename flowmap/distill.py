@@ -17,7 +17,7 @@ from ._types import Role
 from .data import Data, Source
 from .evaluation import card
 from .model import FlowMap
-from .objectives import Networks
+from .objectives import Networks, equipped
 from .observers import Observers
 from .recipe import Recipe, digest
 from .training import checkpoint
@@ -61,12 +61,14 @@ def distill(
     run.preparing()
     try:
         nets = build(recipe, device, dtype, judged=path is not None and recipe.evaluation is not None)
-        weights = _weights(recipe, nets)
         if path is not None and found is not None and _finished(recipe, found[0], path):
-            checkpoint.restore_weights(found[1], weights, averaged=True)
+            checkpoint.restore_weights(found[1], _weights(recipe, nets), averaged=True)
         else:
             batches = source.load(recipe.backbone, path, device=device) if isinstance(source, Source) else source
-            _train(recipe, nets, batches, run, watch, device, weights, found)
+            trained = nets
+            if recipe.equips:
+                trained = equipped(nets, recipe.equips, batches.batch([0]).to(device))
+            _train(recipe, trained, batches, run, watch, device, _weights(recipe, trained), found)
             if path is not None:
                 recipe.backbone.save(nets[recipe.result], path / recipe.result)
                 write_json(path / recipe.result, STUDENT_FILE, card.facts(recipe, batches))
@@ -231,5 +233,5 @@ def _inherit(recipe: Recipe, number: int, weights: Mapping[Role, Mapping[str, Te
     before = [stage.method for stage in recipe.stages[:number]]
     new = "critic" in recipe.stages[number].method.trains and not any("critic" in m.trains for m in before)
     if new and any("teacher" in m.trains for m in before):
-        for name, p in weights["critic"].items():
-            p.copy_(weights["teacher"][name])
+        for name, p in weights["teacher"].items():  # what the critic is equipped with stays as it is
+            weights["critic"][name].copy_(p)

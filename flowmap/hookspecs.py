@@ -10,6 +10,7 @@ import pluggy
 if TYPE_CHECKING:
     from .method import Method
     from .model import FlowMapSpec
+    from .recipe import Recipe, Stage
     from .training.loop import Trainer
 
 hookspec = pluggy.HookspecMarker("flowmap")
@@ -25,6 +26,12 @@ def flowmap_backbones() -> Mapping[str, FlowMapSpec]:
 @hookspec
 def flowmap_methods() -> Mapping[str, Callable[..., Method]]:
     """Distillation methods by name: functions of keyword hyper-parameters."""
+    raise NotImplementedError
+
+
+@hookspec
+def flowmap_stages() -> Mapping[str, Callable[[Recipe], tuple[Stage, ...]]]:
+    """Trainings by name: stages that may take the place of a recipe's, at its scale. `flowmap distill --method`."""
     raise NotImplementedError
 
 

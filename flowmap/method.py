@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
+
 from attrs import field, frozen, validators
 
 from ._types import Role
-from .objectives import Objective
+from .objectives import Equip, Equips, Objective, united
+
+Sampler: TypeAlias = Literal["flow_map", "consistency"]
 
 
 @frozen
 class Update:
-    """One optimiser step of `role` on a weighted sum of objectives, every `every` iterations."""
+    """One optimiser step of `role` on a weighted sum of objectives, every `every` iterations.
+
+    skip: of every `skip` iterations the first is left out, where an update of `every = skip` has its turn.
+    """
 
     role: Role = field(validator=validators.in_(("student", "teacher", "critic")))
     terms: tuple[tuple[float, Objective], ...] = field(validator=validators.min_len(1))
     every: int = field(default=1, validator=validators.ge(1))
+    skip: int | None = field(default=None, validator=validators.optional(validators.ge(2)))
+
+    def due(self, iteration: int) -> bool:
+        return iteration % self.every == 0 and (self.skip is None or iteration % self.skip != 0)
 
 
 @frozen
 class Method:
-    """updates: in the order they happen in an iteration. citations: BibTeX, of the method and of its parts."""
+    """updates: in the order they happen in an iteration. citations: BibTeX, of the method and of its parts.
+
+    sampler: how its student is sampled, along the flow or by jumps to data with fresh noise in between. guidance: what
+    its student has built in; None where that is the guidance of a `FlowMapMatching` among its objectives, or none.
+    """
 
     name: str
     updates: tuple[Update, ...] = field(validator=validators.min_len(1))
     citations: tuple[str, ...] = ()
+    sampler: Sampler = field(default="flow_map", validator=validators.in_(("flow_map", "consistency")), kw_only=True)
+    guidance: float | None = field(default=None, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        _ = self.equips  # raises where objectives disagree
 
     @property
     def needs(self) -> frozenset[Role]:
@@ -33,3 +54,9 @@ class Method:
     @property
     def trains(self) -> frozenset[Role]:
         return frozenset(u.role for u in self.updates)
+
+    @property
+    def equips(self) -> Mapping[Role, Equip]:
+        """What its objectives make of networks before training, by role."""
+        objectives = (o for u in self.updates for _, o in u.terms)
+        return united(self.name, (o.equips for o in objectives if isinstance(o, Equips)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -87,6 +87,9 @@ class Codec(Protocol):
 
     def decode(self, x: Latent) -> Tensor:
         """The inverse of `encode`, clamped to [0, 1]."""
+
+    def decode_chunks(self, chunks: Iterable[Latent]) -> Iterator[Tensor]:
+        """`decode` of videos that arrive in chunks of frames: each chunk's frames as soon as it is there."""
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(F, C, H, W) of a video of that size; an error that says which sizes there are, where it has none."""

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     import torch
 
     from .model import FlowMap, FlowMapSpec
+    from .recipe import Recipe
 
 GROUP = "flowmap"
+KINDS = {"flowmap_stages": "method with stages for a recipe"}
 
 
 class PluginError(Exception):
@@ -71,7 +73,7 @@ def named(pm: pluggy.PluginManager, hook: str, name: str) -> Any:
     if name not in items:
         near = get_close_matches(name, items, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        kind = hook.removeprefix("flowmap_").removesuffix("s")
+        kind = KINDS.get(hook) or hook.removeprefix("flowmap_").removesuffix("s")
         raise PluginError(f"no {kind} is called {name!r}: there are {', '.join(items) or 'none'}{hint}")
     return items[name]
 
@@ -89,6 +91,14 @@ def backbone(name: str, pm: pluggy.PluginManager | None = None) -> FlowMapSpec:
             "pipeline, or a hub id"
         )
     return spec
+
+
+def trained_by(recipe: Recipe, method: str, pm: pluggy.PluginManager | None = None) -> Recipe:
+    """`recipe` with the stages of another method at its scale in place of its own, named `recipe:method`."""
+    import attrs
+
+    stages = named(pm or installed(), "flowmap_stages", method)(recipe)
+    return attrs.evolve(recipe, stages=stages, name=f"{recipe.name}:{method}")
 
 
 def load(

@@ -17,7 +17,7 @@ from ._types import Role
 from .data import Data, Source
 from .method import Method
 from .model import FlowMapSpec, sha256
-from .objectives import Networks
+from .objectives import Equip, Networks, united
 from .times import share
 
 positive = validators.gt(0.0)
@@ -121,6 +121,7 @@ class Recipe:
     def __attrs_post_init__(self) -> None:
         if self.evaluation is not None and self.result != "student":
             raise ValueError("Recipe.evaluation judges a student, but no stage has one: leave it out")
+        _ = self.equips  # raises where stages disagree
 
     @property
     def trains(self) -> frozenset[Role]:
@@ -130,6 +131,11 @@ class Recipe:
     def roles(self) -> frozenset[Role]:
         """The networks that the stages call or train."""
         return frozenset[Role]().union(*(stage.method.needs | stage.method.trains for stage in self.stages))
+
+    @property
+    def equips(self) -> Mapping[Role, Equip]:
+        """What the stages' objectives make of networks before training, by role."""
+        return united("Recipe.stages", (stage.method.equips for stage in self.stages))
 
     @property
     def result(self) -> Role:

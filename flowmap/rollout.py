@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate, pairwise
 from typing import Protocol, TypeAlias
 
 import torch
 from attrs import field, frozen, validators
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ._types import Cache, Cond, Latent, Rng, Time
 from .model import FlowMap
@@ -47,9 +48,17 @@ def restart_step(gamma: float) -> Step:
 
 
 def guided_euler_step(w: float, null: Cond) -> Step:
-    """An Euler step of the teacher's ODE under classifier-free guidance: two calls, batched as one."""
+    """An Euler step of the teacher's ODE under classifier-free guidance: two calls, batched as one.
+
+    For a network that makes all frames at once: each branch needs a history of its own, which `Guided` keeps.
+    """
 
     def step(u: FlowMap, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache, rng: Rng) -> Latent:
+        if cache is not None:
+            raise ValueError(
+                "guided_euler_step was given a history, which is of one branch of guidance and not of both: walk "
+                "Guided(u, w, null) of flowmap.guidance with euler_step instead"
+            )
         return z - (t - r).reshape(-1, *(1,) * (z.ndim - 1)) * u.velocity(z, t, cond, null, w)
 
     return step
@@ -62,6 +71,50 @@ def euler_grid(steps: int, s: float = 1.0) -> Tensor:
     return shift(torch.linspace(1, 0, steps + 1), s)
 
 
+def generate(
+    u: FlowMap,
+    noise: Iterable[Latent],
+    cond: Cond,
+    grid: Tensor,
+    rng: Rng,
+    *,
+    given: Sequence[Latent] = (),
+    step: Step = ode_step,
+    grad_last: int | None = None,
+    replay: bool = False,
+) -> Iterator[Latent]:
+    """Take the `noise` of chunk after chunk down `grid` = (1, ..., 0); yield each chunk as soon as it is finished.
+
+    given: finished chunks that come before. grad_last: how many steps of each chunk, the last ones, carry gradients;
+    None is all. Between chunks gradients stop: the history is a snapshot of finished, detached chunks, and is extended
+    when the next chunk is asked for. replay: keep no graph; each chunk is walked again in the backward pass, one after
+    the other, so that the graph of one is held at a time: the same gradient for a second forward pass.
+
+    Chunk k of the video draws from `rng.fork(k)`: the same with frames given, and when it is walked again.
+    """
+
+    def run(z: Latent, cache: Cache, k: int) -> Latent:
+        steps, own = len(grid) - 1, rng.fork(k)
+        for i, (t, r) in enumerate(pairwise(grid)):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and (grad_last is None or i >= steps - grad_last)):
+                z = step(u, z, t.expand(len(z)), r.expand(len(z)), cond, cache, own)
+        return z
+
+    cache: Cache = None
+    finished = given
+    for k, z in enumerate(noise, len(given)):
+        with torch.no_grad():
+            for x in finished:
+                cache = u.extend(cache, x.detach(), cond)
+        if replay and torch.is_grad_enabled():
+            # early_stop would leave u in the middle of its last call, by an exception
+            z = checkpoint(run, z, cache, k, use_reentrant=False, early_stop=False)
+        else:
+            z = run(z, cache, k)
+        yield z
+        finished = (z,)
+
+
 def walk(
     u: FlowMap,
     noise: Latent,
@@ -69,24 +122,44 @@ def walk(
     grid: Tensor,
     rng: Rng,
     *,
+    context: Latent | None = None,
     step: Step = ode_step,
     grad_last: int | None = None,
+    replay: bool = False,
 ) -> Latent:
-    """Take `noise` down `grid` = (1, ..., 0), chunk by chunk; the last `grad_last` steps of each chunk carry gradients.
+    """`generate` on the whole `noise` [B, F, C, H, W]: all F frames.
 
-    Between chunks gradients stop: the history is a snapshot of finished, detached chunks.
+    context: clean latents of the first frames [B, F0, C, H, W], one for image-to-video, more to go on from a clip. They
+    come back as they are, and the noise of these frames is not used.
     """
-    steps, cache, done = len(grid) - 1, None, []
-    chunks = noise.split(u.chunks(noise.shape[1]), dim=1)
-    for k, z in enumerate(chunks):
-        for i, (t, r) in enumerate(pairwise(grid)):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and (grad_last is None or i >= steps - grad_last)):
-                z = step(u, z, t.expand(len(z)), r.expand(len(z)), cond, cache, rng)
-        done.append(z)
-        if k + 1 < len(chunks):
-            with torch.no_grad():
-                cache = u.extend(cache, z.detach(), cond)
-    return torch.cat(done, dim=1)
+    past, rest = chunks_after(u, noise.shape[1], 0 if context is None else _matching(context, noise).shape[1])
+    given = () if context is None else context.to(noise).split(past, dim=1)
+    chunks = noise.split((*past, *rest), dim=1)[len(past) :]
+    made = generate(u, chunks, cond, grid, rng, given=given, step=step, grad_last=grad_last, replay=replay)
+    return torch.cat([*given, *made], dim=1)
+
+
+def chunks_after(u: FlowMap, frames: int, given: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The sizes of the chunks that the first `given` of `frames` fill, and of those that are left to make.
+
+    A ValueError where they end inside a chunk, or leave none.
+    """
+    sizes = u.chunks(frames)
+    ends = [0, *accumulate(sizes)]
+    if given in ends[:-1]:
+        number = ends.index(given)
+        return sizes[:number], sizes[number:]
+    if len(sizes) == 1:
+        raise ValueError(f"context frames = {given}: this network makes all {frames} at once, and takes none as given")
+    allowed = " or ".join(map(str, ends[1:-1]))
+    raise ValueError(f"context frames = {given}: must be {allowed}, where a chunk ends and another is left to make")
+
+
+def _matching(context: Latent, noise: Latent) -> Latent:
+    if context.ndim != noise.ndim or (len(context), context.shape[2:]) != (len(noise), noise.shape[2:]):
+        like = tuple(noise.shape)
+        raise ValueError(f"context is {tuple(context.shape)}: must be as noise is, {like}, in all but frames")
+    return context
 
 
 @torch.no_grad()
@@ -99,12 +172,14 @@ def sample(
     shift: float = 1.0,
     step: Step = ode_step,
     rng: Rng | None = None,
+    context: Latent | None = None,
 ) -> Latent:
-    """Any-step sampling: z_1 -> x in `steps` jumps on the shifted grid; the state is float32 throughout."""
-    grid = euler_grid(steps, shift).to(noise.device)
-    return walk(
-        u, noise.to(torch.promote_types(noise.dtype, torch.float32)), cond, grid, rng or Rng.seeded(0), step=step
-    )
+    """Any-step sampling: z_1 -> x in `steps` jumps on the shifted grid; the state is float32 throughout.
+
+    context: the clean latents of the first frames, where the video is to go on from them; see `walk`.
+    """
+    grid, noise = euler_grid(steps, shift).to(noise.device), noise.to(torch.promote_types(noise.dtype, torch.float32))
+    return walk(u, noise, cond, grid, rng or Rng.seeded(0), context=context, step=step)
 
 
 class Rollout(Protocol):
@@ -126,28 +201,31 @@ class FlowMapBackwardSimulation:
 
     n from `steps` and i < n are drawn anew each time, the same on every rank; the jumps before and after the i-th
     step stand in for the steps that a full walk would take, so the cost does not grow with n. E[calls] = 3 - 2 / n
-    for n >= 2. AnyFlow, arXiv:2605.13724.
+    for n >= 2. replay: hold the graph of one chunk at a time, for twice the forward passes; see `generate`. AnyFlow,
+    arXiv:2605.13724.
     """
 
     steps: tuple[int, ...] = field(default=(2, 4, 8, 16, 50), converter=_grid, validator=_budgets)
     shift: float = field(default=5.0, validator=validators.gt(0.0))
+    replay: bool = False
 
     def __call__(self, u: FlowMap, noise: Latent, cond: Cond, rng: Rng) -> Latent:
         grid = euler_grid(self.steps[rng.randint(len(self.steps))], self.shift)
         i = rng.randint(len(grid) - 1)
         corners = torch.stack([grid[0], grid[i], grid[i + 1], grid[-1]]).unique().flip(0)
-        return walk(u, noise, cond, corners.to(noise.device), rng)
+        return walk(u, noise, cond, corners.to(noise.device), rng, replay=self.replay)
 
 
 @frozen
 class ConsistencySimulation:
     """Stop at a random step of a fixed schedule and jump to data; only that jump is differentiable.
 
-    `times` are the noise levels before the final 0, decreasing from 1.
-    DMD2, arXiv:2405.14867; Self-Forcing, arXiv:2506.08009, algorithm 1.
+    `times` are the noise levels before the final 0, decreasing from 1. replay: hold the graph of one chunk at a time,
+    see `generate`. DMD2, arXiv:2405.14867; Self-Forcing, arXiv:2506.08009, algorithm 1.
     """
 
     times: tuple[float, ...] = field(default=(1.0, 0.9375, 0.8333, 0.625), converter=tuple)
+    replay: bool = False
 
     @times.validator
     def _decreasing(self, attribute: object, times: tuple[float, ...]) -> None:
@@ -156,4 +234,5 @@ class ConsistencySimulation:
 
     def __call__(self, u: FlowMap, noise: Latent, cond: Cond, rng: Rng) -> Latent:
         grid = torch.tensor([*self.times[: rng.randint(len(self.times)) + 1], 0.0])
-        return walk(u, noise, cond, grid.to(noise.device), rng, step=consistency_step, grad_last=1)
+        grid = grid.to(noise.device)
+        return walk(u, noise, cond, grid, rng, step=consistency_step, grad_last=1, replay=self.replay)

@@ -20,12 +20,22 @@ class Density(Protocol):
     def __call__(self, n: int, rng: Rng, like: Tensor) -> Time: ...
 
 
+class Truncated(Density, Protocol):
+    """A distribution on (0, 1) that can be cut off above."""
+
+    def below(self, high: Time, rng: Rng) -> Time:
+        """[n], given that each is below its `high` [n]."""
+
+
 @frozen
 class Uniform:
     """U(0, 1)."""
 
     def __call__(self, n: int, rng: Rng, like: Tensor) -> Time:
         return rng.uniform(n, like)
+
+    def below(self, high: Time, rng: Rng) -> Time:
+        return high * rng.uniform(len(high), high)
 
 
 @frozen
@@ -37,6 +47,12 @@ class LogitNormal:
 
     def __call__(self, n: int, rng: Rng, like: Tensor) -> Time:
         return torch.sigmoid(self.mean + self.std * rng.normal(n, like))
+
+    def below(self, high: Time, rng: Rng) -> Time:
+        """By the inverse of the distribution function, in float64: far tails are rounded to 0."""
+        mass = torch.special.ndtr((high.double().logit() - self.mean) / self.std)
+        normal = torch.special.ndtri(mass * rng.uniform(len(high), high).double())
+        return torch.sigmoid(self.mean + self.std * normal).to(high.dtype)
 
 
 class TimeSampler(Protocol):
@@ -86,6 +102,39 @@ class Triangle:
         t, r = shift(torch.maximum(a, b), self.shift), shift(torch.minimum(a, b), self.shift)
         r = torch.where(role < self.diagonal + self.edge, torch.zeros_like(r), r)
         return t, torch.where(role < self.diagonal, t, r)
+
+
+@frozen
+class Gap:
+    """The gap t - r from one density, then r from another cut off at 1 - gap: no pair is on the diagonal.
+
+    AYF, arXiv:2506.14603, whose settings are the defaults; TVM, arXiv:2511.19797, has a logit-normal r.
+    """
+
+    gap: Density = LogitNormal(-0.8, 1.0)
+    end: Truncated = Uniform()
+    shift: float = field(default=1.0, validator=validators.gt(0.0))
+
+    def __call__(self, n: int, rng: Rng, like: Tensor) -> tuple[Time, Time]:
+        gap = self.gap(n, rng, like)
+        r = self.end.below(1 - gap, rng)
+        return shift((r + gap).clamp_max(1.0), self.shift), shift(r, self.shift)
+
+
+@frozen
+class Dyadic:
+    """A step of the grid of 2^k equal steps, k = 0, ..., levels - 1 equally often, each step of it equally likely.
+
+    The levels are stratified over the global batch. Shortcut models, arXiv:2410.12557.
+    """
+
+    levels: int = field(default=7, validator=[validators.ge(1), validators.le(20)])
+    shift: float = field(default=1.0, validator=validators.gt(0.0))
+
+    def __call__(self, n: int, rng: Rng, like: Tensor) -> tuple[Time, Time]:
+        steps = 2.0 ** (self.levels * rng.stratified(n, like)).floor().clamp_max(self.levels - 1)
+        i = (steps * rng.uniform(n, like)).floor()
+        return shift((i + 1) / steps, self.shift), shift(i / steps, self.shift)
 
 
 def roles(t: Time, r: Time) -> dict[str, Tensor]:

@@ -21,6 +21,17 @@ class Reweight(Protocol):
 
 
 @frozen
+class Ramp:
+    """A factor that grows from 0 over the first `steps` iterations of a stage and stays at `top`; at once, for 0."""
+
+    steps: int = field(default=0, validator=validators.ge(0))
+    top: float = field(default=1.0, validator=validators.ge(0.0))
+
+    def __call__(self, iteration: int) -> float:
+        return min(self.top, iteration / self.steps) if self.steps else self.top
+
+
+@frozen
 class Beta:
     """t^a (1 - t)^b at the shifted t, of mean one where t = shift(U(0, 1)).
 
@@ -66,6 +77,19 @@ class Adaptive:
 
     def __call__(self, loss: Tensor, t: Time, r: Time, shared: Shared) -> Tensor:
         return loss / (loss.detach() + self.c) ** self.p
+
+
+@frozen
+class Normalised:
+    """loss / (sg(√loss) + c): the gradient g of a sample's loss with respect to u becomes g / (‖g‖ + c).
+
+    The normalised tangent of sCM, arXiv:2410.11081, section 4.1, but that ‖·‖ is a root mean square over elements.
+    """
+
+    c: float = field(default=0.1, validator=positive)
+
+    def __call__(self, loss: Tensor, t: Time, r: Time, shared: Shared) -> Tensor:
+        return loss / (loss.detach().sqrt() + self.c)
 
 
 @frozen

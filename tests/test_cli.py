@@ -27,8 +27,8 @@ REQUESTS = {
     ),
     "distill mine.py": "recipe 'mine.py': there is no such file",
     "distill quickstart --step 2": (
-        "distill: there is no option '--step': must be one of -h, --help, --out, --resume, --steps; "
-        "did you mean '--steps'?"
+        "distill: there is no option '--step': must be one of -h, --help, --out, --resume, --steps, "
+        "--method; did you mean '--steps'?"
     ),
     "distill quickstart more": "distill takes no further argument, but there is 'more'",
     "distill quickstart --steps 0": "argument --steps: 0: must be a whole number, at least 1",
@@ -38,6 +38,8 @@ REQUESTS = {
     "sample nowhere": "the following arguments are required: --prompt",
     "sample . --prompt x --size 9x32": "argument --size: '9x32': must be frames x height x width, such as 9x32x32",
     "sample . --prompt x --out x.avi": "argument --out: 'x.avi': must end in .mp4, .gif or .png",
+    "sample . --prompt x --context x.avi": "argument --context: 'x.avi': must end in .png, .jpg, .mp4 or .gif",
+    "sample . --prompt x --context x.png": "context 'x.png': there is no such file",
     "sample . --prompt x --seed -1": "argument --seed: -1: must be a whole number, at least 0",
     "curve nowhere": "run 'nowhere': there is no recipe.json in it, so it is no run directory",
     "cite quickstrat": (
@@ -144,7 +146,7 @@ def test_a_file_is_no_run_directory(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_an_unknown_backbone(capsys: pytest.CaptureFixture[str]) -> None:
     message = said(capsys, "check", "wan2")
-    assert message.startswith("no plugin knows the backbone 'wan2': give one of wan21, wan21_14b, ")
+    assert message.startswith("no plugin knows the backbone 'wan2': give one of far, far_14b, wan21, wan21_14b, ")
 
 
 def test_a_run_whose_recipe_has_no_name(capsys: pytest.CaptureFixture[str]) -> None:

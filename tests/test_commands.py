@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import imageio.v3 as iio
+import numpy as np
 import pytest
 
 import flowmap
@@ -168,6 +169,20 @@ def test_sample_names_the_sizes_that_there_are(run: Path, capsys: pytest.Capture
         "flowmap: 8x32x32 is no size of this model: frames must be 1 more than a multiple of 2, height and width "
         "multiples of 8\n"
     )
+
+
+def test_a_student_that_makes_all_frames_at_once_says_so_to_an_image(
+    run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    iio.imwrite(tmp_path / "x.png", np.zeros((32, 32, 3), np.uint8))
+    request = ["sample", str(run / "student"), "--prompt", "x", "--context", str(tmp_path / "x.png")]
+    assert main([*request, "--out", str(tmp_path / "made.png")]) == 2
+    assert capsys.readouterr().err == (
+        "flowmap: context frames = 1: this network makes all 5 at once, and takes none as given\n"
+    )
+    assert main([*request, "--size", "9x16x24"]) == 2
+    assert capsys.readouterr().err == "flowmap: context is 32x32, and the video 16x24: scale or cut it to that\n"
+    assert not (tmp_path / "made.png").exists()
 
 
 def test_curve_judges_again_with_other_steps(recipe: Path, run: Path, tmp_path: Path) -> None:

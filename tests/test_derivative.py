@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flowmap._types import Cond, Latent, Time
-from flowmap.derivative import CentralDifference, Derivative, ForwardMode, OneSided
+from flowmap.derivative import (
+    CentralDifference,
+    Derivative,
+    EndDerivative,
+    EndDifference,
+    EndForwardMode,
+    ForwardMode,
+    OneSided,
+    Predicted,
+)
 from flowmap.testing import GaussianFlowMap
 
 Z = torch.linspace(-2, 2, 7, dtype=torch.float64)[:, None]
@@ -125,7 +134,64 @@ def test_the_gap_that_is_divided_by_is_the_one_between_the_times_that_were_asked
 
 
 @pytest.mark.parametrize("h", [0.0, -1.0, 0.2])
-@pytest.mark.parametrize("kind", [CentralDifference, OneSided])
-def test_a_wrong_step_is_an_error(kind: type[CentralDifference] | type[OneSided], h: float) -> None:
+@pytest.mark.parametrize("kind", [CentralDifference, OneSided, EndDifference])
+def test_a_wrong_step_is_an_error(kind: type[CentralDifference | OneSided | EndDifference], h: float) -> None:
     with pytest.raises(ValueError, match="'h' must be"):
         kind(h)
+
+
+def test_predicted_runs_along_what_the_network_says_and_not_along_v() -> None:
+    noisy = torch.linspace(5, 6, len(Z), dtype=torch.float64)[:, None]
+    t, r = times(0.7, 0.2)
+    torch.testing.assert_close(Predicted(ForwardMode())(U, Z, t, r, noisy, {}), analytic(t, r))
+
+
+def end_error(derivative: EndDerivative, t: Tensor, r: Tensor) -> tuple[float, float]:
+    """Of Φ and of ∂_r Φ, which is the velocity there."""
+    f, df = derivative(U, Z, t, r, {})
+    true = U.jump(Z, t, r, {})
+    return float((f - true).abs().max()), float((df - U(true, r, r, {})).abs().max())
+
+
+@given(rt=st.tuples(st.floats(0.0, 1.0), st.floats(0.05, 1.0)).map(sorted).filter(lambda p: p[1] > 0.01))
+def test_forward_mode_in_the_end_time_is_exact(rt: list[float]) -> None:
+    assert max(end_error(EndForwardMode(), *times(rt[1], rt[0]))) < 1e-8
+
+
+@pytest.mark.parametrize("t, r", [(0.7, 0.2), (1.0, 0.5), (0.9, 0.8)])
+def test_the_error_of_the_chord_in_the_end_time_is_quadratic(t: float, r: float) -> None:
+    coarse, fine = (end_error(EndDifference(h), *times(t, r)) for h in (0.02, 0.01))
+    for a, b in zip(coarse, fine, strict=True):
+        assert 3.6 < a / b < 4.4
+
+
+@pytest.mark.parametrize("t, r", [(0.7, 0.0), (0.5, 0.001), (0.7, 0.699), (1.0, 1.0)])
+def test_near_a_border_the_chord_is_still_consistent(t: float, r: float) -> None:
+    """Divided by the actual gap, and read at r: from its middle Φ would be off by half of h."""
+    point, slope = end_error(EndDifference(5e-3), *times(t, r))
+    assert point < 1e-4 and slope < 0.03 * float(U(Z, *times(r, r), {}).abs().max())
+
+
+def test_the_chord_asks_for_ends_between_data_and_t_in_one_call() -> None:
+    asked = []
+
+    def u(z: Latent, t: Time, r: Time, cond: Cond) -> Latent:
+        asked.append((t, r))
+        return z
+
+    EndDifference(0.05)(u, Z[:3], *(torch.tensor(v) for v in ([0.9, 0.9, 0.5], [0.4, 0.02, 0.49])), {})
+    ((t, r),) = asked
+    assert torch.equal(t, torch.tensor([0.9, 0.9, 0.5] * 2))
+    torch.testing.assert_close(r, torch.tensor([0.45, 0.07, 0.5, 0.35, 0.0, 0.44]))
+
+
+@pytest.mark.parametrize("derivative", [EndForwardMode(), EndDifference()])
+def test_the_condition_comes_along_to_the_end(derivative: EndDerivative) -> None:
+    """u = a r: Φ = z - (t - r) a r."""
+    a = torch.arange(len(Z), dtype=torch.float64)[:, None]
+
+    def u(z: Latent, t: Time, r: Time, cond: Cond) -> Latent:
+        return cond["a"] * r[:, None]
+
+    _, df = derivative(u, Z, *times(0.5, 0.1), {"a": a})
+    torch.testing.assert_close(df, -a * 0.3)

@@ -20,13 +20,14 @@ import torch
 
 from flowmap.derivative import CentralDifference, ForwardMode
 from flowmap.guidance import Exact
-from flowmap.rollout import FlowMapBackwardSimulation
+from flowmap.rollout import ConsistencySimulation, FlowMapBackwardSimulation, consistency_step, ode_step
 from flowmap.times import Triangle
 from tests import (
     test_derivative,
     test_guidance,
     test_path,
     test_rollout,
+    test_stream,
     test_time_embedding,
     test_times,
     test_types,
@@ -94,6 +95,7 @@ at_rest = partial(matching.test_at_the_true_flow_map_there_is_no_gradient, Trian
 guided_rest = partial(test_guidance.test_the_exact_form_rests_at_the_flow_map_of_the_guided_field, 0.9, 0.5)
 fused_rest = partial(test_guidance.test_the_fused_form_rests_at_its_own_fixed_point, 0.9, 0.5, True)
 descends = partial(dmd.test_the_mean_descends_towards_the_teachers, FlowMapBackwardSimulation(), 0.8)
+replays = test_rollout.test_a_rollout_walked_again_has_the_same_samples_and_the_same_gradient
 accumulates = partial(test_loop.test_accumulation_is_the_step_of_the_whole_batch, 3, ())
 linear = partial(test_derivative.test_a_network_linear_in_z_and_t_is_differentiated_exactly, t=0.6, r=0.0)
 
@@ -228,10 +230,10 @@ DEFECTS: list[Defect] = [
     ("DMD away from the teacher", DMD, "g = (fake - real)", "g = (real - fake)", descends),
     (
         "no normaliser",
-        *(DMD, "g = (fake - real) / scale.reshape(-1, *(1,) * (x.ndim - 1))", "g = fake - real"),
+        *(DMD, "g = (fake - real) / expand(scale, x)", "g = fake - real"),
         dmd.test_the_gradient_is_the_papers_at_the_samples,
     ),
-    ("no floor", DMD, ".clamp_min(self.floor)", "", dmd.test_the_normaliser_has_a_floor),
+    ("no floor", DMD, ".clamp_min(floor)", "", dmd.test_the_normaliser_has_a_floor),
     (
         "what is not finite stepped on",
         *(DMD, "finite = g.isfinite().flatten(1).all(1)", "finite = g.flatten(1).all(1) | True"),
@@ -239,12 +241,12 @@ DEFECTS: list[Defect] = [
     ),
     (
         "the teacher's w off by one",
-        *(DMD, "batch.null, self.w)", "batch.null, self.w + 1)"),
+        *(DMD, "batch.null, w)", "batch.null, w + 1)"),
         dmd.test_the_teacher_is_guided_by_w_of_the_standard_scale,
     ),
     (
         "critic and teacher at other noise",
-        *(DMD, "denoise(z, t, c, batch.null", "denoise(z + 1, t, c, batch.null"),
+        *(DMD, "denoise(z, t, batch.cond, batch.null", "denoise(z + 1, t, batch.cond, batch.null"),
         dmd.test_critic_and_teacher_are_asked_at_the_same_noisy_samples_within_the_times,
     ),
     (
@@ -272,6 +274,50 @@ DEFECTS: list[Defect] = [
         "a state in bfloat16",
         *(ROLLOUT, "noise.to(torch.promote_types(noise.dtype, torch.float32))", "noise"),
         partial(test_rollout.test_the_state_is_float32_whatever_the_network_returns, torch.bfloat16),
+    ),
+    (
+        "one draw for every chunk",
+        *(ROLLOUT, "own = len(grid) - 1, rng.fork(k)", "own = len(grid) - 1, rng.fork(0)"),
+        test_rollout.test_each_chunk_draws_for_itself_and_a_walk_leaves_its_rng_as_it_was,
+    ),
+    (
+        "draws that depend on how many frames were given",
+        *(ROLLOUT, "enumerate(noise, len(given))", "enumerate(noise)"),
+        partial(test_rollout.test_a_video_that_goes_on_from_its_own_beginning_is_the_same_video, consistency_step, 1),
+    ),
+    (
+        "frames that are given and not seen",
+        *(ROLLOUT, "rng, given=given, step=step", "rng, step=step"),
+        partial(test_rollout.test_a_video_that_goes_on_from_its_own_beginning_is_the_same_video, ode_step, 1),
+    ),
+    (
+        "the noise of the frames that are given",
+        *(ROLLOUT, "dim=1)[len(past) :]", "dim=1)[: len(rest)]"),
+        partial(test_rollout.test_a_video_that_goes_on_from_its_own_beginning_is_the_same_video, ode_step, 1),
+    ),
+    (
+        "a chunk that is encoded for nobody",
+        *(
+            ROLLOUT,
+            "        yield z\n        finished = (z,)",
+            "        cache = u.extend(cache, z.detach(), cond)\n        yield z",
+        ),
+        test_rollout.test_the_cache_is_extended_between_chunks_only,
+    ),
+    (
+        "a chunk walked again with other draws",
+        *(ROLLOUT, "cond, cache, own)", "cond, cache, rng)"),
+        partial(replays, ConsistencySimulation, (3,), False, False, 3),
+    ),
+    (
+        "a graph that is kept for all chunks",
+        *(ROLLOUT, "if replay and torch.is_grad_enabled():", "if False:"),
+        test_rollout.test_what_is_walked_again_is_not_in_memory_before,
+    ),
+    (
+        "a history of the conditional branch for both",
+        *(GUIDANCE, "torch.cat([x, x]), self._both(cond)", "torch.cat([x, x]), concat(cond, cond)"),
+        test_rollout.test_in_chunks_each_branch_of_guidance_has_its_own_history,
     ),
     (
         "noise that makes up for nothing",
@@ -392,9 +438,41 @@ def test_a_damaged_file_that_is_believed_is_seen(
 
 
 def test_a_critic_that_does_not_inherit_is_seen(tmp_path: Path) -> None:
-    line = 'p.copy_(weights["teacher"][name])'
+    line = 'weights["critic"][name].copy_(p)'
     with planted(DISTILL, line, "pass"), pytest.raises(AssertionError):
         test_checkpoint.test_a_critic_starts_as_the_teacher_that_was_fine_tuned(Toy(), tmp_path)
+
+
+# Defects of streaming, on a student that generates in chunks.
+STREAMING: list[tuple[str, str, str, Callable[[Path], None]]] = [
+    (
+        "another seed than the one asked for",
+        *("Rng.seeded(seed)", "Rng.seeded(0)"),
+        partial(test_stream.test_a_stream_is_the_video_that_is_sampled_from_the_same_seed, seed=3, steps=1),
+    ),
+    (
+        "given frames that are not decoded",
+        *("chain(given, made)", "chain((), made)"),
+        partial(test_stream.test_a_stream_goes_on_from_an_image_or_a_video, frames=5, sizes=[1, 4, 4]),
+    ),
+    (
+        "given frames that are not seen",
+        *("Rng.seeded(0), given=given)", "Rng.seeded(0))"),
+        partial(test_stream.test_a_stream_goes_on_from_an_image_or_a_video, frames=5, sizes=[1, 4, 4]),
+    ),
+    (
+        "a video that is made before it is shown",
+        *("chain(given, made))", "[*given, *made])"),
+        test_stream.test_a_chunk_is_made_when_its_frames_are_asked_for,
+    ),
+]
+
+
+@pytest.mark.parametrize("old, new, test", [d[1:] for d in STREAMING], ids=[d[0] for d in STREAMING])
+def test_a_defect_of_streaming_is_seen(old: str, new: str, test: Callable[[Path], None], tmp_path: Path) -> None:
+    student = test_stream.saved(tmp_path / "student")
+    with planted("flowmap.stream", old, new), pytest.raises(AssertionError):
+        test(student)
 
 
 def test_planting_is_undone_and_a_line_that_is_not_there_is_an_error() -> None:

@@ -6,10 +6,12 @@ import warnings
 from typing import Any
 
 import pytest
+from attrs import evolve
 
-from flowmap import hookimpl
+from flowmap import Recipe, Stage, hookimpl
+from flowmap.methods import anyflow
 from flowmap.observers import Observers
-from flowmap.plugins import PluginError, backbone, collect, installed, manager, named
+from flowmap.plugins import PluginError, backbone, collect, installed, manager, named, trained_by
 from tests.toys import Toy
 
 
@@ -67,6 +69,20 @@ def test_a_plugin_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "wan21" in collect(installed(), "flowmap_backbones")
     monkeypatch.setenv("FLOWMAP_DISABLE_PLUGINS", "wan21,digits")
     assert "wan21" not in collect(manager(), "flowmap_backbones")
+
+
+class Trains:
+    @hookimpl
+    def flowmap_stages(self) -> dict[str, Any]:
+        return {"longer": lambda recipe: tuple(evolve(stage, steps=2 * stage.steps) for stage in recipe.stages)}
+
+
+def test_a_recipe_is_trained_with_the_stages_that_a_plugin_gives_it() -> None:
+    recipe = Recipe(Toy(), (Stage(anyflow.forward(), 3),), name="toy")
+    other = trained_by(recipe, "longer", of(Trains()))
+    assert (other.stages[0].steps, other.name, recipe.stages[0].steps) == (6, "toy:longer", 3)
+    with pytest.raises(PluginError, match="no method with stages for a recipe is called 'long': there are longer"):
+        trained_by(recipe, "long", of(Trains()))
 
 
 def test_a_hook_that_does_not_exist_is_an_error() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from flowmap import FlowMap, Rng, sample
 from flowmap._types import Cache, Cond, Latent, Time
+from flowmap.guidance import Guided
 from flowmap.rollout import (
     ConsistencySimulation,
     FlowMapBackwardSimulation,
@@ -21,13 +23,14 @@ from flowmap.rollout import (
     consistency_step,
     euler_grid,
     euler_step,
+    generate,
     guided_euler_step,
     ode_step,
     restart_step,
     walk,
 )
 from flowmap.testing import CountingFlowMap, GaussianFlowMap, GuidedGaussianFlowMap
-from tests.toys import Toy
+from tests.toys import CHANNELS, CHUNK, TEXT, Toy
 
 MEAN, STD = 0.5, 0.3
 U = GaussianFlowMap(MEAN, STD)
@@ -239,9 +242,32 @@ def test_sampling_builds_no_graph() -> None:
     assert not sample(GaussianFlowMap(), noise(), {}, 2).requires_grad
 
 
-def causal() -> tuple[FlowMap, Latent, Cond]:
-    u = Toy(causal=True).build(frozenset({"student"}), device=torch.device("cpu"), dtype=torch.float32)["student"]
-    return u, *Toy().example()
+# ------------------------------------------------------------------ chunk after chunk
+
+
+def causal(chunks: int = 2, **fields: bool) -> tuple[FlowMap, Latent, Cond]:
+    spec, rng = Toy(causal=True, **fields), Rng.seeded(0)  # type: ignore[arg-type]
+    u = spec.build(frozenset({"student"}), device=torch.device("cpu"), dtype=torch.float32)["student"]
+    z, text = torch.zeros(2, chunks * CHUNK, CHANNELS, 2, 2), torch.zeros(2, TEXT)
+    return u, rng.noise_like(z), {"text": rng.noise_like(text)}
+
+
+class Watched(CountingFlowMap):
+    """Writes down how much history each call had, and how often the history was extended."""
+
+    def __init__(self, u: FlowMap) -> None:
+        super().__init__(u)
+        self.histories: list[int] = []
+        self.extended = 0
+
+    def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
+        self.histories.append(0 if cache is None else cache[0].shape[1] // CHUNK)
+        return super().forward(z, t, r, cond, cache)
+
+    def extend(self, cache: Cache, x: Latent, cond: Cond) -> Cache:
+        assert not torch.is_grad_enabled()
+        self.extended += 1
+        return super().extend(cache, x, cond)
 
 
 def test_a_causal_network_walks_chunk_after_chunk() -> None:
@@ -257,19 +283,11 @@ def test_a_causal_network_walks_chunk_after_chunk() -> None:
 
 def test_the_cache_is_extended_between_chunks_only() -> None:
     """The last chunk has no successor that would read it: encoding it is a call for nothing."""
-
-    class Extends(CountingFlowMap):
-        times = 0
-
-        def extend(self, cache: Cache, x: Latent, cond: Cond) -> Cache:
-            self.times += 1
-            assert not torch.is_grad_enabled()
-            return super().extend(cache, x, cond)
-
-    u, z, c = causal()
-    counted = Extends(u)
-    walk(counted, z, c, euler_grid(2), Rng.seeded(0))
-    assert counted.times == 1
+    u, z, c = causal(3)
+    watched = Watched(u)
+    walk(watched, z, c, euler_grid(2), Rng.seeded(0))
+    assert watched.extended == 2
+    assert watched.histories == [0, 0, 1, 1, 2, 2]
 
 
 def test_between_chunks_gradients_stop() -> None:
@@ -285,6 +303,219 @@ def test_only_the_last_steps_of_each_chunk_have_a_graph_where_asked() -> None:
     counted = CountingFlowMap(u)
     walk(counted, z, c, euler_grid(4), Rng.seeded(0), grad_last=1)
     assert (counted.graph, counted.plain) == (2 * 2, 2 * 3 * 2)
+
+
+def test_a_chunk_is_made_when_it_is_asked_for_and_whoever_asks_says_whether_there_is_a_graph() -> None:
+    u, z, c = causal(3)
+    watched, asked = Watched(u), list[int]()
+
+    def lazily() -> Iterator[Latent]:
+        for k, chunk in enumerate(z.split(CHUNK, dim=1)):
+            asked.append(k)
+            yield chunk
+
+    made, found = generate(watched, lazily(), c, euler_grid(2), Rng.seeded(0)), list[Latent]()
+    for k, graph in enumerate((True, False, True)):
+        with torch.set_grad_enabled(graph):
+            found.append(next(made))
+            assert torch.is_grad_enabled() is graph
+        assert (asked, watched.extended, found[-1].requires_grad) == ([*range(k + 1)], k, graph)
+    assert next(made, None) is None
+    assert watched.extended == 2
+    torch.testing.assert_close(torch.cat(found, 1), walk(u, z, c, euler_grid(2), Rng.seeded(0)))
+
+
+def test_each_chunk_draws_for_itself_and_a_walk_leaves_its_rng_as_it_was() -> None:
+    class Still(Path):
+        def chunks(self, frames: int) -> tuple[int, ...]:
+            return (1,) * frames
+
+    rng, z = Rng.seeded(3), torch.zeros(2, 3, 4)
+    x = walk(Still(), z, {}, euler_grid(2), rng, step=consistency_step)
+    assert torch.equal(walk(Still(), z, {}, euler_grid(2), rng, step=consistency_step), x)
+    assert all(not torch.isclose(x[:, i], x[:, j]).any() for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
+# ------------------------------------------------------------------ going on from frames that are given
+
+
+@pytest.mark.parametrize("given", [1, 2])
+@pytest.mark.parametrize("step", [ode_step, consistency_step, euler_step])
+def test_a_video_that_goes_on_from_its_own_beginning_is_the_same_video(step: Step, given: int) -> None:
+    u, z, c = causal(3)
+    whole = sample(u, z, c, 3, step=step)
+    first = whole[:, : given * CHUNK]
+    other = torch.cat([torch.full_like(first, 9.0), z[:, given * CHUNK :]], 1)  # its noise is not used
+    assert torch.equal(sample(u, other, c, 3, step=step, context=first), whole)
+
+
+def test_the_frames_that_are_given_come_back_and_nothing_is_written_to() -> None:
+    u, z, c = causal()
+    context = Rng.seeded(5).noise_like(z[:, :CHUNK])
+    before = context.clone(), z.clone()
+    x = sample(u, z, c, 2, context=context)
+    assert torch.equal(x[:, :CHUNK], context) and torch.equal(context, before[0]) and torch.equal(z, before[1])
+    x.zero_()
+    assert torch.equal(context, before[0])
+
+
+def test_frames_of_another_type_are_taken_at_the_states() -> None:
+    u, z, c = causal()
+    x = sample(u, z, c, 2, context=z[:, :CHUNK].bfloat16())
+    assert x.dtype == torch.float32
+    assert torch.equal(x[:, :CHUNK], z[:, :CHUNK].bfloat16().float())
+
+
+def test_no_frames_are_as_good_as_none() -> None:
+    u, z, c = causal()
+    assert torch.equal(sample(u, z, c, 2, context=z[:, :0]), sample(u, z, c, 2))
+
+
+@pytest.mark.parametrize(
+    "frames, message",
+    [
+        (1, "context frames = 1: must be 2 or 4, where a chunk ends and another is left to make"),
+        (5, "context frames = 5: must be 2 or 4, where"),
+        (6, "context frames = 6: must be 2 or 4, where"),
+        (8, "context frames = 8: must be 2 or 4, where"),
+    ],
+)
+def test_frames_that_fill_no_chunks_are_refused(frames: int, message: str) -> None:
+    u, z, c = causal(3)
+    with pytest.raises(ValueError, match=message):
+        sample(u, z, c, 2, context=torch.zeros(2, frames, CHANNELS, 2, 2))
+
+
+def test_a_network_that_makes_all_frames_at_once_takes_none_as_given() -> None:
+    u = Toy().build(frozenset({"student"}), device=torch.device("cpu"), dtype=torch.float32)["student"]
+    z, c = Toy().example()
+    with pytest.raises(ValueError, match="context frames = 1: this network makes all 4 at once, and takes none"):
+        sample(u, z, c, 2, context=z[:, :1])
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 2, 2, 2), (2, 2, 3, 2, 2), (2, 2, 2, 2, 4), (2, 2, 2, 2)])
+def test_frames_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    u, z, c = causal()
+    with pytest.raises(ValueError, match=r"context is \(.*\): must be as noise is, \(2, 4, 2, 2, 2\), in all but fra"):
+        sample(u, z, c, 2, context=torch.zeros(shape))
+
+
+# ------------------------------------------------------------------ walking again in the backward pass
+
+
+def rolled_out(u: FlowMap, z: Latent, c: Cond, rollout: Rollout, *drawn: int) -> tuple[Latent, dict[str, Tensor]]:
+    """(x, gradients of a loss of it); the loss weighs elements, or its gradient would be the same everywhere."""
+    u.zero_grad()
+    x = rollout(u, z, c, Chosen(*drawn))
+    (x * torch.arange(1.0, x.numel() + 1).reshape(x.shape)).sum().backward()
+    return x.detach(), {name: p.grad for name, p in u.named_parameters() if p.grad is not None}
+
+
+ROLLOUTS: list[tuple[type[FlowMapBackwardSimulation | ConsistencySimulation], tuple[int, ...]]] = [
+    (FlowMapBackwardSimulation, (1, 2)),
+    (ConsistencySimulation, (0,)),
+    (ConsistencySimulation, (3,)),
+]
+
+
+@pytest.mark.parametrize("kind, drawn", ROLLOUTS)
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_a_rollout_walked_again_has_the_same_samples_and_the_same_gradient(
+    kind: type[FlowMapBackwardSimulation | ConsistencySimulation],
+    drawn: tuple[int, ...],
+    checkpointing: bool,
+    shared: bool,
+    chunks: int,
+) -> None:
+    u, z, c = causal(chunks, checkpointing=checkpointing, shared=shared)
+    x, plain = rolled_out(u, z, c, kind(), *drawn)
+    again, replayed = rolled_out(u, z, c, kind(replay=True), *drawn)
+    assert torch.equal(again, x)
+    assert plain and replayed.keys() == plain.keys()
+    for name, g in plain.items():
+        torch.testing.assert_close(replayed[name], g, rtol=1e-5, atol=1e-6 * float(g.abs().max()))
+
+
+def test_chunks_are_walked_again_one_after_the_other_and_whole() -> None:
+    u, z, c = causal(3)
+    watched = Watched(u)
+    rolled_out(watched, z, c, FlowMapBackwardSimulation((4,), replay=True), 0, 1)
+    assert watched.histories == [*(0, 0, 0, 1, 1, 1, 2, 2, 2), *(2, 2, 2, 1, 1, 1, 0, 0, 0)]
+    assert watched.extended == 2
+
+
+def test_what_is_walked_again_is_not_in_memory_before() -> None:
+    u, z, c = causal(3)
+    held = []
+
+    def rolled(replay: bool) -> int:
+        held.clear()
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: held.append(x.numel()) or x, lambda x: x):
+            x = walk(u, z, c, euler_grid(4), Rng.seeded(0), replay=replay)
+        assert x.requires_grad
+        return sum(held)
+
+    assert rolled(replay=False) > 100 * z.numel()
+    assert rolled(replay=True) == z.numel()  # what each chunk starts from
+
+
+def test_without_a_graph_nothing_is_walked_again() -> None:
+    u, z, c = causal()
+    watched = Watched(u)
+    with torch.no_grad():
+        FlowMapBackwardSimulation((4,), replay=True)(watched, z, c, Chosen(0, 1))
+    assert watched.histories == [0, 0, 0, 1, 1, 1]
+
+
+# ------------------------------------------------------------------ guidance
+
+
+NULL = {"text": torch.zeros(1, TEXT)}
+
+
+def test_a_guided_network_is_the_guided_velocity() -> None:
+    c, null = {"label": torch.ones(6)}, {"label": torch.zeros(1)}
+    teacher, t = GuidedGaussianFlowMap(w=1.0), torch.full((6,), 0.7)
+    torch.testing.assert_close(Guided(teacher, 3.0, null)(noise(), t, t, c), teacher.velocity(noise(), t, c, null, 3.0))
+    stepped = sample(teacher, noise(), c, 4, step=guided_euler_step(3.0, null))
+    torch.testing.assert_close(sample(Guided(teacher, 3.0, null), noise(), c, 4, step=euler_step), stepped)
+
+
+def test_in_chunks_each_branch_of_guidance_has_its_own_history() -> None:
+    u, z, c = causal()
+    grid, w, without = euler_grid(3), 3.0, {"text": torch.zeros(2, TEXT)}
+    branches: list[tuple[Cond, Cache]] = [(c, None), (without, None)]
+    found = []
+    for x in z.split(CHUNK, dim=1):
+        for t, r in pairwise(grid[:, None].expand(-1, len(z))):
+            v, v_null = (u(x, t, t, cond, cache) for cond, cache in branches)
+            x = x - (t - r).reshape(-1, 1, 1, 1, 1) * (v_null + w * (v - v_null))
+        branches = [(cond, u.extend(cache, x, cond)) for cond, cache in branches]
+        found.append(x)
+    torch.testing.assert_close(sample(Guided(u, w, NULL), z, c, 3, step=euler_step), torch.cat(found, 1))
+
+
+@pytest.mark.parametrize("w, branches", [(3.0, 2), (1.0, 1)])
+def test_a_guided_network_costs_a_call_a_branch_in_one_batch(w: float, branches: int) -> None:
+    u, z, c = causal()
+    watched = Watched(u)
+    sample(Guided(watched, w, NULL), z, c, 3, step=euler_step)
+    assert (len(watched.histories), watched.plain, watched.extended) == (6, 6 * len(z) * branches, 1)
+
+
+def test_without_a_condition_the_branches_are_one_and_without_a_null_guidance_is_refused() -> None:
+    t = torch.full((6,), 0.7)
+    torch.testing.assert_close(Guided(U, 3.0, {})(noise(), t, t, {}), U(noise(), t, t, {}))
+    with pytest.raises(ValueError, match="needs a null condition"):
+        Guided(U, 3.0, {})(noise(), t, t, {"text": noise()})
+
+
+def test_a_guided_step_does_not_take_a_history_of_one_branch() -> None:
+    u, z, c = causal()
+    with pytest.raises(ValueError, match=r"walk Guided\(u, w, null\) of flowmap.guidance with euler_step"):
+        sample(u, z, c, 2, step=guided_euler_step(3.0, NULL))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from flowmap import Rng
 from flowmap.path import shift
-from flowmap.times import Diagonal, LogitNormal, TimeSampler, Triangle, Uniform, roles
+from flowmap.rollout import euler_grid
+from flowmap.times import Diagonal, Dyadic, Gap, LogitNormal, TimeSampler, Triangle, Truncated, Uniform, roles
 
 LIKE, N = torch.zeros(1), 100_000
 QUANTILES = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])
@@ -85,10 +86,11 @@ def test_which_sample_has_which_role_changes_from_draw_to_draw() -> None:
     assert first == {True, False}
 
 
-@pytest.mark.parametrize(
-    "sampler",
-    [Triangle(), Triangle(0.0, 0.0, 5.0), Triangle(0.0, 1.0), Triangle(0.75, 0.0, 1.0, LogitNormal(-0.4)), Diagonal()],
-)
+TRIANGLES = [Triangle(), Triangle(0.0, 0.0, 5.0), Triangle(0.0, 1.0), Triangle(0.75, 0.0, 1.0, LogitNormal(-0.4))]
+GAPS = [Gap(), Gap(shift=5.0), Gap(end=LogitNormal(-0.4)), Dyadic(), Dyadic(12, 5.0)]
+
+
+@pytest.mark.parametrize("sampler", [Diagonal(), *TRIANGLES, *GAPS])
 def test_r_is_at_most_t_and_both_are_float32_times(sampler: TimeSampler) -> None:
     t, r = sampler(1000, Rng.seeded(0), torch.zeros(1, dtype=torch.bfloat16))
     assert t.dtype == r.dtype == torch.float32
@@ -125,9 +127,76 @@ def test_a_diagonal_is_clamped_after_the_shift() -> None:
         (lambda: Diagonal(low=0.5, high=0.5), "Diagonal.low = 0.5: must be below high = 0.5"),
         (lambda: Diagonal(Uniform(), high=1.5), "'high' must be <= 1.0"),
         (lambda: LogitNormal(std=0.0), "'std' must be > 0.0"),
+        (lambda: Gap(shift=0.0), "'shift' must be > 0.0"),
+        (lambda: Dyadic(0), "'levels' must be >= 1"),
     ],
 )
 def test_a_wrong_value_is_named(make: object, message: str) -> None:
     assert callable(make)
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_quantiles_of_the_gap() -> None:
+    """AYF: the gap is logit-normal, r is uniform in what is left."""
+    t, r = Gap()(N, Rng.seeded(0), LIKE)
+    exact = (torch.special.ndtri(QUANTILES) - 0.8).sigmoid()
+    assert within(share_below(t - r, exact), QUANTILES)
+    assert within(share_below(r / (1 - (t - r)), QUANTILES), QUANTILES)
+    assert [round(float(q), 2) for q in exact] == [0.08, 0.19, 0.31, 0.47, 0.7]
+
+
+def test_quantiles_of_an_end_that_is_logit_normal() -> None:
+    """TVM: r is sigmoid(N(-0.4, 1)), given that it leaves room for the gap: its rank among those is uniform."""
+    t, r = Gap(end=LogitNormal(-0.4, 1.0))(N, Rng.seeded(0), LIKE)
+    normal = torch.distributions.Normal(-0.4, 1.0)
+    gap = (t - r).double()
+    rank = normal.cdf(r.double().logit()) / normal.cdf((1 - gap).logit())
+    assert within(share_below(rank, QUANTILES), QUANTILES)
+    assert within(share_below(t - r, (torch.special.ndtri(QUANTILES) - 0.8).sigmoid()), QUANTILES)
+
+
+@pytest.mark.parametrize("density", [Uniform(), LogitNormal(-0.4), LogitNormal(2.0, 0.1)])
+@pytest.mark.parametrize("high", [0.0, 1e-6, 0.3, 1.0])
+def test_what_is_cut_off_stays_below(density: Truncated, high: float) -> None:
+    drawn = density.below(torch.full((1000,), high), Rng.seeded(0))
+    assert drawn.dtype == torch.float32
+    assert ((drawn >= 0) & (drawn <= high)).all()
+
+
+def test_steps_of_the_dyadic_grids() -> None:
+    """Every level as often, exactly where the batch divides; every step of a grid as often, on average."""
+    n = 7 * 1000
+    t, r = Dyadic(7)(n, Rng.seeded(0), LIKE)
+    steps = 1 / (t - r)
+    assert {float(s): int((steps == s).sum()) for s in steps.unique()} == {2.0**k: 1000 for k in range(7)}
+    index = r * steps
+    assert torch.equal(index, index.round()) and (index < steps).all()
+    for k in (1, 2, 3):
+        number = torch.bincount(index[steps == 2.0**k].long(), minlength=2**k) / 1000
+        p = torch.tensor(2.0**-k)
+        assert ((number - p).abs() < 4 * (p * (1 - p) / 1000).sqrt()).all()
+
+
+def test_dyadic_steps_are_those_of_the_shifted_sampling_grid() -> None:
+    t, r = Dyadic(4, 5.0)(64, Rng.seeded(0), LIKE)
+    grid = euler_grid(8, 5.0)
+    for time in (t, r):
+        assert float((time[:, None] - grid).abs().min(1).values.max()) < 1e-6
+
+
+def test_the_last_level_is_the_last_though_a_share_be_rounded_to_one() -> None:
+    class Ones(Rng):
+        def stratified(self, n: int, like: Tensor) -> Tensor:
+            return torch.ones(n)
+
+    t, r = Dyadic(3)(16, Ones((0,)), LIKE)
+    assert torch.equal(t - r, torch.full((16,), 0.25))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("sampler", [Gap(), Gap(end=LogitNormal()), Dyadic()])
+def test_ranks_see_the_steps_of_the_whole(sampler: TimeSampler, ranks: int) -> None:
+    whole, size = torch.stack(sampler(8, Rng((0, 7)), LIKE), 1), 8 // ranks
+    parts = [tuple(range(k * size, (k + 1) * size)) for k in range(ranks)]
+    assert torch.equal(torch.cat([torch.stack(sampler(size, Rng((0, 7), p, 8), LIKE), 1) for p in parts]), whole)

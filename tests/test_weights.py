@@ -12,7 +12,7 @@ from flowmap import Rng
 from flowmap._types import Shared
 from flowmap.path import shift
 from flowmap.times import Triangle
-from flowmap.weights import Adaptive, Balanced, Beta, Gaussian, Reweight
+from flowmap.weights import Adaptive, Balanced, Beta, Gaussian, Normalised, Ramp, Reweight
 
 t_of_interest = torch.tensor([0.1, 0.5, 2 / 3, 0.9], dtype=torch.float64)
 
@@ -115,7 +115,9 @@ def test_adaptive_divides_by_the_loss_to_the_power_p(p: float) -> None:
     torch.testing.assert_close(g, loss.detach() ** -p, rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("make", [lambda: Balanced(0.0), lambda: Adaptive(c=0.0), lambda: Beta(shift=-1.0)])
+@pytest.mark.parametrize(
+    "make", [lambda: Balanced(0.0), lambda: Adaptive(c=0.0), lambda: Normalised(0.0), lambda: Beta(shift=-1.0)]
+)
 def test_a_wrong_value_is_an_error(make: object) -> None:
     assert callable(make)
     with pytest.raises(ValueError, match=r"must be > 0.0"):
@@ -134,3 +136,21 @@ def test_a_loss_of_nothing_weighs_nothing_and_the_constant_is_added() -> None:
     Balanced()(torch.tensor([6.0, 2.0]), T[:2], R[:2], shared)
     shared.next()
     torch.testing.assert_close(Balanced(1.0)(loss, T[2:], R[2:], shared), torch.tensor([2.0, 0.0]))
+
+
+def test_normalised_makes_every_gradient_of_the_same_size() -> None:
+    """The gradient with respect to u of loss = mean(g²) becomes 2 g / (rms(g) + c), over the number of elements."""
+    g = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]], requires_grad=True)
+    loss = g.square().mean(1)
+    out = Normalised(0.1)(loss, T[:3], R[:3], Shared())
+    (found,) = torch.autograd.grad(out.sum(), g)
+    rms = g.detach().square().mean(1, keepdim=True).sqrt()
+    torch.testing.assert_close(found, 2 * g.detach() / (rms + 0.1) / 2)
+    torch.testing.assert_close(out, (loss / (loss.sqrt() + 0.1)).detach())
+
+
+def test_a_ramp_rises_to_its_top_and_stays_there() -> None:
+    assert [Ramp(10, 0.99)(i) for i in (0, 5, 9, 10, 1000)] == [0.0, 0.5, 0.9, 0.99, 0.99]
+    assert [Ramp()(i) for i in (0, 1000)] == [1.0, 1.0]
+    with pytest.raises(ValueError, match="'steps' must be >= 0"):
+        Ramp(-1)

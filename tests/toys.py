@@ -65,7 +65,7 @@ class ToyFlowMap(FlowMap):
         h = self.hidden(z, self.embed(t, r), cond)
         zero = torch.zeros_like(t)
         history = self.keys(cond["clean"], self.embed(zero, zero), cond) if "clean" in cond else cache
-        u = self.run(h, history, self.mask(z.shape[1]) if "clean" in cond else None)
+        u = self.run(h, history, self.mask(z.shape[1], history[0].shape[1]) if "clean" in cond else None)
         return u.reshape(z.shape).to(z.dtype)
 
     def run(self, h: Tensor, history: Any, mask: Tensor | None) -> Tensor:
@@ -101,10 +101,11 @@ class ToyFlowMap(FlowMap):
         _, k, v = self.net.qkv(self.hidden(x, e, cond)).chunk(3, -1)
         return k, v
 
-    def mask(self, frames: int) -> Tensor:
-        """[frames, 2 frames]: a noisy frame sees earlier chunks clean, and its own noisy."""
-        chunk = torch.arange(frames) // CHUNK
-        return torch.cat([chunk[:, None] > chunk[None], chunk[:, None] == chunk[None]], 1)
+    def mask(self, frames: int, clean: int) -> Tensor:
+        """[frames, clean + frames]: a noisy frame, of the last ones, sees earlier chunks clean, and its own noisy."""
+        chunk = torch.arange(clean) // CHUNK
+        noisy = chunk[-frames:]
+        return torch.cat([noisy[:, None] > chunk[None], noisy[:, None] == noisy[None]], 1)
 
     @property
     def dtype(self) -> torch.dtype:

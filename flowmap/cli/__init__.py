@@ -105,6 +105,9 @@ def build_parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
         "--resume", type=resume, default="auto", metavar="auto|never", help="go on from a checkpoint in DIR"
     )
     distill.add_argument("--steps", type=positive, metavar="N", help="a trial: at most N iterations of every stage")
+    distill.add_argument(
+        "--method", metavar="NAME", help="train with another method, at the recipe's scale; also written RECIPE:NAME"
+    )
 
     sample = add("sample", "make videos with a student", EPILOG.splitlines()[3].strip())
     sample.add_argument("student", metavar="STUDENT", help="the directory that distill wrote: runs/NAME/student")
@@ -112,6 +115,9 @@ def build_parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
     sample.add_argument("--steps", type=positive, nargs="+", default=[4], metavar="N", help="several: a column each")
     sample.add_argument("--seed", type=whole, default=0, metavar="N")
     sample.add_argument("--size", type=size, metavar="FxHxW", help="frames, height, width; as in training by default")
+    sample.add_argument(
+        "--context", type=context, metavar="FILE", help="an image or a video to go on from, of the video's size"
+    )
     sample.add_argument("--out", type=video, default="sample.mp4", metavar="FILE", help=".mp4, .gif or .png")
 
     curve = add("curve", "judge a finished run's student again", "flowmap curve runs/quickstart --steps 1 2 4")
@@ -159,6 +165,12 @@ def size(text: str) -> tuple[int, int, int]:
         raise argparse.ArgumentTypeError(f"{text!r}: must be frames x height x width, such as 9x32x32")
     frames, height, width = map(int, parts)
     return frames, height, width
+
+
+def context(text: str) -> str:
+    if not text.lower().endswith((".png", ".jpg", ".jpeg", ".mp4", ".gif")):
+        raise argparse.ArgumentTypeError(f"{text!r}: must end in .png, .jpg, .mp4 or .gif")
+    return text
 
 
 def video(text: str) -> str:

@@ -20,12 +20,16 @@ def version() -> str:
 
 
 def distill(options: Namespace) -> None:
-    recipes.find(options.recipe)
+    name, method = recipes.split(options.recipe)
+    if (method := options.method or method) is not None:
+        name = f"{name}:{method}"
+    recipes.find(name)
     wait_passively(options.console)
-    recipe = recipes.load(options.recipe).capped(options.steps)
+    recipe = recipes.load(name).capped(options.steps)
     from ..distill import distill as run
 
-    out = Path(options.out or Path("runs") / Path(options.recipe).stem)
+    stem = Path(recipes.split(name)[0]).stem
+    out = Path(options.out or Path("runs") / (stem if method is None else f"{stem}_{method}"))
     run(recipe, out=out, resume=options.resume)
     report(out)
 
@@ -54,13 +58,17 @@ def sample(options: Namespace) -> None:
     path = Path(options.student)
     if not path.is_dir():
         raise UsageError(f"student {options.student!r}: there is no such directory; `flowmap distill` makes one")
+    if options.context is not None and not Path(options.context).is_file():
+        raise UsageError(f"context {options.context!r}: there is no such file")
     wait_passively(options.console)
+    from ..data.videos import frames_of
     from ..evaluation.sampling import grid_of_samples
     from ..plugins import backbone
 
+    context = None if options.context is None else frames_of(Path(options.context))
     asked = options.prompt, options.steps, options.seed, options.size, options.out
     try:
-        grid_of_samples(backbone(str(path)), path, *asked)
+        grid_of_samples(backbone(str(path)), path, *asked, context)
     except ValueError as error:
         raise UsageError(str(error)) from error
     print(options.out)

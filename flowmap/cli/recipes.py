@@ -1,4 +1,7 @@
-"""Recipes by name or by file, and what is wrong with one in one sentence."""
+"""Recipes by name or by file, and what is wrong with one in one sentence.
+
+`tiny_wan:rcm` is the recipe tiny_wan with the stages of the method rcm in place of its own.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +37,15 @@ def known() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder().glob("*.py")) if _holds_recipe(path)}
 
 
+def split(name: str) -> tuple[str, str | None]:
+    """The recipe, and the method whose stages take the place of its own."""
+    found = re.fullmatch(r"(.+):(\w+)", name)
+    return (found[1], found[2]) if found else (name, None)
+
+
 def find(name: str) -> Path:
     """The file of a recipe given by name or by path."""
+    name, _ = split(name)
     if name in known():
         return known()[name]
     if name.endswith(".py") or "/" in name:
@@ -60,7 +70,13 @@ def load(name: str) -> Recipe:
     recipe = next(getattr(module, key) for key in NAMES if key in vars(module))
     if not isinstance(recipe, Recipe):
         raise UsageError(f"{path}: RECIPE is of type {type(recipe).__name__}: must be a Recipe")
-    return recipe if recipe.name else attrs.evolve(recipe, name=name)
+    name, method = split(name)
+    recipe = recipe if recipe.name else attrs.evolve(recipe, name=name)
+    if method is None:
+        return recipe
+    from ..plugins import trained_by
+
+    return trained_by(recipe, method)
 
 
 def _holds_recipe(path: Path) -> bool:

@@ -70,14 +70,24 @@ class VideoFolder:
 
     def read(self, file: Path) -> Tensor:
         """[frames, 3, height, width] in [0, 1]."""
-        import av
-
-        with av.open(str(file)) as container:
-            decoded = [frame.to_ndarray(format="rgb24") for frame in islice(container.decode(video=0), self.frames)]
-        if len(decoded) < self.frames:
-            raise DataError(f"{file} has {len(decoded)} frames: must have at least VideoFolder.frames = {self.frames}")
-        video = torch.stack([torch.from_numpy(frame) for frame in decoded]).permute(0, 3, 1, 2).float() / 255
+        video = frames_of(file, self.frames)
+        if len(video) < self.frames:
+            raise DataError(f"{file} has {len(video)} frames: must have at least VideoFolder.frames = {self.frames}")
         return _fit(video, self.height, self.width)
+
+
+def frames_of(file: Path, most: int | None = None) -> Tensor:
+    """[n, 3, H, W] in [0, 1]: the frames of a video, or its first `most`; one, of an image."""
+    import av
+
+    try:
+        with av.open(str(file)) as container:
+            decoded = [frame.to_ndarray(format="rgb24") for frame in islice(container.decode(video=0), most)]
+    except (av.FFmpegError, IndexError) as error:
+        raise DataError(f"{file} is no video or image that can be read: {error}") from error
+    if not decoded:
+        raise DataError(f"{file} has no frames")
+    return torch.stack([torch.from_numpy(frame) for frame in decoded]).permute(0, 3, 1, 2).float() / 255
 
 
 def _fit(video: Tensor, height: int, width: int) -> Tensor:

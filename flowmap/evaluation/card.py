@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import Data
+from ..method import Sampler
 from ..objectives.distribution_matching import DistributionMatching
 from ..objectives.flow_map_matching import FlowMapMatching
 from ..recipe import Recipe, describe, digest
@@ -22,13 +23,24 @@ def facts(recipe: Recipe, data: Data) -> dict[str, Any]:
         "latent_shape": list(data.batch([0]).x.shape[1:]),
         "shift": recipe.backbone.shift,
         "guidance": guidance(recipe),
+        "sampler": sampler(recipe),
     }
 
 
 def guidance(recipe: Recipe) -> float:
     """The guidance that the student has built in; 1 is none."""
-    found = [o.guidance.w for o in _objectives(recipe) if isinstance(o, FlowMapMatching) and o.role == "student"]
+    found = []
+    for stage in recipe.stages:
+        terms = [o for update in stage.method.updates for _, o in update.terms]
+        found += [o.guidance.w for o in terms if isinstance(o, FlowMapMatching) and o.role == "student"]
+        found += [] if stage.method.guidance is None else [stage.method.guidance]
     return found[-1] if found else 1.0
+
+
+def sampler(recipe: Recipe) -> Sampler:
+    """How the student is sampled: as the last stage that trains it says."""
+    found = [stage.method.sampler for stage in recipe.stages if "student" in stage.method.trains]
+    return found[-1] if found else "flow_map"
 
 
 def write(recipe: Recipe, out: Path) -> Path:
@@ -51,7 +63,8 @@ def write(recipe: Recipe, out: Path) -> Path:
 
 def _head(recipe: Recipe) -> str:
     about, name = recipe.backbone.about(), Path(recipe.name).stem
-    what = "An any-step student" if recipe.result == "student" else "A teacher"
+    kind = {"flow_map": "An any-step student", "consistency": "A consistency student"}[sampler(recipe)]
+    what = kind if recipe.result == "student" else "A teacher"
     licence = f" Licence of the base model: {about.licence}." if about.licence else ""
     by = f" by the recipe `{name}`" if name else ""
     return f"# {name or about.name}\n\n{what} of `{about.name}`, made with flowmap{by}.{licence}"
@@ -60,9 +73,16 @@ def _head(recipe: Recipe) -> str:
 def _use(recipe: Recipe, out: Path) -> list[str]:
     if recipe.result != "student":
         return []
+    few = sampler(recipe) == "consistency"
+    how = (
+        "A step jumps to data, and fresh noise is added before the next: `flowmap sample` does that. The pipeline's "
+        "scheduler follows the flow, which this student did not learn: it is right for one step alone."
+        if few
+        else "Any number of steps will do."
+    )
     text = (
         f"## Sampling\n\nGuidance {guidance(recipe):g} is built in: one call of the network a step, no more "
-        f"guidance. Any number of steps will do; the grid is shifted by {recipe.backbone.shift:g}."
+        f"guidance. {how} The grid is shifted by {recipe.backbone.shift:g}."
     )
     index, manifest = out / recipe.result / "model_index.json", _manifest(out)
     if not index.is_file() or manifest is None:
@@ -77,7 +97,7 @@ from diffusers import {kind}
 
 pipeline = {kind}.from_pretrained("path/of/this/directory")
 size = {{"num_frames": {frames}, "height": {height}, "width": {width}}}
-video = pipeline({prompt!r}, num_inference_steps=4, guidance_scale=1.0, **size).frames[0]
+video = pipeline({prompt!r}, num_inference_steps={1 if few else 4}, guidance_scale=1.0, **size).frames[0]
 ```"""
     ]
 
@@ -98,12 +118,22 @@ def _evaluation(recipe: Recipe, out: Path) -> list[str]:
     if recipe.result != "student" or manifest is None:
         return []
     found = [records.Record(**one) for one in json.loads((out / "evaluation" / "nfe.json").read_text())]
+    teacher = manifest["teacher"]
+    fine = f"at {teacher['reference_steps']} steps"
+    beside = {
+        "before": "the student that was fine-tuned, one call a step",
+        "paired error against": f"the student before, {fine}",
+    }
+    if teacher["sampler"] == "euler":
+        beside = {
+            "teacher": f"Euler, guidance {teacher['guidance']:g}, two calls a step",
+            "paired error against": f"the teacher {fine}",
+        }
     told = {
         "prompts": f"{manifest['prompts']['count']}, sha256 `{manifest['prompts']['sha256'][:16]}…`",
         "seeds": ", ".join(map(str, manifest["seeds"])),
         "samples a seed": manifest["samples_per_seed"],
-        "teacher": f"Euler, guidance {manifest['teacher']['guidance']:g}, two calls a step",
-        "paired error against": f"the teacher at {manifest['teacher']['reference_steps']} steps",
+        **beside,
         "versions": ", ".join(f"{k} {v}" for k, v in environment()["packages"].items() if v != "not installed"),
     }
     lines = "\n".join(f"* {name}: {value}" for name, value in told.items())

@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from attrs import evolve, field, frozen, validators
@@ -54,7 +54,8 @@ class QualityCurve:
 
     Teacher: Euler steps of the ODE under guidance `guidance`, two calls a step. Student: jumps, one call a step; and
     with `consistency` the same weights under the sampler that jumps to data and noises again, which is what a flow map
-    does away with. All use the grid of `backbone.shift`.
+    does away with. All use the grid of `backbone.shift`. With `teacher_sampler="flow_map"` the frozen network jumps
+    too, and takes no guidance: it is a student, and the curve shows it before and after it was fine-tuned.
 
     prompts: of no training sample; sample i has prompt i modulo their number. shape: of a latent, (F, C, H, W).
     reference: Euler steps of the teacher's run that paired errors refer to; it is a point of the teacher's curve too.
@@ -73,6 +74,9 @@ class QualityCurve:
     batch: int = field(default=64, validator=validators.ge(1))
     consistency: bool = True
     real: Real | None = None
+    teacher_sampler: Literal["euler", "flow_map"] = field(
+        default="euler", validator=validators.in_(("euler", "flow_map"))
+    )
 
     @metrics.validator
     def _distinct(self, attribute: Any, metrics: tuple[Metric, ...]) -> None:
@@ -86,15 +90,16 @@ class QualityCurve:
 
     def points(self) -> tuple[Point, ...]:
         """In the order of the table; the reference is the teacher's last."""
-        calls = 2 if self.guidance != 1.0 else 1
-        teacher = [Point("teacher", "euler", n, calls * n) for n in sorted({*self.steps, self.reference})]
+        calls = 2 if self.teacher_sampler == "euler" and self.guidance != 1.0 else 1
+        counts = sorted({*self.steps, self.reference})
+        teacher = [Point("teacher", self.teacher_sampler, n, calls * n) for n in counts]
         student = [Point("student", "flow_map", n, n) for n in self.steps]
         noised = [Point("student", "consistency", n, n) for n in self.steps if self.consistency]
         return (*teacher, *student, *noised)
 
     def __call__(self, nets: Networks, backbone: FlowMapSpec, out: Path) -> None:
         """Write evaluation/{nfe.json, nfe.csv, table.txt, manifest.json}, plots/nfe.png and samples/ under `out`."""
-        bench = _Bench.of(self, nets, backbone)
+        bench = Bench.of(self, nets, backbone)
         measured: dict[Point, list[dict[str, float]]] = {point: [] for point in self.points()}
         shown: dict[Point, Tensor] = {}
         often = 0.5 if sys.stderr.isatty() else 10.0
@@ -123,7 +128,7 @@ class QualityCurve:
     def digest(self) -> str:
         return hashlib.sha256(json.dumps(describe(self), sort_keys=True).encode()).hexdigest()
 
-    def _real(self, bench: _Bench) -> dict[str, tuple[float, float]]:
+    def _real(self, bench: Bench) -> dict[str, tuple[float, float]]:
         """Each metric of real videos, as the codec gives them back."""
         if self.real is None:
             return {}
@@ -136,7 +141,7 @@ class QualityCurve:
         found: Sequence[records.Record],
         real: Mapping[str, tuple[float, float]],
         shown: Mapping[Point, Tensor],
-        bench: _Bench,
+        bench: Bench,
         out: Path,
     ) -> None:
         folder = out / "evaluation"
@@ -152,9 +157,12 @@ class QualityCurve:
     @property
     def title(self) -> str:
         """One line that says what was measured."""
+        beside = f"teacher with guidance {self.guidance:g}"
+        if self.teacher_sampler == "flow_map":
+            beside = "before: the student that was fine-tuned"
         return (
             f"quality against the number of steps: {len(self.seeds)} seeds × {self.samples} samples, "
-            f"{len(self.prompts)} prompts, mean ± spread over seeds; teacher with guidance {self.guidance:g}"
+            f"{len(self.prompts)} prompts, mean ± spread over seeds; {beside}"
         )
 
     def manifest(self, shift: float, video: tuple[int, ...], real: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
@@ -171,7 +179,11 @@ class QualityCurve:
             "steps": list(self.steps),
             "shape": {"latent": list(self.shape), "video": list(video)},
             "grid": {"shift": shift},
-            "teacher": {"sampler": "euler", "guidance": self.guidance, "reference_steps": self.reference},
+            "teacher": {
+                "sampler": self.teacher_sampler,
+                "guidance": self.guidance if self.teacher_sampler == "euler" else 1.0,
+                "reference_steps": self.reference,
+            },
             "metrics": {m.name: {"better": m.better, "measure": describe(m.measure)} for m in self.metrics},
             "real": {name: {"mean": mean, "std": std} for name, (mean, std) in real.items()},
             "environment": environment(),
@@ -179,7 +191,7 @@ class QualityCurve:
 
 
 @frozen(eq=False)
-class _Bench:
+class Bench:
     """A curve with everything that it needs loaded."""
 
     curve: QualityCurve
@@ -192,7 +204,7 @@ class _Bench:
     device: torch.device
 
     @classmethod
-    def of(cls, curve: QualityCurve, nets: Networks, backbone: FlowMapSpec) -> _Bench:
+    def of(cls, curve: QualityCurve, nets: Networks, backbone: FlowMapSpec) -> Bench:
         device = next(nets["student"].parameters()).device
         codec = backbone.codec(device=device, dtype=torch.float32)
         rows = torch.arange(curve.samples, device=device) % len(curve.prompts)
@@ -205,17 +217,22 @@ class _Bench:
 
     def run(self, seed: int) -> Iterator[tuple[Point, Samples]]:
         """Every point of one seed, the reference first."""
-        noise = Rng.seeded(KEY, seed).noise_like(torch.zeros(self.curve.samples, *self.curve.shape, device=self.device))
         points = self.curve.points()
         fine = next(p for p in points if p.model == "teacher" and p.steps == self.curve.reference)
-        reference = self._generate(fine, noise, seed)
-        yield fine, self._samples(reference, None)
+        reference = self.made(fine, seed)
+        yield fine, reference
         for point in points:
             if point != fine:
-                yield point, self._samples(self._generate(point, noise, seed), reference)
+                yield point, self.made(point, seed, reference.latents)
 
     def real(self, real: Real, seed: int) -> Samples:
+        """Real videos of the same prompts, as the codec gives them back."""
         return self._samples(self.codec.encode(real(self.texts, seed)), None)
+
+    def made(self, point: Point, seed: int, reference: Latent | None = None) -> Samples:
+        """What a point makes of the seed's noise, which is the same for all of them."""
+        noise = Rng.seeded(KEY, seed).noise_like(torch.zeros(self.curve.samples, *self.curve.shape, device=self.device))
+        return self._samples(self._generate(point, noise, seed), reference)
 
     def _generate(self, point: Point, noise: Latent, seed: int) -> Latent:
         step = {

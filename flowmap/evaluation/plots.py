@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .records import SAMPLERS, Record
+from .records import Key, Record, labels
 
-STYLES: Mapping[str, Mapping[str, Any]] = {
-    "euler": {"color": "0.35", "linestyle": "--", "marker": "s"},
-    "flow_map": {"color": "tab:blue", "linestyle": "-", "marker": "o", "linewidth": 2.2, "zorder": 3},
-    "consistency": {"color": "tab:orange", "linestyle": ":", "marker": "^"},
+FROZEN: Mapping[str, Any] = {"color": "0.35", "linestyle": "--", "marker": "s"}
+STYLES: Mapping[Key, Mapping[str, Any]] = {
+    ("teacher", "euler"): FROZEN,
+    ("teacher", "flow_map"): FROZEN,
+    ("student", "flow_map"): {"color": "tab:blue", "linestyle": "-", "marker": "o", "linewidth": 2.2, "zorder": 3},
+    ("student", "consistency"): {"color": "tab:orange", "linestyle": ":", "marker": "^"},
 }
 RANGE = 8.0
 """Values that differ by more than this factor are drawn on a logarithmic axis."""
@@ -22,7 +24,7 @@ def curves(records: Sequence[Record], real: Mapping[str, tuple[float, float]], t
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    names = list(dict.fromkeys(r.metric for r in records))
+    names, lines = list(dict.fromkeys(r.metric for r in records)), labels(records)
     columns = len(names) // 2
     figure = Figure(figsize=(5.2 + 3.3 * columns, 5.2), layout="constrained")
     FigureCanvasAgg(figure)
@@ -30,23 +32,23 @@ def curves(records: Sequence[Record], real: Mapping[str, tuple[float, float]], t
     main = figure.add_subplot(grid[:, 0])
     places = [main, *(figure.add_subplot(grid[i // columns, 1 + i % columns]) for i in range(len(names) - 1))]
     for axes, name in zip(places, names, strict=True):
-        _panel(axes, [r for r in records if r.metric == name], real.get(name))
+        _panel(axes, [r for r in records if r.metric == name], real.get(name), lines)
     main.legend(frameon=False, fontsize=9)
     figure.suptitle(_wrapped(title), fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 
 
-def _panel(axes: Any, records: Sequence[Record], real: tuple[float, float] | None) -> None:
-    for sampler in dict.fromkeys(r.sampler for r in records):
-        line = sorted((r for r in records if r.sampler == sampler), key=lambda r: r.steps)
-        x, y, s = ([getattr(r, key) for r in line] for key in ("steps", "mean", "std"))
+def _panel(axes: Any, records: Sequence[Record], real: tuple[float, float] | None, lines: Mapping[Key, str]) -> None:
+    for key in dict.fromkeys(r.key for r in records):
+        line = sorted((r for r in records if r.key == key), key=lambda r: r.steps)
+        x, y, s = ([getattr(r, name) for r in line] for name in ("steps", "mean", "std"))
         per = line[0].calls // line[0].steps
-        label = SAMPLERS[sampler] + (f" ({per} calls a step)" if per > 1 else "")
-        axes.plot(x, y, label=label, markersize=4, **STYLES[sampler])
+        label = lines[key] + (f" ({per} calls a step)" if per > 1 else "")
+        axes.plot(x, y, label=label, markersize=4, **STYLES[key])
         band = [a - b for a, b in zip(y, s, strict=True)], [a + b for a, b in zip(y, s, strict=True)]
-        axes.fill_between(x, *band, color=STYLES[sampler]["color"], alpha=0.15, linewidth=0)
-        if sampler == "euler":
+        axes.fill_between(x, *band, color=STYLES[key]["color"], alpha=0.15, linewidth=0)
+        if line[0].model == "teacher":
             axes.axhline(y[-1], color="0.35", linewidth=0.8, alpha=0.5, zorder=1)
     if real is not None:
         axes.axhline(real[0], color="tab:green", linewidth=1, linestyle="-.", label="real videos", zorder=1)

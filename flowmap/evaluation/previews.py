@@ -13,7 +13,7 @@ import torch.nn.functional as nnf
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .records import Point
+from .records import Point, labels
 
 PROMPTS, STRIP = 4, 3
 WIDTH, LEFT, TOP, LINE, GAP = 1.8, 0.7, 0.3, 0.3, 0.06
@@ -30,8 +30,9 @@ Picture = NDArray[np.uint8]
 def write(shown: Mapping[Point, Tensor], prompts: Sequence[str], out: Path) -> None:
     """`grid.png`, and for the teacher and the student at every number of steps a video of all `shown` prompts."""
     rows = {
-        label: {p.steps: videos for p, videos in shown.items() if p.sampler == sampler}
-        for label, sampler in (("teacher", "euler"), ("student", "flow_map"))
+        label: {p.steps: videos for p, videos in shown.items() if p.key == key}
+        for key, label in labels(shown).items()
+        if key != ("student", "consistency")
     }
     write_grid(rows, prompts, out / "grid.png")
     for label, by_steps in rows.items():

@@ -6,14 +6,25 @@ import csv
 import io
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import attrs
 from attrs import frozen
 
 from .metrics import Metric
 
-SAMPLERS = {"euler": "teacher", "flow_map": "student", "consistency": "student, re-noised"}
+Key: TypeAlias = tuple[str, str]  # (model, sampler): a line of a plot, a row of a table
+LABELS: Mapping[Key, str] = {
+    ("teacher", "euler"): "teacher",
+    ("student", "flow_map"): "student",
+    ("student", "consistency"): "student, re-noised",
+}
+TUNED: Mapping[Key, str] = {
+    ("teacher", "flow_map"): "before",
+    ("student", "flow_map"): "after",
+    ("student", "consistency"): "after, re-noised",
+}
+"""Where the frozen network is sampled as a flow map it is no teacher: it is the student before it was fine-tuned."""
 
 
 @frozen
@@ -24,6 +35,10 @@ class Point:
     sampler: Literal["euler", "flow_map", "consistency"]
     steps: int
     calls: int
+
+    @property
+    def key(self) -> Key:
+        return self.model, self.sampler
 
 
 @frozen
@@ -39,6 +54,17 @@ class Record:
     std: float
     seeds: int
     better: str
+
+    @property
+    def key(self) -> Key:
+        return self.model, self.sampler
+
+
+def labels(found: Iterable[Point | Record]) -> dict[Key, str]:
+    """What each model under its sampler is called, in the order of `found`."""
+    keys = dict.fromkeys(one.key for one in found)
+    names = TUNED if ("teacher", "flow_map") in keys else LABELS
+    return {key: names[key] for key in keys}
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
@@ -67,8 +93,9 @@ def as_csv(records: Iterable[Record]) -> str:
 
 def table(records: Sequence[Record], real: Mapping[str, tuple[float, float]]) -> str:
     """A block a metric: a row a sampler, a column a number of steps, `mean ±spread` in each cell."""
+    names = labels(records)
     return "\n\n".join(
-        _block([r for r in records if r.metric == name], real.get(name))
+        _block([r for r in records if r.metric == name], real.get(name), names)
         for name in dict.fromkeys(r.metric for r in records)
     )
 
@@ -77,20 +104,21 @@ def markdown(records: Sequence[Record]) -> str:
     """The same as one markdown table, a row a metric and sampler."""
     steps = sorted({r.steps for r in records})
     rows = [["metric", "sampler", *(str(n) for n in steps)], ["---"] * (2 + len(steps))]
-    for name, sampler in dict.fromkeys((r.metric, r.sampler) for r in records):
-        found = {r.steps: r for r in records if (r.metric, r.sampler) == (name, sampler)}
+    names = labels(records)
+    for name, key in dict.fromkeys((r.metric, r.key) for r in records):
+        found = {r.steps: r for r in records if (r.metric, r.key) == (name, key)}
         cells = [_cell(found[n].mean, found[n].std) if n in found else "" for n in steps]
-        rows.append([name.replace("_", " "), SAMPLERS[sampler], *cells])
+        rows.append([name.replace("_", " "), names[key], *cells])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _block(records: Sequence[Record], real: tuple[float, float] | None) -> str:
+def _block(records: Sequence[Record], real: tuple[float, float] | None, names: Mapping[Key, str]) -> str:
     steps = sorted({r.steps for r in records})
     rows = [[f"{records[0].metric.replace('_', ' ')} ({records[0].better} is better)", *(f"{n}" for n in steps)]]
-    for sampler in dict.fromkeys(r.sampler for r in records):
-        found = {r.steps: r for r in records if r.sampler == sampler}
+    for key in dict.fromkeys(r.key for r in records):
+        found = {r.steps: r for r in records if r.key == key}
         per = next(iter(found.values()))
-        name = f"  {SAMPLERS[sampler]}, {per.calls // per.steps} call{'s' * (per.calls > per.steps)} a step"
+        name = f"  {names[key]}, {per.calls // per.steps} call{'s' * (per.calls > per.steps)} a step"
         rows.append([name, *(_cell(found[n].mean, found[n].std) if n in found else "" for n in steps)])
     if real is not None:
         rows.append(["  real videos", *[""] * (len(steps) - 1), _cell(*real)])

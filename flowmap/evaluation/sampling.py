@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from .._types import Rng
-from ..model import Codec, FlowMapSpec
-from ..rollout import sample
+from .._types import Latent, Rng
+from ..method import Sampler
+from ..model import Codec, FlowMap, FlowMapSpec
+from ..rollout import Step, chunks_after, consistency_step, ode_step, sample
 from .previews import tile, write_video
+
+LONGEST = 16  # video frames to a latent one: more than any codec has
+STEPS: Mapping[Sampler, Step] = {"flow_map": ode_step, "consistency": consistency_step}
 
 
 def grid_of_samples(
@@ -22,23 +28,81 @@ def grid_of_samples(
     seed: int,
     size: tuple[int, int, int] | None,
     out: str | Path,
+    context: Tensor | None = None,
 ) -> None:
-    """One video with a row a prompt and a column a number of steps; along a row the noise is the same."""
+    """One video with a row a prompt and a column a number of steps; along a row the noise is the same.
+
+    context: frames [n, 3, H, W] in [0, 1] that every video goes on from.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     codec = backbone.codec(device=device, dtype=torch.float32)
-    shape = _shape(codec, student, size)
-    cond = codec.encode_prompts(prompts)
+    frames, area = (None, None) if size is None else (size[0], size[1:])
+    shape = latent_shape(codec, student, frames, area)
     u = backbone.load(student, device=device, dtype=torch.float32)
+    given = encode_context(codec, u, shape, context).expand(len(prompts), *(-1,) * len(shape))
+    cond = codec.encode_prompts(prompts)
     noise = Rng.seeded(seed).noise_like(torch.zeros(len(prompts), *shape, device=device))
-    made = [codec.decode(sample(u, noise, cond, n, shift=backbone.shift)) for n in steps]
+    step = STEPS[_facts(student).get("sampler", "flow_map")]
+    made = [codec.decode(sample(u, noise, cond, n, shift=backbone.shift, step=step, context=given)) for n in steps]
     write_video(tile(torch.stack(made, 1).flatten(0, 1).cpu(), columns=len(steps)), Path(out))
 
 
-def _shape(codec: Codec, student: Path, size: tuple[int, int, int] | None) -> Sequence[int]:
-    """Of a latent: of `size`, or what the student was trained on."""
+def latent_shape(
+    codec: Codec, student: Path, frames: int | None = None, size: tuple[int, int] | None = None
+) -> tuple[int, int, int, int]:
+    """(F, C, h, w) of a video of `frames` of `size`; what is None is as the student was trained."""
+    if frames is not None and size is not None:
+        return codec.latent_shape(frames, *size)
+    f, c, h, w = trained = _trained(student)
     if size is not None:
-        return codec.latent_shape(*size)
+        return f, *codec.latent_shape(1, *size)[1:]
+    return trained if frames is None else codec.latent_shape(frames, *_size(codec, c, h, w))
+
+
+def encode_context(codec: Codec, u: FlowMap, shape: tuple[int, int, int, int], context: Tensor | None) -> Latent:
+    """`context` [n, 3, H, W] as latents [1, F0, C, h, w]; a ValueError where `u` cannot go on from them to `shape`.
+
+    None is no frames: F0 = 0.
+    """
+    if context is None:
+        return torch.zeros(1, 0, *shape[1:])
+    n, _, height, width = context.shape
+    first = codec.latent_shape(n, height, width)
+    if first[1:] != shape[1:]:
+        wanted = "x".join(map(str, _size(codec, *shape[1:])))
+        raise ValueError(f"context is {height}x{width}, and the video {wanted}: scale or cut it to that")
     try:
-        return list(json.loads((student / "flowmap.json").read_text())["latent_shape"])
-    except FileNotFoundError:
-        raise ValueError(f"{student} has no flowmap.json, which says a video's size: say --size FxHxW") from None
+        chunks_after(u, shape[0], first[0])
+    except ValueError as error:
+        good = [str(m) for m in range(1, LONGEST * shape[0]) if _follows(codec, u, shape[0], (m, height, width))]
+        told = f"video frames of context = {n}: must be {' or '.join(good)}; in latents, " if good else ""
+        raise ValueError(f"{told}{error}") from None
+    return codec.encode(context[None])
+
+
+def _follows(codec: Codec, u: FlowMap, frames: int, video: tuple[int, int, int]) -> bool:
+    """Whether the chunks of `frames` can go on from a video of that size."""
+    try:
+        return bool(chunks_after(u, frames, codec.latent_shape(*video)[0]))
+    except ValueError:
+        return False
+
+
+def _size(codec: Codec, c: int, h: int, w: int) -> tuple[int, int]:
+    """Height and width of the video of such latents: a codec tells the other way round, so one frame is decoded."""
+    height, width = codec.decode(torch.zeros(1, 1, c, h, w)).shape[-2:]
+    return height, width
+
+
+def _trained(student: Path) -> tuple[int, int, int, int]:
+    """Of the latents that the student was trained on."""
+    if not (facts := _facts(student)):
+        raise ValueError(f"{student} has no flowmap.json, which says a video's size: say frames, height and width")
+    f, c, h, w = facts["latent_shape"]
+    return f, c, h, w
+
+
+def _facts(student: Path) -> dict[str, Any]:
+    """What `distill` wrote beside the weights; nothing, where another has written them."""
+    file = student / "flowmap.json"
+    return json.loads(file.read_text()) if file.is_file() else {}

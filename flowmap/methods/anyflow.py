@@ -59,6 +59,7 @@ def on_policy(
     critic_every: int = 1,
     student_every: int = 1,
     share_rollout: bool = True,
+    replay: bool = False,
     parity: bool = False,
 ) -> Method:
     """Stage 2, section 3.3: match the teacher's distribution on the student's own rollouts, stage 1 kept on.
@@ -66,9 +67,9 @@ def on_policy(
     `teacher_guidance` is the standard w (the reference's "3.0" is w = 4). `share_rollout`: the critic learns from the
     samples that the student's update made, where there is one whenever the critic learns; False rolls out again, as
     the reference does. `parity=True`: that, t over the whole of [0, 1], no floor under the normaliser, and stage 1's
-    parity.
+    parity. `replay`: hold the graph of one chunk of the rollout at a time, for a second forward pass.
     """
-    rollout = FlowMapBackwardSimulation(steps, shift)
+    rollout = FlowMapBackwardSimulation(steps, shift, replay)
     shared = share_rollout and not parity and critic_every % student_every == 0
     times = Diagonal(shift=shift) if parity else Diagonal(shift=shift, low=0.02, high=0.98)
     matching = DistributionMatching(rollout, times, teacher_guidance, floor=0.0 if parity else 1e-3)

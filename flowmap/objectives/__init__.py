@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol, TypeAlias
 
 from attrs import field, frozen
@@ -29,3 +30,37 @@ class Objective(Protocol):
         """The networks it calls."""
 
     def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss: ...
+
+
+# (network, one sample to look at) -> a network that has what an objective calls; a frozen value
+Equip: TypeAlias = Callable[[FlowMap, Batch], FlowMap]
+
+
+class Equips(ABC):
+    """An objective that calls more of a network than a backbone has, such as a head that tells samples from data.
+
+    Before training, each network that it names is replaced by what `equips` makes of it; what that has to train goes
+    into its `trained()`. Only the networks of training change: the student that a run writes is the backbone's own.
+    """
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def equips(self) -> Mapping[Role, Equip]:
+        """How, by role. Objectives of one run that name the same role must give equal values."""
+
+
+def united(of: str, parts: Iterable[Mapping[Role, Equip]]) -> Mapping[Role, Equip]:
+    """All of them, each role equipped once; a ValueError that begins with `of` where two differ."""
+    found: dict[Role, Equip] = {}
+    for part in parts:
+        for role, new in part.items():
+            if (old := found.setdefault(role, new)) != new:
+                raise ValueError(f"{of} equips the {role} as {old} and as {new}: must be one and the same")
+    return found
+
+
+def equipped(nets: Networks, equips: Mapping[Role, Equip], sample: Batch) -> Networks:
+    """The networks, those of `equips` with what objectives need of them."""
+    return {role: equips[role](u, sample) if role in equips else u for role, u in nets.items()}

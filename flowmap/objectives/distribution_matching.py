@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from attrs import field, frozen, validators
 
-from .._types import Batch, Mean, Rng, Role, Shared
-from ..path import interpolate
+from .._types import Batch, Latent, Mean, Rng, Role, Shared, Time
+from ..path import expand, interpolate
 from ..rollout import FlowMapBackwardSimulation, Rollout
 from ..times import Diagonal, LogitNormal, TimeSampler
+from ..weights import Reweight
 from . import Loss, Networks
 
 
@@ -34,24 +35,29 @@ class DistributionMatching:
         return frozenset({"student", "teacher", "critic"})
 
     def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
-        c = batch.cond
-        x = self.rollout(nets["student"], rng.noise_like(batch.x), c, rng)
+        x = self.rollout(nets["student"], rng.noise_like(batch.x), batch.cond, rng)
         shared.keep(rng, x)
         with torch.no_grad():
             t, _ = self.times(len(x), rng, x)
             z, _ = interpolate(x, rng.noise_like(x), t)
-            fake = nets["critic"].denoise(z, t, c)
-            real = nets["teacher"].denoise(z, t, c, batch.null, self.w)
-            scale = (x - real).abs().flatten(1).mean(1).clamp_min(self.floor)
-            g = (fake - real) / scale.reshape(-1, *(1,) * (x.ndim - 1))
-            finite = g.isfinite().flatten(1).all(1)
-            g = torch.where(finite.reshape(-1, *(1,) * (x.ndim - 1)), g, torch.zeros_like(g))
-        logs = {
-            "dmd/gradient": Mean.of(g.abs().flatten(1).mean(1)),
-            "dmd/nonfinite": Mean.of((~finite).float()),
-            "sample/std": Mean.of(x.flatten(1).std(1, correction=0)),
-        }
-        return Loss((x - (x - g).detach()).square().mean(), logs)
+        return matching(nets, batch, x, z, t, self.w, self.floor)
+
+
+def matching(nets: Networks, batch: Batch, x: Latent, z: Latent, t: Time, w: float, floor: float) -> Loss:
+    """`DistributionMatching` of samples x that are seen as z_t; gradient goes to x alone."""
+    with torch.no_grad():
+        fake = nets["critic"].denoise(z, t, batch.cond)
+        real = nets["teacher"].denoise(z, t, batch.cond, batch.null, w)
+        scale = (x - real).abs().flatten(1).mean(1).clamp_min(floor)
+        g = (fake - real) / expand(scale, x)
+        finite = g.isfinite().flatten(1).all(1)
+        g = torch.where(expand(finite, x), g, torch.zeros_like(g))
+    logs = {
+        "dmd/gradient": Mean.of(g.abs().flatten(1).mean(1)),
+        "dmd/nonfinite": Mean.of((~finite).float()),
+        "sample/std": Mean.of(x.flatten(1).std(1, correction=0)),
+    }
+    return Loss((x - (x - g).detach()).square().mean(), logs)
 
 
 @frozen
@@ -59,10 +65,12 @@ class CriticMatching:
     """Flow matching of the critic on the student's samples, so that it knows their score.
 
     rollout: None takes the samples that this iteration's `DistributionMatching` made; a rollout makes fresh ones.
+    reweight: of a sample's loss, the mean square of its velocity's error.
     """
 
     rollout: Rollout | None = None
     times: TimeSampler = Diagonal(LogitNormal(), shift=5.0)
+    reweight: tuple[Reweight, ...] = ()
 
     @property
     def needs(self) -> frozenset[Role]:
@@ -79,5 +87,7 @@ class CriticMatching:
             )
         t, _ = self.times(len(x), rng, x)
         z, v = interpolate(x, rng.noise_like(x), t)
-        raw = (nets["critic"].velocity(z, t, batch.cond) - v).square().flatten(1).mean(1)
-        return Loss(raw.mean(), {"loss": Mean.of(raw)})
+        raw = loss = (nets["critic"].velocity(z, t, batch.cond) - v).square().flatten(1).mean(1)
+        for reweight in self.reweight:
+            loss = reweight(loss, t, t, shared)
+        return Loss(loss.mean(), {"loss": Mean.of(raw)})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from attrs import field, frozen, validators
@@ -14,19 +14,23 @@ from ..guidance import Exact, Guidance
 from ..model import FlowMap
 from ..path import expand, interpolate
 from ..times import Diagonal, TimeSampler, roles
-from ..weights import Reweight
+from ..weights import Ramp, Reweight
 from . import Loss, Networks
+
+Velocity: TypeAlias = Literal["data", "teacher", "student"]
 
 
 @frozen
 class FlowMapMatching:
     r"""The MeanFlow identity (arXiv:2505.13447, eq. 6) as a regression:
 
-        u_θ(z_t, t, r)  ≈  sg[ v̂ - (t - r) d/dt u_θ(z_t, t, r) ],      d/dt along v̂.
+        u_θ(z_t, t, r)  ≈  sg[ v̂ - ϱ (t - r) d/dt u_θ(z_t, t, r) ],      d/dt along v̂.
 
     r = t is flow matching, r = 0 is continuous-time consistency training. v̂ is ε - x with `guidance` built in, or
-    with `velocity="teacher"` the teacher's guided velocity, which has no noise of its own. `role` is the network
-    that learns: the teacher in a stage that fine-tunes it.
+    with `velocity="teacher"` the teacher's guided velocity, which has no noise of its own, or with "student" the
+    learning network's, u_θ(z_t, t, t), which says nothing on the diagonal: that is another objective's to teach.
+    `warmup` is ϱ, 1 unless the derivative is to come in slowly. `role` is the network that learns: the teacher in a
+    stage that fine-tunes it.
 
     Calls a sample: 1 G, 1 F for guidance, 2 F for the derivative of those off the diagonal; none of the F builds a
     graph. Raw losses are logged by role, before any reweight.
@@ -36,14 +40,15 @@ class FlowMapMatching:
     derivative: Derivative = CentralDifference()
     reweight: tuple[Reweight, ...] = ()
     guidance: Guidance = Exact(w=1.0, drop=0.0)
-    velocity: Literal["data", "teacher"] = field(default="data", validator=validators.in_(("data", "teacher")))
+    velocity: Velocity = field(default="data", validator=validators.in_(("data", "teacher", "student")))
     role: Role = "student"
+    warmup: Ramp = Ramp()
 
     def __attrs_post_init__(self) -> None:
-        if self.velocity == "teacher" and self.guidance.scale != 1.0:
+        if self.velocity != "data" and self.guidance.scale != 1.0:
             raise ValueError(
-                f"FlowMapMatching.guidance = {self.guidance} with velocity = 'teacher': the teacher's velocity is "
-                "guided already; use Exact"
+                f"FlowMapMatching.guidance = {self.guidance} with velocity = '{self.velocity}': the {self.velocity}'s "
+                "velocity is guided already; use Exact"
             )
 
     @property
@@ -65,10 +70,13 @@ class FlowMapMatching:
             u_null = u
             if self.velocity == "teacher":
                 v = nets["teacher"].velocity(z, t, c, null, guide.w)
+            elif self.velocity == "student":
+                v = u_θ.velocity(z, t, c)
             elif guide.w != 1.0:
                 u_null = u_θ(z, t, guide.end(t, r), null)
                 v = guide.velocity(v, u_null, dropped)
-            y = v - expand(t - r, v) * self._derivative(u_θ, z, t, r, v, c) / guide.scale
+            ϱ = self.warmup(shared.iteration)
+            y = v - expand(t - r, v) * ϱ * self._derivative(u_θ, z, t, r, v, c) / guide.scale
         raw = (guide.implied(u, u_null) - y).square().flatten(1).mean(1)
 
         loss = raw

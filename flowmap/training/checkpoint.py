@@ -2,11 +2,13 @@
 
     checkpoints/step_00_00000120/   stage and iteration; renamed into place once complete
         state.safetensors           role/name, ema/role/name, optim/role/moment/name
-        train_state.json            stage, iteration, running means, skip counters, digest of the recipe
+        train_state.json            stage, iteration, whether the stage ends there, running means, skip counters,
+                                    digest of the recipe
         MANIFEST.json               size and sha256 of each file; written last
 
 A checkpoint is verified before any live tensor changes; one that is damaged is renamed `*.corrupt` and the next older
-one is taken; if there are some and none is whole, that is an error and not a fresh start.
+one is taken; if there are some and none is whole, that is an error and not a fresh start. Kept are the two newest, and
+the one at the end of every stage, for good: it says what the next stage started from.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ def save(directory: Path, trainer: Trainer, weights: Weights, iteration: int, di
     state = {
         "stage": trainer.number,
         "iteration": iteration,
+        "end": iteration == trainer.stage.steps,
         "digest": digest,
         "means": trainer.shared.state(),
         "skipped": dict(trainer.skipped),
@@ -58,7 +61,9 @@ def save(directory: Path, trainer: Trainer, weights: Weights, iteration: int, di
         _fsync(file)
     partial.replace(final)
     _fsync(directory)
-    for old in _all(directory)[:-KEEP]:
+    found = _all(directory)
+    ends = {_stage(path): path for path in found}  # the newest of a stage that another has followed
+    for old in set(found[:-KEEP]) - set(ends.values()):
         shutil.rmtree(old)
     return final
 
@@ -81,6 +86,24 @@ def latest(directory: Path, digest: str) -> tuple[dict[str, Any], dict[str, Tens
             f"{directory}: no checkpoint is whole; {len(corrupt)} are kept as *.corrupt: start again with another --out"
         )
     return None
+
+
+def stage_end(directory: Path, number: int, digest: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """State and tensors at the end of stage `number`; its result is `restore_weights(tensors, ..., averaged=True)`.
+
+    Nothing is renamed. A stage that has not ended, a damaged checkpoint, and one of another recipe are errors.
+    """
+    path = next((p for p in reversed(_all(directory)) if _stage(p) == number), None)
+    if path is None:
+        raise CheckpointError(f"{directory} has no checkpoint of stage {number}")
+    if not _whole(path):
+        raise CheckpointError(f"{path} is damaged: what stage {number} ended with is lost")
+    state = json.loads((path / "train_state.json").read_text())
+    if state["digest"] != digest:
+        raise CheckpointError(f"{path} is of another recipe, or of one with other steps")
+    if not state.get("end", False):
+        raise CheckpointError(f"{path} is not the end of stage {number}, which stopped before it")
+    return state, load_file(path / "state.safetensors")
 
 
 @torch.no_grad()
@@ -124,6 +147,10 @@ def _tensors(trainer: Trainer, weights: Weights) -> dict[str, Tensor]:
 def _all(directory: Path) -> list[Path]:
     """Oldest first; what was never finished or is damaged does not count."""
     return sorted(p for p in directory.glob("step_*") if p.is_dir() and p.suffix != ".corrupt")
+
+
+def _stage(path: Path) -> int:
+    return int(path.name.split("_")[1])
 
 
 def _whole(path: Path) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from attrs import define, field
-from torch import Tensor, nn
+from torch import nn
 
 from .._types import Batch, Mean, Rng, Role, Shared
 from ..data import Data, indices
@@ -56,11 +56,12 @@ class Trainer:
         """One iteration; its logs as means, by `role/name`."""
         index = indices(len(self.data), self.stage.batch, iteration, self.seed, self.number)
         logs: dict[str, Mean] = {}
+        self.shared.iteration = iteration
         for number, update in enumerate(self.stage.method.updates):
-            if iteration % update.every:
+            if not update.due(iteration):
                 continue
             for positions in _micro(self.stage):
-                batch = _to(self.data.batch([index[p] for p in positions]), self.device)
+                batch = self.data.batch([index[p] for p in positions]).to(self.device)
                 key = (self.seed, self.number, iteration, number)
                 for name, mean in self._backward(update, batch, key, positions).items():
                     logs[name] = logs[name] + mean if name in logs else mean
@@ -81,7 +82,9 @@ class Trainer:
             rng = Rng((*key, term), positions, self.stage.batch)
             loss = objective(self.nets, batch, rng, self.shared)
             (weight * len(batch) / self.stage.batch * loss.value).backward()
-            logs |= {f"{update.role}/{name}": mean for name, mean in loss.logs.items()}
+            for short, mean in loss.logs.items():
+                name = f"{update.role}/{short}"
+                logs[name] = logs[name] + mean if name in logs else mean
         return logs
 
     def _apply(self, role: Role, iteration: int) -> dict[str, Mean]:
@@ -130,10 +133,3 @@ def _micro(stage: Stage) -> list[tuple[int, ...]]:
     """The global batch in pieces of at most `micro`."""
     size = stage.micro or stage.batch
     return [tuple(range(i, min(i + size, stage.batch))) for i in range(0, stage.batch, size)]
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    def move(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: value.to(device) for name, value in tensors.items()}
-
-    return Batch(batch.x.to(device, torch.float32), move(batch.cond), move(batch.null))

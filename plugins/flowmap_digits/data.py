@@ -9,19 +9,20 @@ from attrs import field, frozen, validators
 
 from flowmap import FlowMapSpec, TensorData
 
-from .videos import clips
+from .videos import PLAIN, Style, clips
 
 
 @frozen
 class MovingDigits:
-    """`count` clips of the training prompts; "" is the null prompt."""
+    """`count` clips of the training prompts, drawn in `style`; "" is the null prompt."""
 
     count: int = field(default=4096, validator=validators.ge(1))
     seed: int = 0
+    style: Style = field(default=PLAIN, validator=validators.instance_of(Style))
 
     def load(self, backbone: FlowMapSpec, cache: Path | None, *, device: torch.device) -> TensorData:
         codec = backbone.codec(device=device, dtype=torch.float32)
-        videos, prompts = clips(self.count, self.seed)
+        videos, prompts = clips(self.count, self.seed, style=self.style)
         texts = sorted({prompt.text for prompt in prompts})
         table = {name: value.cpu() for name, value in codec.encode_prompts(texts).items()}
         rows = [texts.index(prompt.text) for prompt in prompts]

@@ -1,55 +1,83 @@
-"""Moving digits judged: by what the classifier reads, by tracked motion, by the distance to real clips."""
+"""Moving digits judged: by what the classifier reads, by tracked motion, by the distance to real clips.
+
+Each function judges plain clips unless it is given another `Style`; what the classifier reads needs none.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
+from attrs import evolve, field, frozen, validators
 from torch import Tensor
 
 from flowmap.evaluation import Metric, QualityCurve, Samples, endpoint_error
 
-from . import measure
+from . import drift, measure
 from .classifier import Moments
-from .videos import Prompt, all_prompts, held_out_prompts, render_all
+from .videos import PLAIN, Style, held_out_prompts, prompts_with, render_all
 
 SHAPE = (5, 4, 8, 8)
 """Nine 32×32 frames as latents of the tiny Wan VAE."""
 REFERENCE_CLIPS, REFERENCE_SEED = 1024, 20250602
 
 
-def curve(**settings: Any) -> QualityCurve:
-    """The sixteen prompts that no training clip has, beside real clips in handwriting that nothing was trained on."""
+def curve(*, style: Style = PLAIN, metrics: Sequence[Metric] = (), **settings: Any) -> QualityCurve:
+    """The sixteen prompts that no training clip has, beside real clips in handwriting that nothing was trained on.
+
+    style: of the real clips. metrics: more of them, such as `intensity_drift`.
+    """
     texts = tuple(prompt.text for prompt in held_out_prompts())
-    return QualityCurve(texts, METRICS, SHAPE, real=real_clips, **settings)
+    real = real_clips if style == PLAIN else InStyle(real_clips, style)
+    return QualityCurve(texts, (*metrics_of(style), *metrics), SHAPE, real=real, **settings)
 
 
-def real_clips(texts: Sequence[str], seed: int) -> Tensor:
+def metrics_of(style: Style) -> tuple[Metric, ...]:
+    """`METRICS`, those that compare with real clips in the style."""
+    if style == PLAIN:
+        return METRICS
+    styled = (frechet, speed_error)
+    return tuple(evolve(m, measure=InStyle(m.measure, style)) if m.measure in styled else m for m in METRICS)
+
+
+@frozen
+class InStyle:
+    """A function of this module whose last argument is `style`."""
+
+    function: Callable[..., Any] = field(validator=validators.is_callable())
+    style: Style
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function(*arguments, self.style)
+
+
+def real_clips(texts: Sequence[str], seed: int, style: Style = PLAIN) -> Tensor:
     """One real clip of each prompt, [N, 9, 3, 32, 32]."""
-    return render_all(_prompts(texts), np.random.default_rng([REFERENCE_SEED, 1, seed]), images="held_out")
+    rng = np.random.default_rng([REFERENCE_SEED, 1, seed])
+    return render_all(prompts_with(texts), rng, images="held_out", style=style)
 
 
-def frechet(samples: Samples) -> float:
+def frechet(samples: Samples, style: Style = PLAIN) -> float:
     """The distance to real clips of the same prompts, in the classifier's features."""
     here = measure.moments(measure.features(samples.videos))
-    return measure.gaussian_frechet(here, _real(tuple(sorted(set(samples.prompts)))))
+    return measure.gaussian_frechet(here, _real(tuple(sorted(set(samples.prompts))), style))
 
 
 def label_accuracy(samples: Samples) -> float:
     """Share of the clips in which the classifier reads the prompt's digit."""
-    return measure.label_accuracy(samples.videos, _prompts(samples.prompts))["digit"]
+    return measure.label_accuracy(samples.videos, prompts_with(samples.prompts))["digit"]
 
 
 def direction_accuracy(samples: Samples) -> float:
     """Share of the clips that start the prompt's way."""
-    return measure.direction_accuracy(samples.videos, _prompts(samples.prompts))
+    return measure.direction_accuracy(samples.videos, prompts_with(samples.prompts))
 
 
-def speed_error(samples: Samples) -> float:
+def speed_error(samples: Samples, style: Style = PLAIN) -> float:
     """Mean error of the speed, in pixels a frame."""
-    return measure.speed_error(samples.videos, _prompts(samples.prompts))
+    return measure.speed_error(samples.videos, prompts_with(samples.prompts), style)
 
 
 METRICS = (
@@ -59,23 +87,13 @@ METRICS = (
     Metric("speed_error", "lower", speed_error),
     endpoint_error,
 )
+intensity_drift = Metric("intensity_drift", "lower", drift.LastChunk(drift.absolute_drift))
+"""Mean | ink / ink of the first frame − 1 | in the last two frames: for a student that continues its own output."""
 
 
 @cache
-def _by_text() -> dict[str, Prompt]:
-    return {prompt.text: prompt for prompt in all_prompts()}
-
-
-def _prompts(texts: Sequence[str]) -> list[Prompt]:
-    if unknown := sorted(set(texts) - _by_text().keys()):
-        raise ValueError(f"{unknown[0]!r} is no prompt of moving digits; such as {next(iter(_by_text()))!r}")
-    return [_by_text()[text] for text in texts]
-
-
-@cache
-def _real(texts: tuple[str, ...]) -> Moments:
+def _real(texts: tuple[str, ...], style: Style) -> Moments:
     """Moments of real clips, the prompts equally often."""
-    prompts = _prompts([texts[i % len(texts)] for i in range(REFERENCE_CLIPS)])
-    return measure.moments(
-        measure.features(render_all(prompts, np.random.default_rng(REFERENCE_SEED), images="held_out"))
-    )
+    prompts = prompts_with([texts[i % len(texts)] for i in range(REFERENCE_CLIPS)])
+    rng = np.random.default_rng(REFERENCE_SEED)
+    return measure.moments(measure.features(render_all(prompts, rng, images="held_out", style=style)))

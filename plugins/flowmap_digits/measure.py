@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flowmap_digits import classifier as reader
 from flowmap_digits.classifier import Moments
-from flowmap_digits.videos import DIRECTIONS, SPEEDS, Prompt
+from flowmap_digits.videos import DIRECTIONS, PLAIN, Prompt, Style
 
 OPENING = 3
 """A bouncing digit never meets the border before its third move, nor after its third last."""
@@ -51,11 +51,11 @@ def direction_accuracy(videos: Tensor, prompts: Sequence[Prompt]) -> float:
     return float(right.float().mean())
 
 
-def speed_error(videos: Tensor, prompts: Sequence[Prompt]) -> float:
+def speed_error(videos: Tensor, prompts: Sequence[Prompt], style: Style = PLAIN) -> float:
     """Mean of | ‖displacement‖ − asked speed | over clips and moves, in pixels a frame."""
     speed = motion(videos).norm(dim=2)
-    asked = torch.tensor([SPEEDS[prompt.speed] for prompt in prompts], device=speed.device)
-    return float((speed - asked[:, None]).abs().mean())
+    asked = torch.tensor([style.speeds(prompt, videos.shape[1]) for prompt in prompts], device=speed.device)
+    return float((speed - asked).abs().mean())
 
 
 def bounce_accuracy(videos: Tensor, prompts: Sequence[Prompt]) -> float:

@@ -2,14 +2,16 @@
 
 A clip shows one of scikit-learn's 8×8 handwritten digits (``load_digits``), enlarged to 16×16, that moves over a
 32×32 canvas for nine frames. Its prompt says everything that a measurement can check: "a three moving left slowly",
-"a seven moving up quickly, bouncing".
+"a seven moving up quickly, bouncing". A ``Style`` draws the same prompts otherwise: data of one's own, for a network
+that was trained on the plain ones.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cache
-from itertools import product
+from itertools import pairwise, product
 from typing import Literal
 
 import numpy as np
@@ -55,6 +57,31 @@ class Prompt:
         return x * SPEEDS[self.speed], y * SPEEDS[self.speed]
 
 
+@frozen
+class Style:
+    """How clips are drawn; what their prompts say stays the same.
+
+    bold: strokes about a pixel wider on each side, with a soft edge. pace: of the speeds; a digit goes on by whole
+    pixels, so at half the pace a slow one rests in every second frame.
+    """
+
+    bold: bool = field(default=False, validator=validators.instance_of(bool))
+    pace: float = field(default=1.0, validator=[validators.gt(0.0), validators.le(1.0)])
+
+    def travelled(self, prompt: Prompt, moves: int) -> int:
+        """The pixels covered after so many moves."""
+        return math.floor(self.pace * SPEEDS[prompt.speed] * moves)
+
+    def speeds(self, prompt: Prompt, frames: int = FRAMES) -> list[int]:
+        """The pixels of every move, F−1 of them."""
+        covered = [self.travelled(prompt, moves) for moves in range(frames)]
+        return [there - here for here, there in pairwise(covered)]
+
+
+PLAIN = Style()
+HEAVY = Style(bold=True, pace=0.5)
+
+
 @cache
 def all_prompts() -> tuple[Prompt, ...]:
     """The 160 prompts: ten digits × four directions × two speeds × bouncing or not."""
@@ -74,6 +101,18 @@ def train_prompts() -> tuple[Prompt, ...]:
     return tuple(prompt for prompt in all_prompts() if prompt not in held_out_prompts())
 
 
+def prompts_with(texts: Sequence[str]) -> list[Prompt]:
+    """The prompts that read so."""
+    if unknown := sorted(set(texts) - _by_text().keys()):
+        raise ValueError(f"{unknown[0]!r} is no prompt of moving digits; such as {next(iter(_by_text()))!r}")
+    return [_by_text()[text] for text in texts]
+
+
+@cache
+def _by_text() -> dict[str, Prompt]:
+    return {prompt.text: prompt for prompt in all_prompts()}
+
+
 def prompts_of(split: Split) -> tuple[Prompt, ...]:
     """The prompts of a split, in a fixed order."""
     if split not in ("train", "held_out", "all"):
@@ -81,13 +120,26 @@ def prompts_of(split: Split) -> tuple[Prompt, ...]:
     return {"train": train_prompts, "held_out": held_out_prompts, "all": all_prompts}[split]()
 
 
-def render(prompt: Prompt, rng: np.random.Generator, *, images: Images = "train", frames: int = FRAMES) -> Tensor:
+def render(
+    prompt: Prompt,
+    rng: np.random.Generator,
+    *,
+    images: Images = "train",
+    frames: int = FRAMES,
+    style: Style = PLAIN,
+) -> Tensor:
     """One clip of a prompt, [F, 3, 32, 32] in [0, 1]; the handwriting and the start are drawn with ``rng``."""
-    return render_all([prompt], rng, images=images, frames=frames)[0]
+    return render_all([prompt], rng, images=images, frames=frames, style=style)[0]
 
 
 def clips(
-    count: int, seed: int, split: Split = "train", *, images: Images = "train", frames: int = FRAMES
+    count: int,
+    seed: int,
+    split: Split = "train",
+    *,
+    images: Images = "train",
+    frames: int = FRAMES,
+    style: Style = PLAIN,
 ) -> tuple[Tensor, list[Prompt]]:
     """``count`` clips of prompts drawn from a split.
 
@@ -96,19 +148,26 @@ def clips(
     rng = np.random.default_rng(seed)
     choices = prompts_of(split)
     prompts = [choices[index] for index in rng.integers(len(choices), size=count)]
-    return render_all(prompts, rng, images=images, frames=frames), prompts
+    return render_all(prompts, rng, images=images, frames=frames, style=style), prompts
 
 
 def render_all(
-    prompts: Sequence[Prompt], rng: np.random.Generator, *, images: Images = "train", frames: int = FRAMES
+    prompts: Sequence[Prompt],
+    rng: np.random.Generator,
+    *,
+    images: Images = "train",
+    frames: int = FRAMES,
+    style: Style = PLAIN,
 ) -> Tensor:
     """A clip for each prompt, [N, F, 3, 32, 32] in [0, 1]."""
     if frames < 7:
         raise ValueError(f"frames is {frames}; a bounce needs at least 7")
     glyphs = _draw_glyphs(prompts, rng, images)
+    if style.bold:
+        glyphs = _embolden(glyphs)
     first, last = _room(glyphs)
-    starts = _starts(prompts, first, last, rng, frames)
-    return _paint(glyphs, _paths(prompts, starts, first, last, frames))
+    starts = _starts(prompts, first, last, rng, frames, style)
+    return _paint(glyphs, _paths(prompts, starts, first, last, frames, style))
 
 
 @cache
@@ -139,44 +198,53 @@ def _draw_glyphs(prompts: Sequence[Prompt], rng: np.random.Generator, images: Im
     return torch.stack([examples[p.digit][int(rng.integers(len(examples[p.digit])))] for p in prompts])
 
 
+def _embolden(glyphs: Tensor) -> Tensor:
+    """[N, G, G] to [N, G+2, G+2]: twice the 3×3 average, cut at white, a dilation that is soft and keeps loops open."""
+    return (2 * nnf.avg_pool2d(nnf.pad(glyphs, (2, 2, 2, 2))[:, None], 3, stride=1)[:, 0]).clamp(max=1)
+
+
 def _room(glyphs: Tensor) -> tuple[Tensor, Tensor]:
     """The first and last corner positions (x, y), each [N, 2], that keep a glyph's ink inside the canvas."""
     bounds = []
     for axis in (1, 2):  # the maximum over rows leaves columns, hence x
         inked = (glyphs.amax(dim=axis) > INK).int()
         before, after = inked.argmax(dim=1), inked.flip(1).argmax(dim=1)
-        bounds.append((-before, CANVAS - GLYPH + after))
+        bounds.append((-before, CANVAS - glyphs.shape[1] + after))
     return torch.stack([low for low, _ in bounds], 1), torch.stack([high for _, high in bounds], 1)
 
 
-def _starts(prompts: Sequence[Prompt], first: Tensor, last: Tensor, rng: np.random.Generator, frames: int) -> Tensor:
+def _starts(
+    prompts: Sequence[Prompt], first: Tensor, last: Tensor, rng: np.random.Generator, frames: int, style: Style
+) -> Tensor:
     """The corner positions in the first frame, [N, 2]; a bouncing digit meets the border after 3 to F−4 moves."""
     starts = torch.empty_like(first)
     for index, prompt in enumerate(prompts):
         moves = int(rng.integers(3, frames - 3)) if prompt.bouncing else frames - 1
-        for axis, step in enumerate(prompt.velocity):
+        for axis, way in enumerate(DIRECTIONS[prompt.direction]):
             low, high = int(first[index, axis]), int(last[index, axis])
-            wall, other = (high, low) if step > 0 else (low, high)
-            fixed = step != 0 and prompt.bouncing
-            reach = sorted((other, wall - moves * step))
-            starts[index, axis] = wall - moves * step if fixed else int(rng.integers(reach[0], reach[1] + 1))
+            wall, other = (high, low) if way > 0 else (low, high)
+            farthest = wall - way * style.travelled(prompt, moves)
+            fixed = way != 0 and prompt.bouncing
+            reach = sorted((other, farthest))
+            starts[index, axis] = farthest if fixed else int(rng.integers(reach[0], reach[1] + 1))
     return starts
 
 
-def _paths(prompts: Sequence[Prompt], starts: Tensor, first: Tensor, last: Tensor, frames: int) -> Tensor:
-    """The corner positions in every frame, [N, F, 2]: constant velocity, reflected at the border."""
-    velocity = torch.tensor([prompt.velocity for prompt in prompts])
-    free = starts[:, None] + velocity[:, None] * torch.arange(frames)[:, None]
+def _paths(prompts: Sequence[Prompt], starts: Tensor, first: Tensor, last: Tensor, frames: int, style: Style) -> Tensor:
+    """The corner positions in every frame, [N, F, 2]: constant speed, reflected at the border."""
+    ways = torch.tensor([DIRECTIONS[prompt.direction] for prompt in prompts])
+    covered = torch.tensor([[style.travelled(prompt, moves) for moves in range(frames)] for prompt in prompts])
+    free = starts[:, None] + ways[:, None] * covered[..., None]
     room = (last - first)[:, None]
     phase = (free - first[:, None]).remainder(2 * room)
     return first[:, None] + torch.minimum(phase, 2 * room - phase)
 
 
 def _paint(glyphs: Tensor, paths: Tensor) -> Tensor:
-    """Glyphs [N, 16, 16] at positions [N, F, 2] on black, [N, F, 3, 32, 32]."""
+    """Glyphs [N, G, G] at positions [N, F, 2] on black, [N, F, 3, 32, 32]."""
     framed = nnf.pad(glyphs, (1, 1, 1, 1))
     pixels = torch.arange(CANVAS) - paths[..., None] + 1
-    columns, rows = pixels.clamp(0, GLYPH + 1).unbind(dim=2)
+    columns, rows = pixels.clamp(0, glyphs.shape[1] + 1).unbind(dim=2)
     sample = torch.arange(len(glyphs))[:, None, None, None]
     grey = framed[sample, rows[..., :, None], columns[..., None, :]]
     return grey[:, :, None].expand(-1, -1, 3, -1, -1)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import chain, repeat
+from itertools import accumulate, chain, repeat
 
 import torch
 from attrs import frozen
+from flowmap_wan.block import Spans
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
@@ -33,6 +34,8 @@ def chunks(partition: Sequence[int], frames: int) -> tuple[int, ...]:
 
     `partition` itself for as many frames as it has; else it goes on with its largest chunk, in place of its last.
     """
+    if frames < 1:
+        raise ValueError(f"{frames} latent frames: must be at least 1")
     if frames == sum(partition):
         return tuple(partition)
     found: list[int] = []
@@ -94,7 +97,7 @@ def labels(pieces: Sequence[Piece], tokens: tuple[int, int], device: torch.devic
     return form, chunk
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def dense_mask(
     queries: tuple[Piece, ...], keys: tuple[Piece, ...], tokens: tuple[int, int], device: torch.device
 ) -> Tensor:
@@ -103,14 +106,28 @@ def dense_mask(
     return sees(form, chunk, *labels(keys, tokens, device))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def block_mask(
     queries: tuple[Piece, ...], keys: tuple[Piece, ...], tokens: tuple[int, int], device: torch.device
 ) -> BlockMask:
-    """The same for flex attention, which never holds it whole."""
+    """The same for flex attention, whose kernels read it block by block; it is whole while it is made."""
     (form, chunk), (other_form, other_chunk) = (labels(p, tokens, device) for p in (queries, keys))
 
     def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return sees(form[q], chunk[q], other_form[k], other_chunk[k])
 
     return create_block_mask(rule, None, None, len(form), len(other_form), device=str(device))
+
+
+def spans(queries: Sequence[Piece], keys: Sequence[Piece], tokens: tuple[int, int]) -> Spans:
+    """The same as ranges of keys, a query piece at a time: what a piece sees is the pieces of a few rows."""
+    ends = [0, *accumulate(p.frames * tokens[p.form != COMPRESSED] for p in keys)]
+    found = []
+    for q in queries:
+        seen = [i for i, k in enumerate(keys) if bool(sees(*map(torch.tensor, (q.form, q.chunk, k.form, k.chunk))))]
+        ranges: list[tuple[int, int]] = []
+        for i in seen:
+            joined = bool(ranges) and ranges[-1][1] == ends[i]
+            ranges[-1:] = [(ranges[-1][0], ends[i + 1])] if joined else [*ranges[-1:], (ends[i], ends[i + 1])]
+        found.append((q.frames * tokens[q.form != COMPRESSED], tuple(ranges)))
+    return tuple(found)

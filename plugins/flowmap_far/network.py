@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -19,7 +21,8 @@ from .layout import CLEAN, COMPRESSED, NOISY, Piece
 
 FAR_PATCH = "far_patch_embedding"
 FINE = 1 << 20
-Attention: TypeAlias = Literal["auto", "dense", "flex"]
+Attention: TypeAlias = Literal["auto", "dense", "spans", "flex"]
+SMALL = 2048  # tokens up to which a mask in full costs less than a call a piece
 
 
 @frozen(eq=False)
@@ -85,6 +88,7 @@ class FarFlowMap(WanFlowMap):
 
     def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache | None = None) -> Latent:
         cache = cache or Cache()
+        self._check(z, cond, cache)
         if "history" in cond:
             pieces = self._training(cond["history"], z)
             h, context = self._assemble(pieces, cond["history"], z)
@@ -130,19 +134,32 @@ class FarFlowMap(WanFlowMap):
         h, zero = torch.cat(parts, 1), torch.zeros(len(x[0]), device=x[0].device)
         e, rope, mask = self.embed(zero, zero), self._rope(pieces, x[0]), self._mask(pieces, before.pieces, x[0])
         _, found = self.through(h, e, [h.shape[1]], self.text(cond), rope, mask, before.memory)
-        lengths = [part.shape[1] for part in parts]
-        by_layer = [list(zip(k.split(lengths, 1), v.split(lengths, 1), strict=True)) for k, v in found]
-        return [[layer[i] for layer in by_layer] for i in range(len(pieces))]
+        ends = [0, *accumulate(part.shape[1] for part in parts)]
+        return [  # copies: a view would keep the whole pass in memory for as long as one chunk of it is remembered
+            [(k[:, i:j].clone(), v[:, i:j].clone()) for k, v in found] for i, j in pairwise(ends)
+        ]
+
+    def _check(self, z: Latent, cond: Cond, cache: Cache) -> None:
+        if unknown := cond.keys() - {"text", "history"}:
+            raise ValueError(f"the student was given {sorted(unknown)} in its condition: it reads 'text' and 'history'")
+        if cache.pieces and "history" in cond:
+            raise ValueError("a history in the condition and one in the cache: a chunk has one or the other")
+        past = cache.memory[0][0][0] if cache.pieces else None
+        if past is not None and (len(past) != len(z) or past.shape[1] != self._tokens(cache.pieces[:1], z)):
+            raise ValueError(
+                f"z is {tuple(z.shape)}, but the cache is of another batch or size: it was made of {len(past)} videos"
+            )
 
     def _training(self, history: Latent, z: Latent) -> tuple[Piece, ...]:
         """What stands in the sequence of a teacher-forced pass."""
         before = layout.finished(self.partition, history.shape[1])
         start = sum(before[: max(0, len(before) + 1 - self.full)])
-        last = start + z.shape[1] - history.shape[1]
-        if last < 1:
+        last, most = start + z.shape[1] - history.shape[1], max(self.partition)
+        if not 1 <= last <= most:
+            clean = history.shape[1] - start
             raise ValueError(
-                f"z has {z.shape[1]} frames: after a history of {history.shape[1]} it must have more than "
-                f"{history.shape[1] - start}, the chunks that are at full resolution there"
+                f"z has {z.shape[1]} frames: after a history of {history.shape[1]} it must have {clean + 1} to "
+                f"{clean + most}, the {clean} of it that are at full resolution and those of one chunk"
             )
         return layout.training((*before, last), self.full)
 
@@ -156,12 +173,18 @@ class FarFlowMap(WanFlowMap):
     def _piece(self, form: int, x: Latent) -> Tensor:
         if form != COMPRESSED:
             return self.tokens(x)
+        if min(self._grid(form, x)) < 1:
+            side = self.net.config.compressed_patch_size[-1]
+            raise ValueError(f"latents of {x.shape[-2]} × {x.shape[-1]}: must be at least {side} × {side} to compress")
         return patchify(self.net.get_submodule(FAR_PATCH), x, self.dtype)
 
     def _grid(self, form: int, like: Latent) -> tuple[int, int]:
         """Rows and columns of tokens in a frame; what a compressed token would only half cover is left out."""
         side = self.net.config.compressed_patch_size[-1] if form == COMPRESSED else self.patch
         return like.shape[-2] // side, like.shape[-1] // side
+
+    def _tokens(self, pieces: Sequence[Piece], like: Latent) -> int:
+        return sum(p.frames * math.prod(self._grid(p.form, like)) for p in pieces)
 
     def _rope(self, pieces: Sequence[Piece], like: Latent) -> Rope:
         """A compressed token stands for n × n others: at the middle of their positions, n i + (n - 1) / 2.
@@ -180,7 +203,11 @@ class FarFlowMap(WanFlowMap):
     def _mask(self, queries: tuple[Piece, ...], before: tuple[Piece, ...], like: Latent) -> Mask:
         if len(queries) == 1:
             return None  # a chunk sees itself and what came before
-        compressed, full = (rows * columns for rows, columns in (self._grid(f, like) for f in (COMPRESSED, CLEAN)))
-        flex = self.attention == "flex" or (self.attention == "auto" and like.is_cuda)
-        make = layout.block_mask if flex else layout.dense_mask
-        return make(queries, (*before, *queries), (compressed, full), like.device)
+        tokens = math.prod(self._grid(COMPRESSED, like)), math.prod(self._grid(CLEAN, like))
+        keys, attention = (*before, *queries), self.attention
+        if attention == "auto":
+            attention = "dense" if self._tokens(keys, like) <= SMALL else "spans"
+        if attention == "spans":
+            return layout.spans(queries, keys, tokens)
+        make = layout.block_mask if attention == "flex" else layout.dense_mask
+        return make(queries, keys, tokens, like.device)

@@ -45,7 +45,9 @@ class Far(WanSpec):
     share that trains on all frames as one chunk (the reference adds such a pass, on the diagonal alone, to one
     iteration in ten of stage 1). area: start the embedding of compressed tokens divided by the number of tokens that
     one stands for, so that a constant image looks the same to both; False is the reference.
-    attention: "flex" never holds the mask and trains on CUDA alone, "dense" runs everywhere; "auto" chooses.
+    attention: "dense" takes a mask in full, "spans" one call without a mask for each chunk of queries, both with any
+    kernel; "flex" is one call of flex attention, which trains on CUDA alone, needs heads of 16 or more, and has no
+    forward-mode derivative. "auto" is dense where the sequence is short, else spans.
 
     Teacher and critic are bidirectional, on the same weights. The other fields are those of `Wan21`.
     """
@@ -63,8 +65,8 @@ class Far(WanSpec):
     long: float = field(default=0.5, validator=share)
     bidirectional: float = field(default=0.0, validator=share)
     area: bool = True
-    attention: Literal["auto", "dense", "flex"] = field(
-        default="auto", validator=validators.in_(("auto", "dense", "flex"))
+    attention: Literal["auto", "dense", "spans", "flex"] = field(
+        default="auto", validator=validators.in_(("auto", "dense", "spans", "flex"))
     )
 
     def student(self, net: Any, **settings: Any) -> WanFlowMap:
@@ -73,10 +75,12 @@ class Far(WanSpec):
         own, wide, side = net.config, net.config.compressed_patch_size, net.config.patch_size[-1]
         if wide[0] != 1 or wide[1] != wide[2] or wide[1] % side or wide[1] // side > 6:
             raise ValueError(f"compressed_patch_size = {tuple(wide)}: must be (1, n, n), n at most 6 times {side}")
+        partition, full = self.partition or tuple(own.chunk_partition), self.full or own.full_chunk_limit
+        net.register_to_config(chunk_partition=partition, full_chunk_limit=full)  # what is saved is what is trained
         return FarFlowMap(
             net,
-            partition=self.partition or tuple(own.chunk_partition),
-            full=self.full or own.full_chunk_limit,
+            partition=partition,
+            full=full,
             long=self.long,
             bidirectional=self.bidirectional,
             attention=self.attention,
@@ -102,7 +106,7 @@ class Far(WanSpec):
         return {"far_patch_embedding.weight": large.to(small.dtype), "far_patch_embedding.bias": bias.clone()}
 
     def tiny(self) -> Self:
-        return evolve(super().tiny(), partition=(1, 2, 1, 2, 1), full=3)
+        return evolve(super().tiny(), partition=(1, 2, 1, 2, 1), full=self.full or 3, bidirectional=0.0)
 
     def example(self, batch: int = 2) -> tuple[Latent, Cond]:
         return example((batch, 7, 4, 8, 8), self.tiny().text_tokens)

@@ -11,7 +11,10 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 Rope: TypeAlias = tuple[Tensor, Tensor]  # (cos, sin), each [tokens, head_dim / 2], float32
-Mask: TypeAlias = Tensor | BlockMask | None  # which key a query sees: [queries, keys] bool; None is all
+Spans: TypeAlias = Sequence[tuple[int, tuple[tuple[int, int], ...]]]
+"""Queries in a row: (how many, the ranges [from, to) of keys that they see)."""
+Mask: TypeAlias = Tensor | BlockMask | Spans | None
+"""Which key a query sees: [queries, keys] bool, flex attention's mask, ranges; None is all."""
 Text: TypeAlias = tuple[Tensor, Tensor | None]  # embeddings [B, L, d], and what is added to their logits [1, L]
 KeyValue: TypeAlias = tuple[Tensor, Tensor]  # of one layer, keys rotated: each [B, tokens, heads, head_dim]
 
@@ -89,16 +92,28 @@ def _attend(attn: Any, q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Te
     if isinstance(mask, BlockMask):
         attention: Any = _compiled() if q.is_cuda else flex_attention
         h = attention(q, k, v, block_mask=mask)
-    else:
+    elif mask is None or isinstance(mask, Tensor):
         h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    else:
+        h = _by_span(q, k, v, mask)
     return attn.to_out[1](attn.to_out[0](h.transpose(1, 2).flatten(2)))
+
+
+def _by_span(q: Tensor, k: Tensor, v: Tensor, spans: Spans) -> Tensor:
+    """One call of any kernel for each run of queries, and no mask: [B, heads, tokens, dim]."""
+    found, at = [], 0
+    for queries, ranges in spans:
+        keys, values = (torch.cat([a[:, :, i:j] for i, j in ranges], 2) for a in (k, v))
+        found.append(F.scaled_dot_product_attention(q[:, :, at : at + queries], keys, values))
+        at += queries
+    return torch.cat(found, 2)
 
 
 def _compiled() -> Callable[..., Tensor]:
     """Uncompiled, flex attention holds all logits; compiled once for the process."""
     global _flex
     if _flex is None:
-        _flex = torch.compile(flex_attention, dynamic=False)
+        _flex = torch.compile(flex_attention)
     return _flex
 
 

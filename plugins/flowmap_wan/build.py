@@ -25,14 +25,24 @@ def build(
     """
     net = pretrained(spec, dtype).to(device).requires_grad_(False)
     known = "gate_value" in net.config  # a distilled network: every role reads both times
+    if known and "critic" in roles:
+        raise ValueError(
+            f"{spec.path} is a distilled student: teacher and critic must start as the diffusion model that it was "
+            "distilled from; give that one as Recipe.teacher"
+        )
     if spec.lora is not None:
         nets = dict.fromkeys(sorted(roles), lift(spec, net))
     else:
         nets = {role: lift(spec, copy.deepcopy(net)) if role == "student" else copy.deepcopy(net) for role in roles}
-    return {role: flow_map(spec, own, role, two_times=known or role == "student") for role, own in nets.items()}
+    built = {role: flow_map(spec, own, role, two_times=known or role == "student") for role, own in nets.items()}
+    for role, u in built.items():
+        if role != "teacher":
+            u.thaw()
+    return built
 
 
 def flow_map(spec: WanSpec, net: Any, role: Role, *, two_times: bool) -> WanFlowMap:
+    """The network of a role on `net`, frozen."""
     settings: dict[str, Any] = {
         "two_times": two_times,
         "lora": spec.lora,

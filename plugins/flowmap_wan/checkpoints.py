@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 LORA_FILE = "pytorch_lora_weights.safetensors"
 WHOLE_FILE = "whole.safetensors"
 """Beside the LoRA file: what is trained in full, where something is."""
+BASE_FILE = "base.json"
+"""Beside the LoRA file: of what its base is told in its config, what no tensor shows."""
+UNSEEN = ("gate_value", "deltatime_type", "full_chunk_limit", "chunk_partition")
 
 
 def save(spec: WanSpec, u: FlowMap, path: Path) -> None:
@@ -93,13 +96,30 @@ def save_lora(u: WanFlowMap, path: Path) -> None:
     )
     if whole := {name: p for name, p in tensors.items() if name not in layers}:
         save_file(whole, path / WHOLE_FILE)
+    (path / BASE_FILE).write_text(json.dumps(_unseen(u)))
+
+
+def _unseen(u: WanFlowMap) -> dict[str, Any]:
+    said = {key: u.net.config[key] for key in UNSEEN if key in u.net.config}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in said.items()}
+
+
+def _check_base(spec: WanSpec, u: WanFlowMap, file: Path) -> None:
+    """The same adapters on another base are another student."""
+    theirs, ours = json.loads(file.read_text()), _unseen(u)
+    for name in theirs.keys() & ours.keys():
+        if theirs[name] != ours[name]:
+            raise ValueError(
+                f"{file}: its {name} is {theirs[name]}, that of {type(spec).__name__} is {ours[name]}: give the one it "
+                "was made with"
+            )
 
 
 def load(spec: WanSpec, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
     """A student from a directory that `save` wrote, or from its LoRA file on top of `spec.path`."""
     file = path / LORA_FILE if path.is_dir() else path
     if (path / "transformer").is_dir():
-        net = pretrained(evolve(spec, path=str(path), pretrained=True), dtype).to(device)
+        net = pretrained(evolve(spec, path=str(path), pretrained=True), dtype).to(device).requires_grad_(False)
         if "gate_value" not in net.config:
             raise ValueError(f"{path}: its transformer is a {type(net).__name__}, which has one time: not a student")
         return flow_map(evolve(spec, lora=None), net, "student", two_times=True)
@@ -130,6 +150,8 @@ def load_lora(spec: WanSpec, file: Path, *, device: torch.device, dtype: torch.d
         raise ValueError(f"{file}: {type(spec).__name__}.lora = None, but this is a LoRA file; give its rank and alpha")
     student = build(spec, frozenset({"student"}), device=device, dtype=dtype)["student"]
     _check_scale(spec, file)
+    if (base := file.with_name(BASE_FILE)).is_file():
+        _check_base(spec, student, base)
     tensors = {name.removeprefix("transformer."): value for name, value in load_file(file).items()}
     if (whole := file.with_name(WHOLE_FILE)).is_file():
         tensors |= load_file(whole)

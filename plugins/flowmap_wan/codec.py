@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,10 @@ def no_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+ENCODED = 4
+"""`AutoencoderKLWan` encodes the first frame, and then so many at a time, whatever its factor; it drops the rest."""
+
+
 @frozen
 class WanCodec:
     """Holds text encoder and VAE, no transformer: training never holds it."""
@@ -83,18 +87,39 @@ class WanCodec:
     def encode(self, videos: Tensor) -> Latent:
         """[B, frames, 3, H, W] in [0, 1] -> the posterior's mode, normalised per channel: [B, F, C, h, w]."""
         vae, (mean, std) = self.pipeline.vae, self._statistics()
+        frames = (videos.shape[1] - 1) // self.pipeline.vae_scale_factor_temporal + 1
         parts = [
-            vae.encode((2 * part - 1).transpose(1, 2).to(vae.device, vae.dtype)).latent_dist.mode().transpose(1, 2)
+            vae.encode(_filled(2 * part - 1).transpose(1, 2).to(vae.device, vae.dtype))
+            .latent_dist.mode()
+            .transpose(1, 2)
             for part in videos.split(self.batch)
         ]
-        return (torch.cat(parts).float() - mean) / std
+        return (torch.cat(parts)[:, :frames].float() - mean) / std
 
     @torch.no_grad()
     def decode(self, x: Latent) -> Tensor:
-        vae, (mean, std) = self.pipeline.vae, self._statistics()
-        latents = (x.to(vae.device) * std + mean).to(vae.dtype).transpose(1, 2)
-        parts = [vae.decode(part, return_dict=False)[0].transpose(1, 2).float() for part in latents.split(self.batch)]
-        return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
+        vae = self.pipeline.vae
+        parts = [vae.decode(part, return_dict=False)[0] for part in self._raw(x).split(self.batch)]
+        return _video(torch.cat(parts))
+
+    @torch.no_grad()
+    def decode_chunks(self, chunks: Iterable[Latent]) -> Iterator[Tensor]:
+        """As diffusers' `AutoencoderKLWan` decodes, a latent frame at a time, but from one chunk to the next.
+
+        What the decoder keeps of earlier frames is kept here and not in the VAE, which several streams can share. Whole
+        frames: no tiles.
+        """
+        from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+
+        vae, first = self.pipeline.vae, True
+        kept: list[Any] = [None for _ in vae.decoder.modules()]  # a place for each convolution, and more
+        for x in chunks:
+            made = []
+            for frame in vae.post_quant_conv(self._raw(x)).split(1, dim=2):
+                made.append(vae.decoder(frame, feat_cache=kept, feat_idx=[0], first_chunk=first))
+                first = False
+            frames = torch.cat(made, 2)
+            yield _video(frames if vae.config.patch_size is None else unpatchify(frames, vae.config.patch_size))
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         vae = self.pipeline.vae
@@ -107,7 +132,23 @@ class WanCodec:
             )
         return (frames - 1) // temporal + 1, vae.config.z_dim, height // spatial, width // spatial
 
+    def _raw(self, x: Latent) -> Tensor:
+        """As the VAE has them: [B, C, F, h, w]."""
+        vae, (mean, std) = self.pipeline.vae, self._statistics()
+        return (x.to(vae.device) * std + mean).to(vae.dtype).transpose(1, 2)
+
     def _statistics(self) -> tuple[Tensor, Tensor]:
         vae = self.pipeline.vae
         mean, std = (torch.tensor(vae.config[f"latents_{name}"], device=vae.device) for name in ("mean", "std"))
         return mean[:, None, None], std[:, None, None]
+
+
+def _filled(videos: Tensor) -> Tensor:
+    """With the last frame again, up to a number that is encoded whole: the encoder looks back only."""
+    again = videos[:, -1:].expand(-1, (1 - videos.shape[1]) % ENCODED, -1, -1, -1)
+    return torch.cat([videos, again], 1)
+
+
+def _video(frames: Tensor) -> Tensor:
+    """[B, 3, n, H, W] in [-1, 1] -> [B, n, 3, H, W] in [0, 1]."""
+    return (frames.transpose(1, 2).float() / 2 + 0.5).clamp(0, 1)

@@ -51,8 +51,6 @@ class WanFlowMap(FlowMap):
         for i, block in enumerate(net.blocks):
             if not isinstance(block, Block):
                 net.blocks[i] = Block(block)
-        if role != "teacher":
-            self.thaw()
 
     def thaw(self) -> None:
         if self.lora is None:
@@ -88,6 +86,8 @@ class WanFlowMap(FlowMap):
 
     def tokens(self, z: Latent) -> Tensor:
         """[B, F, C, H, W] -> [B, F · rows · columns, d]."""
+        if z.shape[-2] % self.patch or z.shape[-1] % self.patch:
+            raise ValueError(f"latents of {z.shape[-2]} × {z.shape[-1]}: both must be multiples of {self.patch}")
         return patchify(self.net.patch_embedding, z, self.dtype)
 
     def embed(self, t: Time, r: Time) -> Tensor:
@@ -104,6 +104,8 @@ class WanFlowMap(FlowMap):
     def text(self, cond: Cond) -> Text:
         """Embeddings, and the log of how many positions of padding the last one stands for."""
         kept, bias = cond["text"].shape[1], None
+        if kept > self.text_length:
+            raise ValueError(f"cond['text'] has {kept} positions: must have at most text_length, {self.text_length}")
         embedded = self.net.condition_embedder.text_embedder(cond["text"].to(self.dtype))
         if kept != self.text_length:
             bias = F.pad(embedded.new_full((1, 1), math.log(self.text_length - kept + 1)), (kept - 1, 0))

@@ -54,7 +54,8 @@ class WanSpec(FlowMapSpec):
     path: the directory or hub id of a diffusers pipeline of one of `pipelines`; None for a network of random weights
     alone. pretrained: False takes everything but the transformer from `path`, and that random, from `config`.
     lora: adapters on one frozen base that serves every role; None trains whole networks, one a role.
-    gamma, delta: how r enters the time embedding of a network that is lifted; a distilled one keeps its own.
+    gamma, delta: how r enters the time embedding of a network that is lifted; a distilled one keeps its own. With
+    "t-r" a fresh student is not the teacher on the diagonal: e'(0) is not e'(t).
     checkpointing: recompute each block in the backward pass. text_length: the positions that the text encoder pads to.
     text_tokens: how many of them are kept; the rest, all padding, are attended as one key of their multiplicity: in
     float32 the same function at a fraction of the cost; in bfloat16 the weight of padding is rounded, by up to 2 %.

@@ -57,6 +57,14 @@ def test_the_table_has_every_group():
             "calls": {"student G": 1.0},
         },
         "sampler": {**timing, "subject": "sample", "largest_difference_of_latents": 2e-6},
+        "replay": {
+            **timing,
+            "subject": "a rollout",
+            "peak_bytes": 2_000_000,
+            "reference_peak_bytes": 8_000_000,
+            "peak_ratio": 0.25,
+            "flop_ratio": 1.33,
+        },
         "import_time": {**timing, "subject": "import", "seconds_over_torch": 0.25},
     }
     groups = {name: {"hardware": report.hardware(), "note": "", "results": [r]} for name, r in results.items()}
@@ -64,4 +72,5 @@ def test_the_table_has_every_group():
     assert set(groups) == set(report.GROUPS)
     assert "| stage 1 | b | 500.0 | 2.00 (1.90 to 2.10) |" in text
     assert "| stage 1 | 3.00 |  | 1.00 |  |  |  | 4.00 | 1.50 |" in text
+    assert "| a rollout | 2.0 | 8.0 | 0.25 | 1.33 |" in text
     assert "0.25 s more" in text and "2e-06" in text

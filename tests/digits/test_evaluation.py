@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 import torch
 from flowmap_digits import evaluation
 from flowmap_digits.data import MovingDigits
-from flowmap_digits.videos import held_out_prompts, train_prompts
+from flowmap_digits.videos import HEAVY, PLAIN, held_out_prompts, train_prompts
 from torch import Tensor
 
 from flowmap.evaluation import Samples
+from flowmap.recipe import describe
 
 TEXTS = [prompt.text for prompt in held_out_prompts()] * 4
 
@@ -61,6 +63,50 @@ def test_the_prompts_are_in_no_training_clip() -> None:
     assert set(curve.prompts).isdisjoint(prompt.text for prompt in train_prompts())
     assert curve.metrics[0].name.startswith("frechet")
     assert MovingDigits().seed >= 0
+
+
+def test_a_curve_of_another_style_compares_with_real_clips_of_it() -> None:
+    """Plain clips are far from heavy ones, and too fast; heavy ones are as near as plain ones are to plain."""
+    curve = evaluation.curve(style=HEAVY)
+    plain, heavy = (evaluation.real_clips(TEXTS, 0, style) for style in (PLAIN, HEAVY))
+    assert curve.real is not None and torch.equal(curve.real(TEXTS, 0), heavy)
+
+    def judged(videos: Tensor) -> dict[str, float]:
+        samples = Samples(videos, videos, TEXTS, None)
+        return {metric.name: metric.measure(samples) for metric in curve.metrics}
+
+    assert judged(heavy)["frechet_distance"] < 1.0 and judged(heavy)["speed_error"] < 0.01
+    assert judged(plain)["frechet_distance"] > 5.0 and judged(plain)["speed_error"] == pytest.approx(0.75, abs=0.01)
+
+
+def test_a_plain_curve_knows_nothing_of_styles() -> None:
+    assert evaluation.curve() == evaluation.curve(style=PLAIN)
+    told = json.dumps(describe(evaluation.curve()))
+    assert '"measure": "flowmap_digits.evaluation.frechet"' in told and "style" not in told
+    assert evaluation.curve().digest() != evaluation.curve(style=HEAVY).digest()
+    assert '"<' not in json.dumps(describe(evaluation.curve(style=HEAVY, metrics=(evaluation.intensity_drift,))))
+
+
+def test_data_of_another_style_are_other_data() -> None:
+    class Codec:
+        """Latents are videos; a text is its length."""
+
+        def encode_prompts(self, texts: list[str]) -> dict[str, Tensor]:
+            return {"text": torch.tensor([[float(len(text))] for text in texts])}
+
+        def encode(self, videos: Tensor) -> Tensor:
+            return videos.clone()
+
+    class Backbone:
+        def codec(self, **unused: object) -> Codec:
+            return Codec()
+
+    plain, heavy = (
+        MovingDigits(8, style=style).load(Backbone(), None, device=torch.device("cpu")).batch(range(8))  # type: ignore[arg-type]
+        for style in (PLAIN, HEAVY)
+    )
+    assert torch.equal(plain.cond["text"], heavy.cond["text"])
+    assert heavy.x.sum() > 1.3 * plain.x.sum()
 
 
 def test_an_unknown_prompt_is_named() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Self
 
 import torch
@@ -48,6 +48,9 @@ class Pixels:
 
     def decode(self, x: Latent) -> Tensor:
         return (x / 10 + 0.5).clamp(0, 1)
+
+    def decode_chunks(self, chunks: Iterable[Latent]) -> Iterator[Tensor]:
+        return map(self.decode, chunks)
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         return frames, 3, height, width

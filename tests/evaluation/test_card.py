@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 
 from flowmap import AdamW, Recipe, Stage, TensorData, distill
 from flowmap.evaluation import card
-from flowmap.methods import anyflow, flow_matching
+from flowmap.methods import anyflow, finetune, flow_matching
 from flowmap.methods.citations import ANYFLOW, FLOW_MATCHING
 from tests.evaluation.exact import SHAPE, Exact, curve
 
@@ -42,6 +42,31 @@ def test_a_card_has_the_table_and_the_manifest(tmp_path: Path) -> None:
         ANYFLOW,
     ):
         assert said in loaded.text, said
+
+
+def test_the_card_of_a_fine_tuned_student_compares_with_the_one_before(tmp_path: Path) -> None:
+    stage = Stage(finetune.finetune(shift=2.0, guidance=3.0), 1, batch=4, optimizer=AdamW(lr=1e-9))
+    distill(evolve(RECIPE, stages=(stage,), evaluation=curve(teacher_sampler="flow_map")), out=tmp_path)
+    text = (tmp_path / "student" / "README.md").read_text()
+    assert "Guidance 3 is built in" in text
+    assert "| 0 | finetune | 1 | 4 | student |" in text
+    assert "before: the student that was fine-tuned, one call a step" in text
+    assert "paired error against: the student before, at 64 steps" in text
+    assert "| brightness | before | " in text and "| brightness | after | " in text
+    assert "Euler" not in text
+
+
+def test_the_card_of_a_student_that_jumps_to_data_says_how_it_is_sampled() -> None:
+    forward = anyflow.forward(shift=2.0, guidance=3.0)
+    few = Stage(evolve(forward, name="few", sampler="consistency", guidance=5.0), 1, batch=4)
+    both = evolve(RECIPE, stages=(*RECIPE.stages, few))
+    facts = card.facts(both, DATA)
+    assert (facts["sampler"], facts["guidance"]) == ("consistency", 5.0)
+    (text,) = card._use(both, Path("nowhere"))
+    assert "Guidance 5 is built in" in text and "A step jumps to data" in text
+    assert "Any number of steps" not in text
+    facts = card.facts(RECIPE, DATA)
+    assert (facts["sampler"], facts["guidance"]) == ("flow_map", 3.0)
 
 
 def test_without_an_evaluation_there_is_no_table(tmp_path: Path) -> None:

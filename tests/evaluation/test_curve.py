@@ -156,9 +156,50 @@ def test_without_the_consistency_sampler(tmp_path: Path) -> None:
     assert {r.sampler for r in run(curve(consistency=False), tmp_path)} == {"euler", "flow_map"}
 
 
+def test_a_frozen_student_is_sampled_as_a_flow_map_with_one_call_a_step(tmp_path: Path) -> None:
+    """The exact map of the unguided field: it ends in its own reference whatever the steps, and takes no guidance."""
+    tuned = curve(teacher_sampler="flow_map", seeds=(0,), samples=2)
+    nets = {role: CountingFlowMap(u) for role, u in networks().items()}
+    found = run(tuned, tmp_path, nets)
+    before = [r for r in found if r.model == "teacher"]
+    assert {(r.sampler, r.calls) for r in before} == {("flow_map", n) for n in (1, 2, 4, 64)}
+    assert nets["teacher"].plain == 2 * sum(r.calls for r in before if r.metric == "brightness")
+    errors = {r.steps: r.mean for r in found if r.model == "teacher" and r.metric == "endpoint_error"}
+    assert [*errors] == [1, 2, 4] and max(errors.values()) < 1e-5
+    after = [r.mean for r in found if r.key == ("student", "flow_map") and r.metric == "endpoint_error"]
+    assert min(after) > 0.1  # the guided map ends elsewhere
+    manifest = json.loads((tmp_path / "evaluation" / "manifest.json").read_text())
+    assert manifest["teacher"] == {"sampler": "flow_map", "guidance": 1.0, "reference_steps": 64}
+
+
+@pytest.mark.usefixtures("pictures")
+def test_before_and_after_are_called_so_everywhere(tmp_path: Path) -> None:
+    found = run(curve(teacher_sampler="flow_map", consistency=False, seeds=(0,)), tmp_path)
+    table = (tmp_path / "evaluation" / "table.txt").read_text()
+    assert "before: the student that was fine-tuned" in table.splitlines()[0]
+    assert "  before, 1 call a step" in table and "  after, 1 call a step" in table
+    assert "  teacher" not in table and "  student" not in table
+    assert "| brightness | before | " in records.markdown(found)
+    assert "| brightness | after | " in records.markdown(found)
+    names = {path.stem for path in (tmp_path / "samples").glob("*.mp4")}
+    assert names == {*(f"before_{n:02d}_steps" for n in (1, 2, 4, 64)), *(f"after_{n:02d}_steps" for n in (1, 2, 4))}
+    assert (tmp_path / "plots" / "nfe.png").stat().st_size > 10_000
+
+
+def test_lines_have_names_that_tell_them_apart() -> None:
+    plain, tuned = curve(), curve(teacher_sampler="flow_map")
+    assert records.labels(plain.points()) == {
+        ("teacher", "euler"): "teacher",
+        ("student", "flow_map"): "student",
+        ("student", "consistency"): "student, re-noised",
+    }
+    assert [*records.labels(tuned.points()).values()] == ["before", "after", "after, re-noised"]
+
+
 @pytest.mark.parametrize(
     "field, value, said",
     [
+        ("teacher_sampler", "consistency", "'teacher_sampler' must be in"),
         ("steps", (), r"steps = \(\): must increase from at least 1"),
         ("steps", (0, 1), r"steps = \(0, 1\)"),
         ("steps", (4, 2), r"steps = \(4, 2\): must increase"),

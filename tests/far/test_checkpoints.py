@@ -129,6 +129,42 @@ def test_a_published_directory_is_a_student_and_a_backbone(tmp_path: Path) -> No
         torch.testing.assert_close(more(x, T, R, c), again(x, T, R, c), atol=1e-2, rtol=1e-1)
 
 
+@torch.no_grad()
+def test_a_partition_of_ones_own_is_saved(tmp_path: Path) -> None:
+    published(tmp_path / "published", (1, 2, 2))
+    spec = evolve(DIGITS, path=str(tmp_path / "published"), lora=None, partition=PARTITION, full=2)
+    student = student_of(spec)
+    spec.save(student, tmp_path / "mine")
+    again: Any = load(evolve(spec, partition=None, full=None), tmp_path / "mine")
+    assert (again.partition, again.full) == (PARTITION, 2)
+    x, c = Rng.seeded(0).noise_like(torch.zeros(2, 5, 4, 8, 8)), {"text": torch.zeros(2, 12, 32)}
+    torch.testing.assert_close(sample(again, x, c, 2), sample(student, x, c, 2), atol=2e-5, rtol=1e-4)
+
+
+def test_a_student_from_disk_is_frozen_and_of_the_type_asked_for(tmp_path: Path) -> None:
+    spec = Far(lora=None).tiny()
+    spec.save(student_of(spec), tmp_path)
+    u = spec.load(tmp_path, device=CPU, dtype=torch.bfloat16)
+    assert not any(p.requires_grad for p in u.parameters())
+    assert {p.dtype for name, p in u.named_parameters() if "attn1" in name} == {torch.bfloat16}
+    x, c = spec.example(1)
+    cache = u.extend(None, x[:, :1], c)
+    assert {k.dtype for piece in cache.memory for k, _ in piece} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("change", [{"gamma": 0.5}, {"partition": (2, 2, 1)}, {"full": 2}])
+def test_a_lora_file_knows_its_base(change: dict[str, Any], tmp_path: Path) -> None:
+    LORA.save(student_of(LORA), tmp_path)
+    with pytest.raises(ValueError, match="give the one it was made with"):
+        load(evolve(LORA, **change), tmp_path / "lora")
+
+
+def test_a_distilled_student_is_no_critic(tmp_path: Path) -> None:
+    published(tmp_path, (1, 2, 2))
+    with pytest.raises(ValueError, match=r"give that one as Recipe\.teacher"):
+        Far(tmp_path).build(frozenset({"student", "critic"}), device=CPU, dtype=torch.float32)
+
+
 def test_a_bidirectional_teacher_is_not_asked_about_a_clean_history() -> None:
     spec = Far(lora=None).tiny()
     x, c = spec.example(4)

@@ -79,6 +79,12 @@ def test_the_mask_is_the_table_token_by_token(sizes: tuple[int, ...], limit: int
     each = [(p.form, p.chunk) for p in pieces for _ in range(p.frames * tokens[p.form != COMPRESSED])]
     expected = torch.tensor([[allowed(*q, *k) for k in each] for q in each])
     assert torch.equal(layout.dense_mask(pieces, pieces, tokens, CPU), expected)
+    rows = [
+        [any(i <= k < j for i, j in seen) for k in range(len(each))]
+        for count, seen in layout.spans(pieces, pieces, tokens)
+        for _ in range(count)
+    ]
+    assert torch.equal(torch.tensor(rows), expected)
     block = layout.block_mask(pieces, pieces, tokens, CPU)
     assert torch.equal(create_mask(block.mask_mod, 1, 1, len(each), len(each), device="cpu")[0, 0], expected)
 

@@ -157,6 +157,10 @@ def test_snapshots_share_what_they_have_in_common_and_hold_no_more_than_they_say
     assert [p.form for p in caches[3].pieces] == [COMPRESSED, COMPRESSED, CLEAN, CLEAN]
     tokens = sum(k.shape[1] for k, _ in (piece[0] for piece in caches[3].memory))
     assert tokens == 4 * (1 + 2) + 16 * (1 + 2)
+    held = {
+        a.untyped_storage().data_ptr(): a.untyped_storage().nbytes() for p in caches[3].memory for kv in p for a in kv
+    }
+    assert sum(held.values()) == 3 * 2 * 2 * tokens * 24 * 4  # batch, layers, keys and values, width, float32
 
 
 def pipeline_sample(u: FarFlowMap, noise: Latent, text: Tensor, steps: int, given: Latent | None = None) -> Latent:
@@ -199,13 +203,14 @@ def test_samples_are_those_of_the_diffusers_pipeline(context: int) -> None:
 
 
 @pytest.mark.parametrize("n", [3, 5])
+@pytest.mark.parametrize("attention", ["flex", "spans"])
 @torch.no_grad()
-def test_flex_attention_gives_the_same_numbers(n: int) -> None:
+def test_every_form_of_attention_gives_the_same_numbers(attention: str, n: int) -> None:
     x, c = example()
-    dense, flex = student(attention="dense"), student(attention="flex")
+    dense, other_form = student(attention="dense"), student(attention=attention)
     kept, cond = forced(dense, x, c, n)
-    torch.testing.assert_close(flex(kept, T, R, cond), dense(kept, T, R, cond), atol=2e-6, rtol=1e-5)
-    one, other = (sample(u, x, c, 2) for u in (dense, flex))
+    torch.testing.assert_close(other_form(kept, T, R, cond), dense(kept, T, R, cond), atol=2e-6, rtol=1e-5)
+    one, other = (sample(u, x, c, 2) for u in (dense, other_form))
     torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
 
 
@@ -274,6 +279,21 @@ def batch() -> Batch:
     return Batch(x, c, {"text": torch.zeros_like(c["text"][:1])})
 
 
+def test_attention_by_spans_has_the_gradient_of_the_mask() -> None:
+    one, other = (gradients(evolve(FULL, attention=a), False) for a in ("dense", "spans"))
+    for name, expected in one.items():
+        torch.testing.assert_close(other[name], expected, atol=1e-6, rtol=2e-5)
+
+
+def test_long_sequences_go_without_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    u, (x, c) = student(), example()
+    kept, cond = forced(u, x, c, 5)
+    expected = u(kept, T, R, cond)
+    monkeypatch.setattr("flowmap_far.network.SMALL", 10)
+    monkeypatch.setattr("flowmap_far.layout.dense_mask", lambda *args: 1 / 0)
+    torch.testing.assert_close(u(kept, T, R, cond), expected, atol=2e-6, rtol=1e-5)
+
+
 def gradients(spec: Far, replay: bool) -> Mapping[str, Tensor]:
     """Of stage 2's student: distribution matching on a rollout, and a teacher-forced pass."""
     nets = evolve(spec, long=1.0).build(ROLES, device=CPU, dtype=torch.float32)
@@ -322,7 +342,8 @@ def test_more_frames_than_positions_are_refused_before_work() -> None:
     with pytest.raises(ValueError, match="70 latent frames: this network has rotary positions for at most 64"):
         u.chunks(70)
     x, c = example(frames=1)
-    late = Cache((Piece(COMPRESSED, 0, 0, 64),), ([],), ())
+    memory = torch.zeros(3, 64 * 4, 2, 12)
+    late = Cache((Piece(COMPRESSED, 0, 0, 64),), ([(memory, memory)] * 2,), ())
     with pytest.raises(ValueError, match="65 latent frames"):
         u(x, T, R, c, late)
 
@@ -333,3 +354,26 @@ def test_a_history_that_does_not_fit_is_refused() -> None:
         u(x[:, :4], T, R, {**c, "history": x[:, :2]})
     with pytest.raises(ValueError, match="z has 3 frames"):
         u(x[:, :3], T, R, {**c, "history": x[:, :6]})
+    with pytest.raises(ValueError, match="must have 4 to 5"):
+        u(x[:, :6], T, R, {**c, "history": x[:, :6]})
+    with pytest.raises(ValueError, match=r"given \['image'\] in its condition"):
+        u(x[:, :1], T, R, {**c, "image": c["text"]})
+    cache = u.extend(None, x[:, :1], c)
+    with pytest.raises(ValueError, match="a history in the condition and one in the cache"):
+        u(x[:, :4], T, R, {**c, "history": x[:, :1]}, cache)
+    with pytest.raises(ValueError, match="the cache is of another batch or size"):
+        u(x[:1, :1], T[:1], R[:1], {"text": c["text"][:1]}, cache)
+    with pytest.raises(ValueError, match="the cache is of another batch or size"):
+        u(example(side=12)[0][:, :1], T, R, c, cache)
+
+
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    u, (x, c) = student(), example()
+    with pytest.raises(ValueError, match="0 latent frames"):
+        u.chunks(0)
+    with pytest.raises(ValueError, match="7 × 8: both must be multiples of 2"):
+        u(x[:, :1, :, :7], T, R, c)
+    with pytest.raises(ValueError, match="2 × 2: must be at least 4 × 4"):
+        sample(u, x[..., :2, :2], c, 1)
+    with pytest.raises(ValueError, match="20 positions: must have at most text_length, 16"):
+        u(x[:, :1], T, R, {"text": torch.zeros(3, 20, 16)})

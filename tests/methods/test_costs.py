@@ -8,7 +8,7 @@ import torch
 from flowmap import Stage
 from flowmap._types import Role
 from flowmap.method import Method
-from flowmap.methods import anyflow, flow_matching, meanflow
+from flowmap.methods import anyflow, finetune, flow_matching, meanflow
 from flowmap.testing import CountingFlowMap, counting
 from flowmap.training.loop import Trainer
 from tests.toys import Toy, data
@@ -56,8 +56,22 @@ def test_the_teachers_velocity_costs_two_calls_of_the_teacher_and_saves_one_of_t
     assert found["teacher"] == (0, 2 * BATCH)
 
 
+@pytest.mark.parametrize("micro", [None, 1, 3])
+def test_fine_tuning_costs_what_stage_1_does_and_asks_no_teacher(micro: int | None) -> None:
+    """1 F of the null branch, 2 F for the derivative of the half of the batch that is off the diagonal."""
+    assert calls(finetune.finetune(), micro) == {"student": (BATCH, 2 * BATCH), "teacher": (0, 0), "critic": (0, 0)}
+    assert calls(finetune.finetune(diagonal=0.0), micro)["student"] == (BATCH, 3 * BATCH)
+
+
 def test_meanflow_costs_one_forward_mode_call_for_the_quarter_off_the_diagonal() -> None:
     assert calls(meanflow.meanflow())["student"] == (BATCH, BATCH // 4)
+
+
+def test_improved_meanflow_costs_a_velocity_more_for_the_half_off_the_diagonal() -> None:
+    loop, nets = trainer(meanflow.improved())
+    loop.step(0)
+    u = nets["student"]
+    assert (u.graph, u.plain, u.plain_j) == (BATCH, BATCH, BATCH // 2)
 
 
 @pytest.mark.parametrize("micro", [None, 4])

@@ -7,6 +7,7 @@ from itertools import product
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from flowmap.derivative import CentralDifference, ForwardMode
 from flowmap.guidance import Exact, Fused
@@ -55,6 +56,12 @@ def test_stage_2_by_default_is_guarded_and_shares_the_rollout() -> None:
         Update("student", ((1.0, matching), (1.0, stage_1(parity=False))), every=1),
         Update("critic", ((1.0, critic),), every=1),
     )
+
+
+def test_stage_2_can_walk_its_rollout_again() -> None:
+    (_, matching), *_ = anyflow.on_policy(replay=True).updates[0].terms
+    assert isinstance(matching, DistributionMatching)
+    assert matching.rollout == evolve(ROLLOUT, replay=True)
 
 
 def test_stage_0_is_flow_matching_of_the_teacher() -> None:
@@ -106,7 +113,8 @@ def test_a_registered_method_is_a_value_with_a_citation(name: str) -> None:
 
 
 def test_the_cores_methods_are_registered() -> None:
-    assert {"anyflow_teacher", "anyflow_forward", "anyflow_on_policy", "flow_matching", "meanflow"} <= {*METHODS}
+    anyflows = {"anyflow_teacher", "anyflow_forward", "anyflow_on_policy"}
+    assert anyflows | {"finetune", "flow_matching", "improved_meanflow", "meanflow"} <= {*METHODS}
 
 
 @pytest.mark.parametrize(

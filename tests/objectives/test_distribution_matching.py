@@ -218,6 +218,19 @@ def test_the_critic_is_at_rest_at_the_velocity_of_the_samples() -> None:
     assert gradients(of(0.7))[0] > 10
 
 
+def test_the_critics_loss_can_be_weighed_and_the_raw_one_is_logged() -> None:
+    def double(loss: Tensor, t: Time, r: Time, shared: Shared) -> Tensor:
+        assert torch.equal(t, r)
+        return 2 * loss
+
+    found: Any = {}
+    for name, reweight in (("plain", ()), ("twice", (double,))):
+        objective = CriticMatching(FlowMapBackwardSimulation((2,)), reweight=reweight)
+        found[name] = objective({"student": of(0.4), "critic": of(0.9)}, BATCH, Rng.seeded(0), Shared())
+    torch.testing.assert_close(found["twice"].value, 2 * found["plain"].value)
+    torch.testing.assert_close(found["twice"].logs["loss"].value, found["plain"].logs["loss"].value)
+
+
 def test_both_losses_say_which_networks_they_need() -> None:
     assert DistributionMatching().needs == {"student", "teacher", "critic"}
     assert CriticMatching().needs == {"student", "critic"}

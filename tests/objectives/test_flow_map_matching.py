@@ -11,13 +11,13 @@ from torch import Tensor
 
 from flowmap import Batch, FlowMap, Rng
 from flowmap._types import Cache, Cond, Latent, Shared, Time
-from flowmap.derivative import CentralDifference, Derivative, ForwardMode
+from flowmap.derivative import CentralDifference, Derivative, ForwardMode, Predicted
 from flowmap.guidance import Exact, Fused
 from flowmap.objectives.flow_map_matching import FlowMapMatching
 from flowmap.path import interpolate
 from flowmap.testing import CountingFlowMap, GaussianFlowMap
 from flowmap.times import Diagonal, TimeSampler, Triangle
-from flowmap.weights import Adaptive, Balanced, Beta
+from flowmap.weights import Adaptive, Balanced, Beta, Ramp
 from tests.toys import Toy
 
 MEAN, STD = 0.5, 0.3
@@ -283,3 +283,71 @@ def test_the_state_is_the_interpolant() -> None:
     rng.uniform(8, batch.x)  # the drops
     t, _ = Diagonal()(8, rng, batch.x)
     torch.testing.assert_close(call["z"], interpolate(batch.x, rng.noise_like(batch.x), t)[0])
+
+
+@pytest.mark.parametrize("times", TIMES[1:])
+def test_with_its_own_velocity_it_rests_at_the_true_flow_map(times: TimeSampler) -> None:
+    objective = FlowMapMatching(Wide(times), ForwardMode(), velocity="student")
+    assert gradient(GaussianFlowMap(MEAN, STD), objective).abs().max() < 1e-9
+    assert objective.needs == {"student"}
+
+
+def test_its_own_velocity_is_asked_without_a_graph_and_is_all_of_the_target() -> None:
+    recorder, u, batch = Recorder([]), Spy(), told()
+    objective = FlowMapMatching(Triangle(0.0, 0.0), recorder, guidance=Exact(3.0, 0.0), velocity="student")
+    loss = objective({"student": u}, batch, Rng.seeded(0), Shared())
+    conditional, own = u.calls
+    assert conditional["grad"] and not own["grad"]
+    assert torch.equal(own["t"], own["r"]) and torch.equal(own["t"], conditional["t"])
+    assert torch.equal(own["cond"]["text"], conditional["cond"]["text"]) and "history" in own["cond"]
+    assert float(loss.value.detach()) == 0.0  # u = v = 1, and the derivative 0
+    assert torch.equal(recorder.asked[0]["v"], torch.ones(8, 1))
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_with_the_predicted_tangent_the_mean_target_is_the_flow_map(times: TimeSampler) -> None:
+    """Four standard errors at the true map, as with the velocity of the data."""
+    objective = FlowMapMatching(Wide(times), Predicted(ForwardMode()))
+    g = torch.stack([gradient(GaussianFlowMap(MEAN, STD), objective, data(seed=s), s) for s in range(40)])
+    assert (g.mean(0).abs() < 4 * g.std(0) / 40**0.5).all()
+    wrong = gradient(GaussianFlowMap(MEAN, STD, bias=0.1), FlowMapMatching(Wide(times), Predicted()), data(4096))
+    assert wrong[3] > 0.01
+
+
+def test_with_the_predicted_tangent_the_loss_of_the_true_map_is_the_noise_of_v() -> None:
+    """u + (t - r) D u = v(z_t, t), a velocity that is predicted from z_t alone."""
+    true, batch = GaussianFlowMap(MEAN, STD), data()
+    objective = FlowMapMatching(Wide(Triangle(0.0, 0.0)), Predicted(ForwardMode()))
+    u = Recording(true)
+    loss = objective({"student": u}, batch, Rng.seeded(0), Shared())
+    z, t = u.first
+    v = (z - batch.x) / t[:, None]
+    torch.testing.assert_close(loss.value, (true(z, t, t, {}) - v).square().mean(), rtol=1e-6, atol=0)
+
+
+class Recording(FlowMap):
+    """`u`, and (z, t) of its first call."""
+
+    def __init__(self, u: FlowMap) -> None:
+        super().__init__()
+        self.u = u
+        self.first: Any = None
+
+    def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
+        self.first = self.first or (z, t)
+        return self.u(z, t, r, cond)
+
+
+def test_the_derivative_comes_in_slowly() -> None:
+    """u = 1, derivative 2: (1 - v + ϱ 2 (t - r))², with ϱ of the iteration."""
+
+    def two(u: Any, z: Latent, t: Time, r: Time, v: Latent, cond: Cond) -> Latent:
+        return torch.full_like(z, 2.0)
+
+    for iteration, ϱ in ((0, 0.0), (5, 0.5), (1000, 0.99)):
+        u, batch = Spy(), told(16)
+        objective = FlowMapMatching(Triangle(0.0, 0.0), two, warmup=Ramp(10, 0.99))
+        loss = objective({"student": u}, batch, Rng.seeded(0), Shared(iteration))
+        t, r = u.calls[0]["t"][:, None], u.calls[0]["r"][:, None]
+        v = (u.calls[0]["z"] - batch.x) / t
+        torch.testing.assert_close(loss.value, (1 - v + ϱ * 2 * (t - r)).square().mean(), atol=1e-3, rtol=1e-3)

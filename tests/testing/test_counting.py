@@ -6,7 +6,7 @@ import torch
 
 from flowmap import FlowMap
 from flowmap._types import Role
-from flowmap.derivative import ForwardMode
+from flowmap.derivative import EndForwardMode, ForwardMode
 from flowmap.testing import CountingFlowMap, GaussianFlowMap, counting
 from tests.toys import Toy
 
@@ -36,6 +36,20 @@ def test_a_forward_mode_derivative_is_one_call() -> None:
     with torch.no_grad():
         ForwardMode()(u, Z, T, T / 2, Z, {})
     assert (u.graph, u.plain) == (0, 5)
+    assert (u.graph_j, u.plain_j) == (0, 5)
+    u(Z, T, T, {})
+    assert (u.graph, u.graph_j, u.plain_j) == (5, 0, 5)
+
+
+def test_a_forward_mode_derivative_with_a_graph_is_a_call_with_a_graph() -> None:
+    u = CountingFlowMap(GaussianFlowMap())
+    EndForwardMode()(u, Z, T, T / 2, {})
+    assert (u.graph, u.graph_j, u.plain, u.plain_j) == (5, 5, 0, 0)
+    frozen = CountingFlowMap(GaussianFlowMap().requires_grad_(False))
+    EndForwardMode()(frozen, Z, T, T / 2, {})
+    assert (frozen.graph, frozen.graph_j, frozen.plain, frozen.plain_j) == (0, 0, 5, 5)
+    u.reset()
+    assert (u.graph, u.graph_j) == (0, 0)
 
 
 def test_networks_are_counted_apart() -> None:

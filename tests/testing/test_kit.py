@@ -14,17 +14,42 @@ import torch
 from flowmap_wan21 import Wan21
 from torch import Tensor, nn
 
-from flowmap import FlowMap, FlowMapSpec
+from flowmap import FlowMap, FlowMapSpec, Rng
 from flowmap._types import Cache, Cond, Latent, Role, Time
 from flowmap.testing import BACKBONE_CHECKS, Skip, check_backbone, parametrize_with_backbone_checks
 from flowmap.testing.kit import close, require, run
 from flowmap.time_embedding import mix
-from tests.toys import GAMMA, Linear, Net, Toy, ToyFlowMap
+from tests.toys import CHANNELS, CHUNK, GAMMA, TEXT, Linear, Net, Toy, ToyFlowMap
 
 EVERYTHING = Toy(causal=True, shared=True, checkpointing=True)
 
 
-@parametrize_with_backbone_checks([Toy(), EVERYTHING, Wan21(), Wan21(lora=None, checkpointing=True)])
+class Long(Toy):
+    """Three chunks: a history that grows."""
+
+    def example(self, batch: int = 2) -> tuple[Latent, Cond]:
+        rng = Rng.seeded(0)
+        z, text = torch.zeros(batch, 3 * CHUNK, CHANNELS, 2, 2), torch.zeros(batch, TEXT)
+        return rng.noise_like(z), {"text": rng.noise_like(text)}
+
+
+class Window(ToyFlowMap):
+    """Right: it trains on the last two chunks of a prefix, of which the first sees less than when it is generated."""
+
+    def teacher_forcing(self, x: Latent, cond: Cond, rng: Rng) -> tuple[Latent, Cond]:
+        end = CHUNK * (1 + rng.randint(x.shape[1] // CHUNK))
+        return x[:, max(0, end - 2 * CHUNK) : end], {**cond, "clean": x[:, :end]}
+
+    def mask(self, frames: int, clean: int) -> Tensor:
+        mask = super().mask(frames, clean)
+        mask[:-CHUNK, :clean] = False
+        return mask
+
+
+RIGHT = [Toy(), EVERYTHING, Long(causal=True, checkpointing=True), Long(causal=True, network=Window)]
+
+
+@parametrize_with_backbone_checks([*RIGHT, Wan21(), Wan21(lora=None, checkpointing=True)])
 def test_a_right_backbone_conforms(spec: FlowMapSpec, check: Any) -> None:
     check(spec)
 
@@ -189,24 +214,89 @@ class ChangesItsCache(ToyFlowMap):
         return new
 
 
+class AppendsToItsCache(ToyFlowMap):
+    """No tensor is changed in place, so autograd does not notice."""
+
+    def extend(self, cache: Cache, x: Latent, cond: Cond) -> Cache:
+        new = list(super().extend(cache, x, cond))
+        if cache is None:
+            return new
+        cache[:] = new
+        return cache
+
+
+class OverwritesItsCache(ToyFlowMap):
+    """And no shape either."""
+
+    def extend(self, cache: Cache, x: Latent, cond: Cond) -> Cache:
+        new = list(super().extend(None, x, cond))
+        if cache is not None:
+            cache[:] = new
+        return new
+
+
+class WritesIntoTheChunk(ToyFlowMap):
+    def extend(self, cache: Cache, x: Latent, cond: Cond) -> Cache:
+        return super().extend(cache, x.clamp_(-1, 1), cond)
+
+
 class SeesItselfClean(ToyFlowMap):
-    def mask(self, frames: int) -> Tensor:
-        now, clean = super().mask(frames).chunk(2, 1)
-        return torch.cat([now | torch.eye(frames, dtype=torch.bool), clean], 1)
+    def mask(self, frames: int, clean: int) -> Tensor:
+        mask = super().mask(frames, clean)
+        mask[:, clean - frames : clean] |= torch.eye(frames, dtype=torch.bool)
+        return mask
 
 
 class SeesLaterNoise(ToyFlowMap):
-    def mask(self, frames: int) -> Tensor:
-        clean, noisy = super().mask(frames).chunk(2, 1)
-        return torch.cat([clean, torch.ones_like(noisy)], 1)
+    def mask(self, frames: int, clean: int) -> Tensor:
+        mask = super().mask(frames, clean)
+        mask[:, clean:] = True
+        return mask
+
+
+class SeesTheNextNoise(ToyFlowMap):
+    """The first chunk that of the second, and nobody that of the last."""
+
+    def mask(self, frames: int, clean: int) -> Tensor:
+        mask = super().mask(frames, clean)
+        mask[:CHUNK, clean : clean + 2 * CHUNK] = frames > 2 * CHUNK
+        mask[:CHUNK, clean : clean + CHUNK] = True
+        return mask
+
+
+class SeesTheNextClean(ToyFlowMap):
+    def mask(self, frames: int, clean: int) -> Tensor:
+        mask = super().mask(frames, clean)
+        mask[:CHUNK, CHUNK : 2 * CHUNK] = frames > 2 * CHUNK
+        return mask
 
 
 class ForgetsTheFirstChunk(ToyFlowMap):
     """Its cache holds the last chunk alone; in training it sees all."""
 
     def extend(self, cache: Cache, x: Latent, cond: Cond) -> Cache:
-        new = super().extend(None, x, cond)
-        return tuple(0 * part for part in new)
+        return super().extend(None, x, cond)
+
+
+class MissesAChunk(ToyFlowMap):
+    """In training the third chunk does not see the first; its cache holds all."""
+
+    def mask(self, frames: int, clean: int) -> Tensor:
+        mask = super().mask(frames, clean)
+        mask[2 * CHUNK :, :CHUNK] = False
+        return mask
+
+
+class KeepsHalfAChunk(ToyFlowMap):
+    def teacher_forcing(self, x: Latent, cond: Cond, rng: Rng) -> tuple[Latent, Cond]:
+        kept, forced = super().teacher_forcing(x, cond, rng)
+        return kept[:, 1:], forced
+
+
+class KeepsOtherFrames(ToyFlowMap):
+    def teacher_forcing(self, x: Latent, cond: Cond, rng: Rng) -> tuple[Latent, Cond]:
+        kept, forced = super().teacher_forcing(x, cond, rng)
+        return kept.flip(1), forced
 
 
 class ThawsSomethingElse(ToyFlowMap):
@@ -234,9 +324,18 @@ NETWORKS: list[tuple[str, Toy]] = [
     ("checkpointing_leaves_the_gradient", Toy(network=RecomputesWithAnothersAdapter, shared=True)),
     ("a_student_update_reaches_the_student_alone", Toy(network=BuildsGraphsOnOthers)),
     ("a_cache_is_a_snapshot", Toy(network=ChangesItsCache, causal=True)),
+    ("a_cache_is_a_snapshot", Long(network=AppendsToItsCache, causal=True)),
+    ("a_cache_is_a_snapshot", Toy(network=WritesIntoTheChunk, causal=True)),
+    ("replaying_leaves_the_gradient", Long(network=AppendsToItsCache, causal=True)),
+    ("replaying_leaves_the_gradient", Long(network=OverwritesItsCache, causal=True)),
     ("the_past_does_not_see_the_future", Toy(network=SeesItselfClean, causal=True)),
     ("the_past_does_not_see_the_future", Toy(network=SeesLaterNoise, causal=True)),
-    ("cached_generation_is_what_was_trained", Toy(network=ForgetsTheFirstChunk, causal=True)),
+    ("the_past_does_not_see_the_future", Long(network=SeesTheNextNoise, causal=True)),
+    ("the_past_does_not_see_the_future", Long(network=SeesTheNextClean, causal=True)),
+    ("the_past_does_not_see_the_future", Toy(network=KeepsOtherFrames, causal=True)),
+    ("cached_generation_is_what_was_trained", Long(network=ForgetsTheFirstChunk, causal=True)),
+    ("cached_generation_is_what_was_trained", Long(network=MissesAChunk, causal=True)),
+    ("cached_generation_is_what_was_trained", Toy(network=KeepsHalfAChunk, causal=True)),
     ("a_thawed_teacher_trains_what_a_critic_trains", Toy(network=ThawsSomethingElse)),
 ]
 

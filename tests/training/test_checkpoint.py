@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flowmap import AdamW, Batch, Ema, Recipe, Stage, TensorData, distill
+from flowmap.distill import build
 from flowmap.methods import anyflow
 from flowmap.plugins import manager
 from flowmap.recipe import digest
@@ -137,10 +138,12 @@ def test_a_run_whose_last_step_was_saved_but_not_its_student_writes_the_student(
     assert (tmp_path / "student" / "model.safetensors").is_file()
 
 
-def test_only_what_is_trained_is_written_and_two_checkpoints_are_kept(tmp_path: Path) -> None:
+def test_only_what_is_trained_is_written_and_two_checkpoints_are_kept_and_the_end_of_every_stage(
+    tmp_path: Path,
+) -> None:
     run(tmp_path)
     names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
-    assert names == [f"step_02_0000000{i}" for i in (STEPS - 1, STEPS)]
+    assert names == [f"step_0{k}_0000000{i}" for k, i in ((0, STEPS), (1, STEPS), (2, STEPS - 1), (2, STEPS))]
     tensors = load_file(newest(tmp_path) / "state.safetensors")
     assert not any("sets" not in name for name in tensors if name.partition("/")[0] in ("student", "teacher", "critic"))
     assert {name.partition("/")[0] for name in tensors} == {"student", "teacher", "critic", "ema", "optim"}
@@ -234,7 +237,7 @@ def test_if_none_is_whole_that_is_an_error_and_stays_one(tmp_path: Path) -> None
     for path in (tmp_path / "checkpoints").glob("step_*"):
         flip(path / "state.safetensors")
     for _ in range(2):  # not a fresh start at the second attempt
-        with pytest.raises(CheckpointError, match=r"no checkpoint is whole; 2 are kept as \*.corrupt"):
+        with pytest.raises(CheckpointError, match=r"no checkpoint is whole; 3 are kept as \*.corrupt"):
             run(tmp_path)
 
 
@@ -269,6 +272,40 @@ def test_publishing_twice_changes_nothing(tmp_path: Path) -> None:
     before = (final / "state.safetensors").stat().st_mtime_ns
     run(tmp_path)
     assert (newest(tmp_path) / "state.safetensors").stat().st_mtime_ns == before
+
+
+def ended(out: Path, number: int) -> dict[str, Tensor]:
+    """The student of a run at the end of a stage."""
+    made = recipe()
+    nets = build(made, torch.device("cpu"), torch.float32)
+    _, tensors = checkpoint.stage_end(out / "checkpoints", number, digest(made))
+    checkpoint.restore_weights(tensors, {"student": nets["student"].trained()}, averaged=True)
+    return {name: p.detach().clone() for name, p in nets["student"].trained().items()}
+
+
+def test_the_end_of_a_stage_is_what_a_run_of_the_stages_up_to_it_gives(tmp_path: Path) -> None:
+    run(tmp_path / "all")
+    both = evolve(recipe(), stages=recipe().stages[:2])
+    expected = distill(both, data(), device="cpu", pm=QUIET).trained()
+    assert same(ended(tmp_path / "all", 1), {name: p.detach() for name, p in expected.items()})
+    assert not same(ended(tmp_path / "all", 1), ended(tmp_path / "all", 0))
+    assert not same(ended(tmp_path / "all", 2), ended(tmp_path / "all", 1))
+
+
+def test_a_stage_end_that_cannot_be_used_says_why(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        run(tmp_path, data=Deadly(data(), 2 * STEPS + 4))
+    with pytest.raises(CheckpointError, match="step_01_00000002 is not the end of stage 1, which stopped before it"):
+        ended(tmp_path, 1)
+    with pytest.raises(CheckpointError, match="has no checkpoint of stage 2"):
+        ended(tmp_path, 2)
+    with pytest.raises(CheckpointError, match="is of another recipe"):
+        checkpoint.stage_end(tmp_path / "checkpoints", 0, "other")
+    flip(tmp_path / "checkpoints" / f"step_00_0000000{STEPS}" / "state.safetensors")
+    before = sorted((tmp_path / "checkpoints").iterdir())
+    with pytest.raises(CheckpointError, match="what stage 0 ended with is lost"):
+        ended(tmp_path, 0)
+    assert sorted((tmp_path / "checkpoints").iterdir()) == before
 
 
 def test_there_may_be_none(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from flowmap.method import Method, Update
 from flowmap.methods import anyflow
 from flowmap.objectives import Loss, Networks
 from flowmap.objectives.flow_map_matching import FlowMapMatching
-from flowmap.times import Triangle
+from flowmap.times import Diagonal, Triangle
 from flowmap.training.loop import Trainer, TrainingError, rate
 from flowmap.weights import Balanced, Beta
 from tests.toys import Toy, data
@@ -261,12 +261,46 @@ def test_terms_are_weighed_and_added() -> None:
     assert difference({name: 2 * ga[name] + 0.5 * gb[name] for name in g}, g) < 1e-5
 
 
+def test_terms_that_log_the_same_name_log_their_mean() -> None:
+    once, twice = FlowMapMatching(Diagonal()), FlowMapMatching(Triangle(0.0, 0.0))
+    both = Method("both", (Update("student", ((1.0, once), (1.0, twice))),))
+    logs = Trainer(build("student"), Stage(both, 10, batch=8), data()).step(0)
+    assert [int(logs[f"student/loss/{role}"].count) for role in ("diagonal", "edge", "free")] == [8, 0, 8]
+
+
 def test_updates_are_made_when_they_are_due() -> None:
     trainer = Trainer(
         build("student", "teacher", "critic"), Stage(anyflow.on_policy(student_every=3), 9, batch=2), data()
     )
     due = [any(name.startswith("student/") for name in trainer.step(iteration)) for iteration in range(6)]
     assert due == [True, False, False, True, False, False]
+
+
+def test_an_update_can_leave_the_turn_of_another_out() -> None:
+    term = method().updates[0].terms
+    assert [Update("student", term, skip=3).due(i) for i in range(7)] == [False, True, True, False, True, True, False]
+    assert [Update("student", term, every=2, skip=4).due(i) for i in range(5)] == [False, False, True, False, False]
+    with pytest.raises(ValueError, match="'skip' must be >= 2"):
+        Update("student", term, skip=1)
+
+
+def test_objectives_know_the_iteration() -> None:
+    seen = []
+
+    @frozen
+    class Asks:
+        needs = frozenset[Role]({"student"})
+
+        def __call__(self, nets: Networks, batch: Batch, rng: Any, shared: Shared) -> Loss:
+            seen.append(shared.iteration)
+            return Loss(nets["student"](batch.x, *torch.zeros(2, len(batch)), batch.cond).mean())
+
+    trainer = Trainer(
+        build("student"), Stage(Method("asks", (Update("student", ((1.0, Asks()),)),)), 9, batch=2), data()
+    )
+    for iteration in (0, 1, 7):
+        trainer.step(iteration)
+    assert seen == [0, 1, 7]
 
 
 def test_a_role_with_nothing_to_train_is_named() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from itertools import accumulate
 
 import torch
-from torch import Tensor
+from attrs import frozen
 
-from ..._types import Rng
+from ..._types import Cond, Latent, Rng
 from ...model import FlowMap, FlowMapSpec
 from ...rollout import sample
 from ..kit import Skip, build, close, perturb, require, same, times
+
+SEEDS = 32  # of what `teacher_forcing` draws: enough to see every run of chunks, each of which is tested once
 
 
 def check_chunks_cover_the_frames(spec: FlowMapSpec) -> None:
@@ -23,49 +26,96 @@ def check_chunks_cover_the_frames(spec: FlowMapSpec) -> None:
 
 def check_the_past_does_not_see_the_future(spec: FlowMapSpec) -> None:
     """A causal network that peeks is better in training than it can be when it generates."""
-    u, z, c, chunks = _causal(spec)
-    other = z.clone()
+    u, x, c, chunks = _causal(spec)
+    other = x.clone()
     other[:, -chunks[-1] :] += 1.0
-    past = slice(0, -chunks[-1])
-    one, two = (sample(u, noise, c, steps=2)[:, past] for noise in (z, other))
+    one, two = (sample(u, noise, c, steps=2)[:, : -chunks[-1]] for noise in (x, other))
     close(two, one, "generated frames change with the noise of later chunks")
-    x, forced = u.teacher_forcing(z, c, Rng.seeded(0))
-    t, r = times(z, 0.7, 0.2)
-    noise = Rng.seeded(1).noise_like(x)
-    changed = u(noise, t, r, u.teacher_forcing(other, c, Rng.seeded(0))[1])
-    close(changed, u(noise, t, r, forced), "in the teacher-forced pass a chunk sees itself, or later ones, clean")
-    noised = noise.clone()
-    noised[:, -chunks[-1] :] += 1.0
-    close(u(noised, t, r, forced)[:, past], u(noise, t, r, forced)[:, past], "a chunk sees the noise of later ones")
+    t, r = times(x, 0.7, 0.2)
+    for run in _runs(u, x, c):
+        kept, forced = run.of(u, run.clip, c)
+        noise = Rng.seeded(1).noise_like(kept)
+        out = u(noise, t, r, forced)
+        for stop, size in zip(accumulate(run.kept), run.kept, strict=True):
+            clean, noised = run.clip.clone(), noise.clone()
+            clean[:, sum(run.before) + stop - size :] += 1.0
+            noised[:, stop:] += 1.0
+            changed = u(noise, t, r, run.of(u, clean, c)[1])[:, :stop]
+            close(changed, out[:, :stop], "in the teacher-forced pass a chunk sees itself, or later ones, clean")
+            close(u(noised, t, r, forced)[:, :stop], out[:, :stop], "a chunk sees the noise of later ones")
 
 
 def check_cached_generation_is_what_was_trained(spec: FlowMapSpec) -> None:
-    """Chunk after chunk through the cache must be the teacher-forced pass on the same history."""
-    u, x, c, chunks = _causal(spec)
-    kept, forced = u.teacher_forcing(x, c, Rng.seeded(0))
-    noise, first = Rng.seeded(1).noise_like(kept), x.shape[1] - kept.shape[1]
+    """The last chunk of a teacher-forced pass must be what the cache of all that came before it gives.
+
+    Chunks before the last may see less in training than when they are generated: long-ago history is compressed, say.
+    """
+    u, x, c, _ = _causal(spec)
     t, r = times(x, 0.7, 0.2)
-    expected, cache, out, at = u(noise, t, r, forced), None, [], 0
-    for n in chunks:
-        if at >= first:
-            out.append(u(noise[:, at - first : at - first + n], t, r, c, cache))
-        cache = u.extend(cache, x[:, at : at + n], c)
-        at += n
-    close(torch.cat(out, 1), expected, "generating with the cache is not the teacher-forced pass")
+    for run in _runs(u, x, c):
+        kept, forced = run.of(u, run.clip, c)
+        noise, (*history, last) = Rng.seeded(1).noise_like(kept), (*run.before, *run.kept)
+        cache = None
+        for chunk in run.clip[:, : sum(history)].split(history, dim=1):
+            cache = u.extend(cache, chunk, c)
+        generated = u(noise[:, -last:], t, r, c, cache)
+        after = f"after {len(history)} chunk{'s' * (len(history) != 1)}"
+        close(generated, u(noise, t, r, forced)[:, -last:], f"{after}, the cache does not give the teacher-forced pass")
 
 
 def check_a_cache_is_a_snapshot(spec: FlowMapSpec) -> None:
-    """Under activation checkpointing a cache is read again in the backward pass, and must be as it was."""
-    u, x, c, chunks = _causal(spec)
-    first, second = x.split(list(chunks), dim=1)[:2]
+    """Where a graph is recomputed a cache is read again in the backward pass, and must be as it was."""
+    u, x, c, sizes = _causal(spec)
     t, r = times(x, 0.7, 0.2)
-    cache = u.extend(None, first, c)
-    before = u(second, t, r, c, cache)
-    u.extend(cache, second, c)
-    same(u(second, t, r, c, cache), before, "`extend` changed the cache it was given: return a new one")
+    given, cache, seen = x.clone(), None, []
+    for chunk in x.split(sizes, dim=1):
+        seen.append((chunk, cache, u(chunk, t, r, c, cache)))
+        cache = u.extend(cache, chunk, c)
+    same(x, given, "`extend` changed the frames it was given")
+    for chunk, before, out in seen:
+        same(u(chunk, t, r, c, before), out, "`extend` changed the cache it was given: return a new one")
 
 
-def _causal(spec: FlowMapSpec) -> tuple[FlowMap, Tensor, Any, tuple[int, ...]]:
+@frozen
+class _Run:
+    """Chunks that `teacher_forcing` keeps of `clip`, drawn by `seed`: the sizes of those, and of what comes before."""
+
+    clip: Latent
+    seed: int
+    before: tuple[int, ...]
+    kept: tuple[int, ...]
+
+    def of(self, u: FlowMap, clip: Latent, c: Cond) -> tuple[Latent, Cond]:
+        return u.teacher_forcing(clip, c, Rng.seeded(self.seed))
+
+
+def _runs(u: FlowMap, x: Latent, c: Cond) -> Iterator[_Run]:
+    """All that some seeds keep of x and of each of its beginnings, so that every length of history is there; once."""
+    seen = set()
+    for end in accumulate(u.chunks(x.shape[1])):
+        clip, sizes = x[:, :end], u.chunks(end)
+        ends = [0, *accumulate(sizes)]
+        for seed in range(SEEDS):
+            kept, _ = u.teacher_forcing(clip, c, Rng.seeded(seed))
+            first, last = span = _span(kept, clip)
+            if span in seen:
+                continue
+            seen.add(span)
+            require(
+                {*span} <= {*ends}, f"teacher_forcing keeps frames {first} to {last} of {sizes}: must keep whole chunks"
+            )
+            yield _Run(clip, seed, sizes[: ends.index(first)], sizes[ends.index(first) : ends.index(last)])
+
+
+def _span(kept: Latent, clip: Latent) -> tuple[int, int]:
+    """Where the kept frames stand in the clip."""
+    n = kept.shape[1]
+    found = [o for o in range(clip.shape[1] - n + 1) if n and torch.equal(clip[:, o : o + n], kept)]
+    require(found, f"teacher_forcing returns {n} frames that do not stand together in the {clip.shape[1]} of the clip")
+    return found[0], found[0] + n
+
+
+def _causal(spec: FlowMapSpec) -> tuple[FlowMap, Latent, Cond, tuple[int, ...]]:
     """A perturbed student, an example, and its chunks; Skip where all frames come at once."""
     u, (x, c) = build(spec, "student")["student"], spec.example()
     chunks = u.chunks(x.shape[1])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any, cast
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias, cast
 
 import attrs
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import CheckpointError
 
 from ..._types import Batch, Rng, Role, Shared
 from ...data import TensorData
@@ -20,6 +21,8 @@ from ...recipe import AdamW, Ema, Stage
 from ...rollout import FlowMapBackwardSimulation
 from ...training.loop import Trainer
 from ..kit import ROLES, Skip, build, close, fields, perturb, require, same, times
+
+Gradients: TypeAlias = Mapping[str, Tensor | None]
 
 
 def check_the_student_starts_as_the_teacher(spec: FlowMapSpec) -> None:
@@ -90,20 +93,16 @@ def check_checkpointing_leaves_the_gradient(spec: FlowMapSpec) -> None:
     """Recomputation must see the adapter, and the cache, that the forward pass saw: teacher and critic run between."""
     if "checkpointing" not in fields(spec):
         raise Skip(f"{type(spec).__name__} has no field `checkpointing`")
-    gradients = []
-    for checkpointing in (False, True):
-        variant: Any = attrs.evolve(cast(Any, spec), checkpointing=checkpointing)
-        nets = build(variant)
-        perturb(nets["student"], 0)
-        perturb(nets["critic"], 1)
-        _on_policy_backward(nets, variant)
-        gradients.append({name: p.grad for name, p in nets["student"].trained().items()})
-    plain, recomputed = gradients
-    for name, g in plain.items():
-        if g is not None:
-            again = recomputed[name]
-            require(again is not None, f"with checkpointing no gradient reaches {name}")
-            close(torch.as_tensor(again), g, f"with checkpointing the gradient of {name} is another", 1e-4)
+    plain, recomputed = (_gradients(variant) for variant in _recomputing(spec))
+    _compare(recomputed, plain, "with checkpointing")
+
+
+def check_replaying_leaves_the_gradient(spec: FlowMapSpec) -> None:
+    """A rollout walked again in the backward pass must see the history, and the adapter, that it saw the first time."""
+    variants = _recomputing(spec) if "checkpointing" in fields(spec) else [spec]
+    plain = _gradients(variants[0])
+    for variant in variants:
+        _compare(_gradients(variant, replay=True), plain, "when each chunk is walked again")
 
 
 def check_it_distils(spec: FlowMapSpec) -> None:
@@ -127,12 +126,39 @@ def check_it_distils(spec: FlowMapSpec) -> None:
     same(after["teacher"], start["teacher"], "distillation changes the teacher")
 
 
-def _on_policy_backward(nets: Networks, spec: FlowMapSpec) -> None:
+def _on_policy_backward(nets: Networks, spec: FlowMapSpec, *, replay: bool = False) -> None:
     """The student's update of stage 2: forward through student, critic and teacher, then backward."""
     x, c = spec.example()
     batch = Batch(x, c, {name: torch.zeros_like(value[:1]) for name, value in c.items()})
-    matching = DistributionMatching(FlowMapBackwardSimulation((4,)))
+    matching = DistributionMatching(FlowMapBackwardSimulation((4,), replay=replay))
     matching(nets, batch, Rng.seeded(0, 1), Shared()).value.backward()
+
+
+def _recomputing(spec: FlowMapSpec) -> list[Any]:
+    """Without and with activation checkpointing."""
+    return [attrs.evolve(cast(Any, spec), checkpointing=value) for value in (False, True)]
+
+
+def _gradients(spec: FlowMapSpec, *, replay: bool = False) -> Gradients:
+    """Of the student's update of stage 2, over the whole rollout."""
+    nets = build(spec)
+    perturb(nets["student"], 0)
+    perturb(nets["critic"], 1)
+    try:
+        _on_policy_backward(nets, spec, replay=replay)
+    except CheckpointError as error:
+        raise AssertionError(
+            "recomputation has tensors of other shapes than the forward pass: what changed?"
+        ) from error
+    return {name: p.grad for name, p in nets["student"].trained().items()}
+
+
+def _compare(again: Gradients, plain: Gradients, how: str) -> None:
+    for name, g in plain.items():
+        if g is not None:
+            other = again[name]
+            require(other is not None, f"{how} no gradient reaches {name}")
+            close(torch.as_tensor(other), g, f"{how} the gradient of {name} is another", 1e-4)
 
 
 def _reached(p: Tensor) -> bool:

@@ -1,0 +1,33 @@
+"""Fine-tuning of a distilled student, as AnyFlow's downstream fine-tuning, arXiv:2605.13724."""
+
+from __future__ import annotations
+
+from ..method import Method
+from . import anyflow
+from .citations import ANYFLOW, MEANFLOW
+
+
+def finetune(
+    *,
+    shift: float = 5.0,
+    guidance: float = 3.0,
+    drop: float = 0.1,
+    h: float = 5e-3,
+    diagonal: float = 0.5,
+    edge: float = 0.25,
+) -> Method:
+    """Train a distilled student on clips of one's own, and keep what it can do in few steps.
+
+    The objective is stage 1's on data, `anyflow.forward`: a flow map needs no teacher, for its identity
+
+        u(z_t, t, r)  =  v̂ - (t - r) d/dt u(z_t, t, r),     v̂ = w (ε - x) + (1 - w) u_θ(z_t, t, t | ∅),
+
+    holds for the new data at every pair (t, r), and v̂ asks for the data and the student's own null branch alone.
+    Causal students are trained on their clean history. `guidance` is the student's own w: another one is learnt anew.
+
+    Flow matching, the same at r = t alone, is not enough. One network serves every pair: its diagonal moves to the new
+    data, nothing moves u(z_t, t, r < t) there with it, and jumps, which are all that few-step sampling uses, stay with
+    the old data or are spoilt.
+    """
+    forward = anyflow.forward(shift=shift, guidance=guidance, drop=drop, h=h, diagonal=diagonal, edge=edge)
+    return Method("finetune", forward.updates, (ANYFLOW, MEANFLOW))

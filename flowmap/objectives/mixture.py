@@ -1,0 +1,70 @@
+"""Several objectives, each on its share of the batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import TypeAlias
+
+import torch
+from attrs import field, frozen
+from torch import Tensor
+
+from .._types import Batch, Mean, Rng, Role, Shared, select
+from . import Equip, Equips, Loss, Networks, Objective, united
+
+Parts: TypeAlias = tuple[tuple[float, Objective], ...]
+
+
+def _parts(parts: Sequence[tuple[float, Objective]]) -> Parts:
+    return tuple(parts)
+
+
+@frozen
+class Mixture(Equips):
+    """The mean over samples where each sample belongs to one of the objectives, drawn anew each time.
+
+    parts: (share, objective); the shares sum to 1 and are stratified over the global batch. On average it is the sum of
+    the objectives, weighted by their shares, at the cost of one: as terms of an `Update` each would see the whole
+    batch. An objective whose share of a micro-batch is empty is not called.
+    """
+
+    parts: Parts = field(converter=_parts)
+
+    @parts.validator
+    def _whole(self, attribute: object, parts: Parts) -> None:
+        shares = [share for share, _ in parts]
+        if not shares or min(shares) < 0.0 or not math.isclose(sum(shares), 1.0):
+            raise ValueError(f"Mixture.parts have the shares {shares}: must be at least 0 and sum to 1")
+
+    @property
+    def needs(self) -> frozenset[Role]:
+        return frozenset[Role]().union(*(objective.needs for _, objective in self.parts))
+
+    @property
+    def equips(self) -> Mapping[Role, Equip]:
+        return united("Mixture.parts", (o.equips for _, o in self.parts if isinstance(o, Equips)))
+
+    def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
+        place, value = rng.stratified(len(batch), batch.x), torch.zeros((), device=batch.x.device)
+        ends = torch.tensor([*accumulate(share for share, _ in self.parts[:-1])], device=place.device)
+        part, logs = torch.bucketize(place, ends, right=True), dict[str, Mean]()
+        for k, (_, objective) in enumerate(self.parts):
+            mine = (part == k).nonzero()[:, 0]
+            if len(mine):
+                loss = objective(nets, _batch(batch, mine), _rng(rng.fork(k), mine, len(batch)), shared)
+                value = value + len(mine) / len(batch) * loss.value
+                logs |= {name: logs[name] + mean if name in logs else mean for name, mean in loss.logs.items()}
+        return Loss(value, logs)
+
+
+def _batch(batch: Batch, index: Tensor) -> Batch:
+    null = {name: value if len(value) == 1 else value[index] for name, value in batch.null.items()}
+    return Batch(batch.x[index], select(batch.cond, index), null)
+
+
+def _rng(rng: Rng, index: Tensor, n: int) -> Rng:
+    """`rng` of n samples as it is for those of `index`: they draw what they would have drawn among all."""
+    positions = tuple(range(n)) if rng.positions is None else rng.positions
+    return Rng(rng.key, tuple(positions[i] for i in index.tolist()), n if rng.total is None else rng.total)

@@ -1,0 +1,73 @@
+"""stream(student, prompt): a video's frames while it is being made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._types import Cond, Latent, Rng
+from .evaluation.sampling import encode_context, latent_shape
+from .model import Codec, FlowMap
+from .plugins import backbone
+from .rollout import chunks_after, euler_grid, generate
+
+
+def stream(
+    student: str | Path,
+    prompt: str,
+    *,
+    steps: int = 4,
+    frames: int | None = None,
+    size: tuple[int, int] | None = None,
+    context: Tensor | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    pm: Any = None,
+) -> Iterator[Tensor]:
+    """The frames [n, 3, H, W] in [0, 1] of a video, chunk after chunk, each chunk's as soon as it is made.
+
+    student: a directory that `distill` wrote. frames, size: of the video, size as (height, width); as in training by
+    default. context: frames [n, 3, H, W] in [0, 1] to go on from, one for image-to-video; they come first, through the
+    codec like the rest. Concatenated, the video that `flowmap sample` makes from the same seed. A ValueError for what
+    the student cannot do, before anything is made.
+    """
+    path = Path(student)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: there is no such directory")
+    spec = backbone(str(path), pm)
+    grid = euler_grid(steps, spec.shift)
+    if context is not None:
+        _check(context)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    codec = spec.codec(device=device, dtype=dtype)
+    shape = latent_shape(codec, path, frames, size)
+    u = spec.load(path, device=device, dtype=dtype)
+    given = encode_context(codec, u, shape, context).to(device)
+    past, rest = chunks_after(u, shape[0], given.shape[1])
+    noise = Rng.seeded(seed).noise_like(torch.zeros(1, *shape, device=device)).split((*past, *rest), dim=1)
+    cond = codec.encode_prompts([prompt])
+    return _frames(codec, u, noise[len(past) :], cond, grid.to(device), given.split(past, dim=1))
+
+
+@torch.no_grad()
+def _frames(
+    codec: Codec, u: FlowMap, noise: Sequence[Latent], cond: Cond, grid: Tensor, given: Sequence[Latent]
+) -> Iterator[Tensor]:
+    """Made in the order in which they are asked for: no chunk before the frames of the one before it were taken."""
+    made = generate(u, noise, cond, grid, Rng.seeded(0), given=given)  # the steps of a flow map draw nothing
+    for frames in codec.decode_chunks(chain(given, made)):
+        yield frames[0]
+
+
+def _check(context: Tensor) -> None:
+    if context.ndim != 4 or context.shape[1] != 3 or not len(context):
+        raise ValueError(f"context is {tuple(context.shape)}: must be [n, 3, height, width], n at least 1")
+    low, high = float(context.min()), float(context.max())
+    if not (context.is_floating_point() and 0.0 <= low <= high <= 1.0):
+        raise ValueError(f"context is {context.dtype}, from {low:g} to {high:g}: must be floats in [0, 1]")

@@ -1,0 +1,51 @@
+"""Videos longer than those of training, watched while they are made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from flowmap_digits.videos import clips
+
+import flowmap
+from flowmap import Rng, sample
+from tests.far.test_checkpoints import CPU, DIGITS, PROMPT, student_of
+
+LATENTS, FRAMES = 12, 23  # more than twice the training length; the VAE makes two frames of a latent, one of the first
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("student")
+    DIGITS.save(student_of(DIGITS), path)
+    return path
+
+
+@torch.no_grad()
+def expected(saved: Path, context: torch.Tensor | None = None) -> torch.Tensor:
+    u = DIGITS.load(saved, device=CPU, dtype=torch.float32)
+    codec = flowmap.backbone(str(saved)).codec(device=CPU, dtype=torch.float32)
+    noise = Rng.seeded(3).noise_like(torch.zeros(1, LATENTS, 4, 8, 8))
+    given = None if context is None else codec.encode(context[None])
+    return codec.decode(sample(u, noise, codec.encode_prompts([PROMPT]), 2, shift=1.0, context=given))[0]
+
+
+@pytest.mark.parametrize("given", [0, 1, 5])
+def test_a_long_stream_is_the_sample_chunk_after_chunk(saved: Path, given: int) -> None:
+    context = clips(1, 0)[0][0, :given].clone() if given else None
+    before = None if context is None else context.clone()
+    chunks = list(
+        flowmap.stream(saved, PROMPT, steps=2, frames=FRAMES, size=(32, 32), seed=3, context=context, device="cpu")
+    )
+    assert [len(chunk) for chunk in chunks] == [1] + [2] * (LATENTS - 1)
+    torch.testing.assert_close(torch.cat(chunks), expected(saved, context), atol=1e-3, rtol=1e-2)
+    if context is not None:
+        assert torch.equal(context, before)
+
+
+def test_what_is_not_possible_is_said_before_anything_is_made(saved: Path) -> None:
+    with pytest.raises(ValueError, match="65 latent frames: this network has rotary positions for at most 64"):
+        flowmap.stream(saved, PROMPT, frames=129, size=(32, 32), device="cpu")
+    with pytest.raises(ValueError, match="frames"):
+        flowmap.stream(saved, PROMPT, frames=FRAMES, size=(32, 32), context=clips(1, 0)[0][0, :4], device="cpu")

@@ -1,0 +1,132 @@
+"""Each sample belongs to one objective: the shares, the mean, and what a batch that is split sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from attrs import define, field
+
+from flowmap import Batch, Rng
+from flowmap._types import Mean, Role, Shared
+from flowmap.objectives import Equip, Equips, Loss, Networks
+from flowmap.objectives.flow_map_matching import FlowMapMatching
+from flowmap.objectives.mixture import Mixture
+from flowmap.testing import GaussianFlowMap
+from flowmap.times import Diagonal, Triangle
+from tests.objectives.test_flow_map_matching import MEAN, STD, Wide, data
+
+
+@define
+class Told:
+    """An objective whose loss is the mean of x, and that remembers its batches and its noise."""
+
+    role: Role = "student"
+    batches: list[Batch] = field(factory=list)
+    noise: list[torch.Tensor] = field(factory=list)
+
+    @property
+    def needs(self) -> frozenset[Role]:
+        return frozenset({self.role})
+
+    def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
+        self.batches.append(batch)
+        self.noise.append(rng.noise_like(batch.x))
+        return Loss(batch.x.mean(), {"x": Mean.of(batch.x[:, 0]), self.role: Mean.of(batch.x[:, 0])})
+
+
+def numbered(n: int) -> Batch:
+    x = torch.arange(1.0, n + 1)[:, None]
+    return Batch(x, {"text": 10 * x}, {"text": torch.zeros(1, 1), "own": -x})
+
+
+def test_every_sample_belongs_to_one_with_its_condition() -> None:
+    a, b = Told("student"), Told("teacher")
+    loss = Mixture(((0.75, a), (0.25, b)))({}, numbered(16), Rng.seeded(0), Shared())
+    (mine,), (other,) = a.batches, b.batches
+    assert (len(mine), len(other)) == (12, 4)
+    assert sorted([*mine.x[:, 0].tolist(), *other.x[:, 0].tolist()]) == [*range(1, 17)]
+    for part in (mine, other):
+        assert torch.equal(part.cond["text"], 10 * part.x) and torch.equal(part.null["own"], -part.x)
+        assert torch.equal(part.null["text"], torch.zeros(1, 1))
+    torch.testing.assert_close(loss.value, torch.tensor(8.5))  # the mean over samples, not over objectives
+    assert float(loss.logs["x"].value) == 8.5 and int(loss.logs["x"].count) == 16
+    assert int(loss.logs["student"].count) == 12 and int(loss.logs["teacher"].count) == 4
+
+
+def test_who_belongs_where_changes_from_draw_to_draw() -> None:
+    seen = set()
+    for seed in range(8):
+        a = Told()
+        Mixture(((0.5, a), (0.5, Told())))({}, numbered(8), Rng.seeded(seed), Shared())
+        seen.add(tuple(a.batches[0].x[:, 0].tolist()))
+    assert len(seen) > 4
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_micro_batches_see_what_the_whole_does(size: int) -> None:
+    """The same samples, the same noise: the accumulated loss is that of the whole batch."""
+    n, batch = 8, numbered(8)
+    objective = Mixture(((0.5, a := Told()), (0.5, b := Told())))
+    whole = objective({}, batch, Rng((0, 7), tuple(range(n)), n), Shared())
+    seen = [{float(x): float(e) for x, e in zip(o.batches[0].x, o.noise[0], strict=True)} for o in (a, b)]
+    a.batches.clear(), a.noise.clear(), b.batches.clear(), b.noise.clear()
+    total = torch.zeros(())
+    for start in range(0, n, size):
+        at = tuple(range(start, min(start + size, n)))
+        part = Batch(batch.x[list(at)], {"text": batch.cond["text"][list(at)]}, {"text": batch.null["text"]})
+        total += len(at) / n * objective({}, part, Rng((0, 7), at, n), Shared()).value
+    torch.testing.assert_close(total, whole.value)
+    for o, told in zip((a, b), seen, strict=True):
+        xs, es = torch.cat([p.x for p in o.batches]), torch.cat(o.noise)
+        assert {float(x): float(e) for x, e in zip(xs, es, strict=True)} == told
+
+
+def test_an_objective_without_a_sample_is_not_called() -> None:
+    a, b = Told(), Told()
+    seen = [Mixture(((0.5, a), (0.5, b)))({}, numbered(1), Rng.seeded(seed), Shared()) for seed in range(40)]
+    assert all(float(loss.value) == 1.0 for loss in seen)
+    assert len(a.batches) + len(b.batches) == 40 and min(len(a.batches), len(b.batches)) > 8
+
+
+def test_objectives_draw_their_noise_apart() -> None:
+    a, b = Told(), Told()
+    for share in (1.0, 0.0):
+        Mixture(((share, a), (1 - share, b)))({}, numbered(4), Rng.seeded(0), Shared())
+    assert not torch.equal(a.noise[0], b.noise[0])
+
+
+def test_the_gradient_is_that_of_the_batch() -> None:
+    """Of two flow-map matchings at the true map: none."""
+    parts = [FlowMapMatching(Wide(times), velocity="teacher") for times in (Diagonal(), Diagonal(shift=5.0))]
+    student = GaussianFlowMap(MEAN, STD)
+    nets: Any = {"student": student, "teacher": GaussianFlowMap(MEAN, STD).requires_grad_(False)}
+    value = Mixture(((0.5, parts[0]), (0.5, parts[1])))(nets, data(64), Rng.seeded(0), Shared()).value
+    assert max(float(g.abs()) for g in torch.autograd.grad(value, [*student.parameters()])) < 1e-9
+
+
+def test_it_needs_what_its_parts_do() -> None:
+    assert Mixture(((0.5, Told("critic")), (0.5, Told("teacher")))).needs == {"critic", "teacher"}
+    teacher = FlowMapMatching(Triangle(), velocity="teacher")
+    assert Mixture(((1.0, teacher),)).needs == {"student", "teacher"}
+
+
+def test_what_a_part_equips_is_equipped() -> None:
+    def head(u: Any, batch: Batch) -> Any:
+        return u
+
+    class Headed(Told, Equips):
+        @property
+        def equips(self) -> Mapping[Role, Equip]:
+            return {"critic": head}
+
+    assert Mixture(((0.5, Told()), (0.5, Headed()))).equips == {"critic": head}
+    assert Mixture(((1.0, Told()),)).equips == {}
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.4), (1.5, -0.5), ()])
+def test_shares_that_are_no_whole_are_named(shares: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match=r"Mixture.parts have the shares \[.*\]: must be at least 0 and sum to 1"):
+        Mixture([(share, Told()) for share in shares])
