@@ -20,6 +20,7 @@ Time: TypeAlias = Tensor  # [B], or [B, F] where frames differ; float32, in [0, 
 Cond: TypeAlias = Mapping[str, Tensor]  # what the backbone conditions on; every entry [B, ...]
 Cache: TypeAlias = Any  # owned by the backbone, an immutable snapshot; None before the first chunk
 Role: TypeAlias = Literal["student", "teacher", "critic"]
+BELOW_ONE = 1 - 2**-24
 
 
 @frozen
@@ -139,7 +140,8 @@ class Rng:
         So a share s of the global batch falls below s: exactly where s · total is whole, on average where not.
         """
         total = self._total(n)
-        return (self._local(self.permutation(total).to(like.device)) + self.uniform(n, like)) / total
+        drawn = (self._local(self.permutation(total).to(like.device)) + self.uniform(n, like)) / total
+        return drawn.clamp_max(BELOW_ONE)  # float32 rounds the last interval's end up
 
     def permutation(self, n: int) -> Tensor:
         """[n] a permutation of 0 .. n - 1, the same on every rank."""

@@ -127,3 +127,9 @@ def test_samples_are_kept_detached_by_micro_batch_for_one_iteration() -> None:
     assert shared.kept(second) is None
     shared.next()
     assert shared.kept(first) is None
+
+
+def test_stratified_stays_below_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """(31 + 0.99999994) / 32 is 1 in float32."""
+    monkeypatch.setattr(Rng, "uniform", lambda self, n, like: torch.full((n,), 1 - 2**-24))
+    assert float(Rng.seeded(0).stratified(32, LIKE).max()) < 1.0

@@ -32,8 +32,8 @@ class FlowMapMatching:
     `warmup` is ϱ, 1 unless the derivative is to come in slowly. `role` is the network that learns: the teacher in a
     stage that fine-tunes it.
 
-    Calls a sample: 1 G, 1 F for guidance, 2 F for the derivative of those off the diagonal; none of the F builds a
-    graph. Raw losses are logged by role, before any reweight.
+    Calls a sample: 1 G, 1 F for guidance or for the network's own velocity, 2 F for the derivative of those off the
+    diagonal; none of the F builds a graph. Raw losses are logged by role, before any reweight.
     """
 
     times: TimeSampler = Diagonal()
