@@ -2,9 +2,9 @@
 
     python -m benchmarks.report [--out DIR] [--note "a training ran on the other core"]
 
-`step_cost.json`, `sampler.json`, `replay.json` and `import_time.json`, and `performance.md`, a table of them all, go to
-`benchmarks/results`. Ratios are of times measured side by side; operations, calls and bytes are counted and do not
-depend on the machine.
+`step_cost.json`, `sampler.json`, `replay.json`, `history.json` and `import_time.json`, and `performance.md`, a table of
+them all, go to `benchmarks/results`. Ratios are of times measured side by side; operations, calls and bytes are counted
+and do not depend on the machine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 import flowmap
 
 ROOT = Path(__file__).parents[1]
-GROUPS = ("step_cost", "sampler", "replay", "import_time")
+GROUPS = ("step_cost", "sampler", "replay", "history", "import_time")
 PARTS = ("student", "guidance", "derivative", "rollout", "teacher", "critic")
 
 

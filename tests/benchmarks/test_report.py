@@ -65,6 +65,7 @@ def test_the_table_has_every_group():
             "peak_ratio": 0.25,
             "flop_ratio": 1.33,
         },
+        "history": {**timing, "subject": "extend"},
         "import_time": {**timing, "subject": "import", "seconds_over_torch": 0.25},
     }
     groups = {name: {"hardware": report.hardware(), "note": "", "results": [r]} for name, r in results.items()}
