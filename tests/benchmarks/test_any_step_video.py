@@ -61,6 +61,23 @@ def test_every_method_tries_the_same_rates_and_trains_with_the_best(bench, found
         assert {final.job.factor for final in bench.finals(entry)} == {best["factor"]}
 
 
+def test_where_the_best_rate_is_the_last_one_another_is_tried(bench, tmp_path):
+    entry = NAMES["consistency"]
+    alone = evolve(bench, folder=tmp_path, settings=evolve(TINY, entries=(entry,), factors=(1.0, 3.0), more=1))
+
+    def put(*scores):
+        for trial, value in zip(alone.trials(entry), scores, strict=True):
+            values = [{"metric": "frechet_distance", "steps": 4, "value": value}]
+            any_step_video._write(trial.path, {"factor": trial.job.factor, "values": values})
+        return [trial.job.factor for trial in alone.trials(entry)], alone.picked(entry)
+
+    assert put(5.0, 2.0) == ([1.0, 3.0, 9.0], None)
+    assert put(5.0, 2.0, 2.5) == ([1.0, 3.0, 9.0], 3.0)
+    assert put(5.0, 2.0, 1.5) == ([1.0, 3.0, 9.0], 9.0)
+    assert put(5.0, 6.0, 1.5) == ([1 / 3, 1.0, 3.0], None)
+    assert put(4.0, 5.0, 6.0) == ([1 / 3, 1.0, 3.0], 1 / 3)
+
+
 def test_what_is_finished_is_not_done_again_and_what_is_lost_is(bench, monkeypatch):
     trained = []
     whole = any_step_video.distill
@@ -126,7 +143,7 @@ def test_the_command_line_plans_and_reports(bench, tmp_path, capsys, monkeypatch
     monkeypatch.setenv("TQDM_DISABLE", "1")
     chosen = ["--methods", "anyflow", "consistency", "--smoke", "--out", str(tmp_path), "--cache", str(bench.folder)]
     assert main([*chosen, "--plan"]) == 0
-    assert "2 runs, 4 trials" in capsys.readouterr().out and not (tmp_path / "any_step_video.md").exists()
+    assert "2 runs, 4 trials of 50%" in capsys.readouterr().out and not (tmp_path / "any_step_video.md").exists()
     assert main([*chosen, "--report-only"]) == 0
     assert "Not finished" in (tmp_path / "any_step_video.md").read_text()
 
