@@ -16,6 +16,10 @@ from ._types import Cache, Cond, Latent, Rng, Role, Time, concat, nullify, requi
 from .path import data_from_velocity, expand
 
 
+class ConditionError(ValueError):
+    """A network was given a condition that it does not read, or in a form that it cannot."""
+
+
 class FlowMap(nn.Module, ABC):
     """The mean velocity u_θ(z_t, t, r | c), and the map it defines,
 

@@ -21,11 +21,12 @@ def sentence(error: Exception) -> Said | None:
         return Said(str(error), 2)
     from ..data import DataError
     from ..distill import RecipeError
+    from ..model import ConditionError
     from ..plugins import PluginError
     from ..training.checkpoint import CheckpointError
     from ..training.loop import TrainingError
 
-    if isinstance(error, (RecipeError, PluginError, CheckpointError, DataError)):
+    if isinstance(error, (RecipeError, PluginError, CheckpointError, DataError, ConditionError)):
         return Said(str(error), 2)
     if isinstance(error, TrainingError):
         return Said(str(error), 1)

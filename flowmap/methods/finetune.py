@@ -25,9 +25,9 @@ def finetune(
     holds for the new data at every pair (t, r), and v̂ asks for the data and the student's own null branch alone.
     Causal students are trained on their clean history. `guidance` is the student's own w: another one is learnt anew.
 
-    Flow matching, the same at r = t alone, is not enough. One network serves every pair: its diagonal moves to the new
-    data, nothing moves u(z_t, t, r < t) there with it, and jumps, which are all that few-step sampling uses, stay with
-    the old data or are spoilt.
+    Plain flow matching, the same at r = t and w = 1, would lose what distillation gave. It forgets the guidance that is
+    built in. And one network serves every pair: the diagonal moves to the new data, nothing holds u(z_t, t, r < t) to
+    it, and few-step sampling is made of these jumps; the longer they are and the longer the training, the worse.
     """
     forward = anyflow.forward(shift=shift, guidance=guidance, drop=drop, h=h, diagonal=diagonal, edge=edge)
     return Method("finetune", forward.updates, (ANYFLOW, MEANFLOW))

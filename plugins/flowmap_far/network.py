@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flowmap import Rng
 from flowmap._types import Cond, Latent, Time
+from flowmap.model import ConditionError
 
 from . import layout
 from .layout import CLEAN, COMPRESSED, NOISY, Piece
@@ -141,9 +142,11 @@ class FarFlowMap(WanFlowMap):
 
     def _check(self, z: Latent, cond: Cond, cache: Cache) -> None:
         if unknown := cond.keys() - {"text", "history"}:
-            raise ValueError(f"the student was given {sorted(unknown)} in its condition: it reads 'text' and 'history'")
+            raise ConditionError(
+                f"the student was given {sorted(unknown)} in its condition: it reads 'text' and 'history'"
+            )
         if cache.pieces and "history" in cond:
-            raise ValueError("a history in the condition and one in the cache: a chunk has one or the other")
+            raise ConditionError("a history in the condition and one in the cache: a chunk has one or the other")
         past = cache.memory[0][0][0] if cache.pieces else None
         if past is not None and (len(past) != len(z) or past.shape[1] != self._tokens(cache.pieces[:1], z)):
             raise ValueError(

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from flowmap import FlowMap
 from flowmap._types import Cache, Cond, Latent, Role, Time
+from flowmap.model import ConditionError
 from flowmap.time_embedding import mix
 
 from .block import Block, KeyValue, Mask, Rope, Text, rotation
@@ -105,7 +106,9 @@ class WanFlowMap(FlowMap):
         """Embeddings, and the log of how many positions of padding the last one stands for."""
         kept, bias = cond["text"].shape[1], None
         if kept > self.text_length:
-            raise ValueError(f"cond['text'] has {kept} positions: must have at most text_length, {self.text_length}")
+            raise ConditionError(
+                f"cond['text'] has {kept} positions: must have at most text_length, {self.text_length}"
+            )
         embedded = self.net.condition_embedder.text_embedder(cond["text"].to(self.dtype))
         if kept != self.text_length:
             bias = F.pad(embedded.new_full((1, 1), math.log(self.text_length - kept + 1)), (kept - 1, 0))
@@ -166,7 +169,7 @@ class Bidirectional(WanFlowMap):
 
     def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
         if unknown := cond.keys() - {"text"}:
-            raise ValueError(
+            raise ConditionError(
                 f"the bidirectional {self.role} was given {sorted(unknown)} in its condition: it reads 'text' alone. "
                 "velocity = 'teacher' asks it about frames after a clean history: a student in chunks takes 'data'"
             )

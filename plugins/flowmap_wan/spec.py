@@ -111,6 +111,7 @@ class WanSpec(FlowMapSpec):
                 raise ValueError(
                     f"{type(self).__name__}.path = {self.path!r}: has no {name}; must be the directory of a diffusers "
                     "pipeline, or a hub id such as 'Wan-AI/Wan2.1-T2V-1.3B-Diffusers'"
+                    + ("; `flowmap distill` leaves a student there" if Path(self.path).name == "student" else "")
                 )
 
     def about(self) -> About:
