@@ -15,6 +15,8 @@ from ._types import Cache, Cond, Latent, Rng, Time
 from .model import FlowMap
 from .path import renoise, shift
 
+CHUNK = 0xC4A2
+"""Before the number of a chunk in the key of its stream: forks by a small number are anybody's."""
 Step: TypeAlias = Callable[[FlowMap, Latent, Time, Time, Cond, Cache, Rng], Latent]
 
 
@@ -90,11 +92,12 @@ def generate(
     when the next chunk is asked for. replay: keep no graph; each chunk is walked again in the backward pass, one after
     the other, so that the graph of one is held at a time: the same gradient for a second forward pass.
 
-    Chunk k of the video draws from `rng.fork(k)`: the same with frames given, and when it is walked again.
+    Chunk k of the video draws from `rng.fork(CHUNK, k)`, which no one else forks: the same with frames given, and when
+    it is walked again.
     """
 
     def run(z: Latent, cache: Cache, k: int) -> Latent:
-        steps, own = len(grid) - 1, rng.fork(k)
+        steps, own = len(grid) - 1, rng.fork(CHUNK, k)
         for i, (t, r) in enumerate(pairwise(grid)):
             with torch.set_grad_enabled(torch.is_grad_enabled() and (grad_last is None or i >= steps - grad_last)):
                 z = step(u, z, t.expand(len(z)), r.expand(len(z)), cond, cache, own)

@@ -277,7 +277,7 @@ DEFECTS: list[Defect] = [
     ),
     (
         "one draw for every chunk",
-        *(ROLLOUT, "own = len(grid) - 1, rng.fork(k)", "own = len(grid) - 1, rng.fork(0)"),
+        *(ROLLOUT, "own = len(grid) - 1, rng.fork(CHUNK, k)", "own = len(grid) - 1, rng.fork(CHUNK, 0)"),
         test_rollout.test_each_chunk_draws_for_itself_and_a_walk_leaves_its_rng_as_it_was,
     ),
     (

@@ -138,7 +138,8 @@ class OneRollout(Equips):
         for number, (weight, term) in enumerate(self.terms):
             objective: Any = term  # a value of attrs, which the protocol cannot say
             loss: Loss = evolve(objective, rollout=Made(x))(nets, batch, rng.fork(number), shared)
-            value, logs = value + weight * loss.value, logs | dict(loss.logs)
+            value = value + weight * loss.value
+            logs |= {name: logs[name] + mean if name in logs else mean for name, mean in loss.logs.items()}
         return Loss(value, logs)
 
 

@@ -167,9 +167,9 @@ def _method(name: str, matching: DiscreteConsistency, citations: tuple[str, ...]
 
 
 def stages(recipe: Recipe) -> tuple[Stage, ...]:
-    """As long as the recipe's first stage."""
+    """As long as the recipe's first stage; every time of 1, 2, 4, ..., 32 or 64 steps is on the grid."""
     scale = Scale.of(recipe)
-    return (scale.regression(consistency(shift=scale.shift, w=scale.guidance)),)
+    return (scale.regression(consistency(grid=64, shift=scale.shift, w=scale.guidance)),)
 
 
 def lcm_stages(recipe: Recipe) -> tuple[Stage, ...]:

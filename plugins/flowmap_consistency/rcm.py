@@ -31,6 +31,10 @@ OPTIMIZER: Mapping[Role, AdamW] = {
 """Published for Wan2.1 1.3B; at 14B 1e-6 and 1e-7. There the average is of a power function's profile, width 0.1."""
 
 
+PUBLISHED = 21 * 16 * 60 * 104
+"""Elements of a latent of 81 frames of 480 × 832."""
+
+
 @frozen
 class RandomTimesSimulation:
     """1 to `steps` jumps to data, the number uniform, noising again in between to random times; one of a kind a sample.
@@ -88,8 +92,9 @@ def rcm(
     """consistency · L_sCM + dmd · L_DMD, after `warmup`: forward divergence, which covers modes, and reverse.
 
     The student learns in one of `every` iterations (14B: 10), the critic in the others. Both losses of the paper are
-    sums over elements; here both are means, so their ratio is the paper's. Its rollout makes (iteration mod 4) + 1
-    steps; here the number is drawn, each as often.
+    sums over elements; here both are means. The tangent has norm 1 whatever the size D of a latent, DMD's direction a
+    mean of about 1, so their gradients' ratio goes with 1/√D: 100 is for 81 frames of 480 × 832. Its rollout makes
+    (iteration mod 4) + 1 steps; here the number is drawn, each as often.
 
     Calls a sample and `every` iterations: 2 G + 1 J + 1.5 F of the student, 4 F of the teacher, 1 F of the critic; and
     every - 1 times 2.5 F of the student and 1 G of the critic.
@@ -106,7 +111,9 @@ def rcm(
 
 
 def stages(recipe: Recipe) -> tuple[Stage, ...]:
-    """Consistency alone for as long as the recipe's first stage, then both."""
+    """Consistency alone for as long as the recipe's first stage, then both, as they weigh at the published size."""
     scale = Scale.of(recipe)
     first = warmup(steps=scale.matching.steps // 5, w=scale.guidance)
-    return scale.regression(first), scale.alternating(rcm(shift=scale.shift, w=scale.guidance), 5)
+    consistency = 100.0 if scale.elements is None else 100.0 * math.sqrt(scale.elements / PUBLISHED)
+    both = rcm(shift=scale.shift, w=scale.guidance, consistency=consistency)
+    return scale.regression(first), scale.alternating(both, 5)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from attrs import evolve, frozen
 
 from flowmap import AdamW, Ema, Recipe, Stage
 from flowmap._types import Role
+from flowmap.evaluation import QualityCurve
 from flowmap.method import Method
 from flowmap.objectives.flow_map_matching import FlowMapMatching
 
@@ -19,7 +21,7 @@ class Scale:
     shift: of the backbone's grid. guidance: what the recipe's own student has built in. velocity: whose it learns from,
     the teacher's or the data's. matching: steps, batch, optimiser and average of a regression, those of its first stage
     with a student. on_policy: of a student that learns from what it made and of its critic, those of its last stage
-    with a critic.
+    with a critic. elements: of a latent, where the recipe's evaluation says it.
     """
 
     shift: float
@@ -27,6 +29,7 @@ class Scale:
     velocity: Literal["data", "teacher"]
     matching: Stage
     on_policy: Stage
+    elements: int | None
 
     @classmethod
     def of(cls, recipe: Recipe) -> Scale:
@@ -43,6 +46,7 @@ class Scale:
             velocity="teacher" if own.velocity == "teacher" else "data",
             matching=stages[0],
             on_policy=critics[-1] if critics else _derived(stages[0]),
+            elements=math.prod(recipe.evaluation.shape) if isinstance(recipe.evaluation, QualityCurve) else None,
         )
 
     def regression(self, method: Method, share: float = 1.0) -> Stage:

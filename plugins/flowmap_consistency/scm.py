@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -104,13 +105,16 @@ class ContinuousConsistency:
 def scm(
     *,
     w: float = 3.0,
-    mean: float = -1.0,
+    mean: float = -1.0 + math.log(2),
     std: float = 1.4,
     warmup: int = 10_000,
     derivative: Derivative = ForwardMode(),  # noqa: B008, a frozen value
     reweight: tuple[Reweight, ...] = (),
 ) -> Method:
-    """Distillation of the guided teacher; log σ ~ N(mean, std²) with σ = tan θ = t / (1 - t): a logit-normal t."""
+    """Distillation of the guided teacher; log tan θ ~ N(mean, std²) with tan θ = t / (1 - t): a logit-normal t.
+
+    Published is N(-1, 1.4²) of log σ on data of standard deviation σ_d = ½, and tan θ = σ / σ_d; here σ_d is 1.
+    """
     times = Diagonal(LogitNormal(mean, std))
     matching = ContinuousConsistency(times, derivative, "teacher", w, Ramp(warmup), "scm", reweight)
     return _method("scm", matching)
@@ -118,7 +122,7 @@ def scm(
 
 def training(
     *,
-    mean: float = -1.0,
+    mean: float = -1.0 + math.log(2),
     std: float = 1.4,
     warmup: int = 10_000,
     derivative: Derivative = ForwardMode(),  # noqa: B008, a frozen value

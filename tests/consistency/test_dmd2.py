@@ -137,3 +137,23 @@ def test_no_gradient_of_the_student_where_critic_is_teacher_and_nothing_to_fool(
     logs: Any = loop.step(0)
     assert float(logs["student/dmd/gradient"].value) == 0.0
     assert 0.0 < float(logs["student/gradient_norm"].value) < 1e-6
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("j", range(4))
+def test_no_noise_is_drawn_twice_in_an_update(j: int, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples seen under the noise that made them look less noisy than they are, and the critic learns that."""
+    exits(monkeypatch, j)
+    drawn: list[torch.Tensor] = []
+    draw = Rng.noise_like
+
+    def listening(self: Rng, x: torch.Tensor) -> torch.Tensor:
+        drawn.append(draw(self, x))
+        return drawn[-1]
+
+    monkeypatch.setattr(Rng, "noise_like", listening)
+    training, _ = trainer(dmd2(), Toy(causal=causal))
+    drawn.clear()  # the data's own
+    training.step(0)
+    first = [noise.flatten()[:4].tolist() for noise in drawn]
+    assert len(first) == len({tuple(values) for values in first}) > 4

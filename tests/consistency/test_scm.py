@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import pytest
@@ -195,7 +196,7 @@ def test_pure_noise_in_float32_is_finite() -> None:
 
 def test_the_presets_are_the_published_ones() -> None:
     expected = ContinuousConsistency(
-        Diagonal(LogitNormal(-1.0, 1.4)), ForwardMode(), "teacher", 3.0, Ramp(10_000), "scm", ()
+        Diagonal(LogitNormal(math.log(2) - 1.0, 1.4)), ForwardMode(), "teacher", 3.0, Ramp(10_000), "scm", ()
     )
     assert scm().updates == (Update("student", ((1.0, expected),)),)
     ((_, sct),) = training().updates[0].terms
