@@ -86,9 +86,11 @@ def backbone(name: str, pm: pluggy.PluginManager | None = None) -> FlowMapSpec:
         return cast("FlowMapSpec", registered[name])
     spec: FlowMapSpec | None = pm.hook.flowmap_resolve_backbone(name=name)
     if spec is None:
+        inside = Path(name) / "student"
+        hint = f"; did you mean {str(inside)!r}?" if inside.is_dir() else ""
         raise PluginError(
             f"no plugin knows the backbone {name!r}: give one of {', '.join(registered)}, the directory of a diffusers "
-            "pipeline, or a hub id"
+            f"pipeline, or a hub id{hint}"
         )
     return spec
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ._types import Cond, Latent, Rng
-from .evaluation.sampling import encode_context, latent_shape
+from .evaluation.sampling import encode_context, latent_shape, step_of
 from .model import Codec, FlowMap
 from .plugins import backbone
-from .rollout import chunks_after, euler_grid, generate
+from .rollout import Step, chunks_after, euler_grid, generate
 
 
 def stream(
@@ -37,6 +37,8 @@ def stream(
     codec like the rest. Concatenated, the video that `flowmap sample` makes from the same seed. A ValueError for what
     the student cannot do, before anything is made.
     """
+    if not isinstance(prompt, str):
+        raise TypeError(f"prompt is a {type(prompt).__name__}: must be one string")
     path = Path(student)
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: there is no such directory")
@@ -52,20 +54,28 @@ def stream(
     past, rest = chunks_after(u, shape[0], given.shape[1])
     noise = Rng.seeded(seed).noise_like(torch.zeros(1, *shape, device=device)).split((*past, *rest), dim=1)
     cond = codec.encode_prompts([prompt])
-    return _frames(codec, u, noise[len(past) :], cond, grid.to(device), given.split(past, dim=1))
+    return _frames(codec, u, noise[len(past) :], cond, grid.to(device), given.split(past, dim=1), step_of(path))
 
 
 @torch.no_grad()
 def _frames(
-    codec: Codec, u: FlowMap, noise: Sequence[Latent], cond: Cond, grid: Tensor, given: Sequence[Latent]
+    codec: Codec,
+    u: FlowMap,
+    noise: Sequence[Latent],
+    cond: Cond,
+    grid: Tensor,
+    given: Sequence[Latent],
+    step: Step,
 ) -> Iterator[Tensor]:
     """Made in the order in which they are asked for: no chunk before the frames of the one before it were taken."""
-    made = generate(u, noise, cond, grid, Rng.seeded(0), given=given)  # the steps of a flow map draw nothing
+    made = generate(u, noise, cond, grid, Rng.seeded(0), given=given, step=step)
     for frames in codec.decode_chunks(chain(given, made)):
         yield frames[0]
 
 
 def _check(context: Tensor) -> None:
+    if not isinstance(context, Tensor):
+        raise TypeError(f"context is a {type(context).__name__}: must be a tensor [n, 3, height, width] in [0, 1]")
     if context.ndim != 4 or context.shape[1] != 3 or not len(context):
         raise ValueError(f"context is {tuple(context.shape)}: must be [n, 3, height, width], n at least 1")
     low, high = float(context.min()), float(context.max())

@@ -4,7 +4,7 @@
 
 Five chunks of one latent frame (two video frames; the first, one): the last three at full resolution, older ones
 compressed. Stage 1 trains on clean history, stage 2 on what the student itself made, judged on the whole video by the
-bidirectional teacher. `python -m benchmarks.drift runs/tiny_far` compares the two, chunk by chunk.
+bidirectional teacher. `python -m benchmarks.drift runs/tiny_far --out DIR` compares the two, chunk by chunk.
 """
 
 from __future__ import annotations

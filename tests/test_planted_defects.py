@@ -457,7 +457,7 @@ STREAMING: list[tuple[str, str, str, Callable[[Path], None]]] = [
     ),
     (
         "given frames that are not seen",
-        *("Rng.seeded(0), given=given)", "Rng.seeded(0))"),
+        *("Rng.seeded(0), given=given, step=step)", "Rng.seeded(0), step=step)"),
         partial(test_stream.test_a_stream_goes_on_from_an_image_or_a_video, frames=5, sizes=[1, 4, 4]),
     ),
     (

@@ -47,6 +47,10 @@ class VideoFolder:
         if (place / INDEX).is_file() and (found := LatentShards.open(place)).index["made_from"] == made_from:
             return found
         codec = backbone.codec(device=device, dtype=torch.float32)
+        try:
+            codec.latent_shape(self.frames, self.height, self.width)
+        except ValueError as error:
+            raise DataError(f"VideoFolder: {error}") from error
         captions = sorted({caption for _, caption in clips})
         rows = [captions.index(caption) for _, caption in clips]
         cond, null = codec.encode_prompts(captions), codec.encode_prompts([self.null_prompt])

@@ -42,9 +42,14 @@ def grid_of_samples(
     given = encode_context(codec, u, shape, context).expand(len(prompts), *(-1,) * len(shape))
     cond = codec.encode_prompts(prompts)
     noise = Rng.seeded(seed).noise_like(torch.zeros(len(prompts), *shape, device=device))
-    step = STEPS[_facts(student).get("sampler", "flow_map")]
+    step = step_of(student)
     made = [codec.decode(sample(u, noise, cond, n, shift=backbone.shift, step=step, context=given)) for n in steps]
     write_video(tile(torch.stack(made, 1).flatten(0, 1).cpu(), columns=len(steps)), Path(out))
+
+
+def step_of(student: Path) -> Step:
+    """The student's own sampler: as a flow map, where it does not say."""
+    return STEPS[_facts(student).get("sampler", "flow_map")]
 
 
 def latent_shape(

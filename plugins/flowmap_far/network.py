@@ -14,7 +14,7 @@ from flowmap_wan.network import WanFlowMap, patchify
 from torch import Tensor
 
 from flowmap import Rng
-from flowmap._types import Cond, Latent, Time
+from flowmap._types import Cond, Latent, Role, Time
 from flowmap.model import ConditionError
 
 from . import layout
@@ -59,6 +59,7 @@ class FarFlowMap(WanFlowMap):
     def __init__(
         self,
         net: Any,
+        role: Role,
         *,
         partition: tuple[int, ...],
         full: int,
@@ -67,7 +68,7 @@ class FarFlowMap(WanFlowMap):
         attention: Attention = "auto",
         **settings: Any,
     ) -> None:
-        super().__init__(net, "student", whole=(FAR_PATCH,), **settings)
+        super().__init__(net, role, whole=(FAR_PATCH,), **settings)
         self.partition, self.full, self.long, self.bidirectional = partition, full, long, bidirectional
         self.attention = attention
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from flowmap_wan.network import WanFlowMap
 
-    from flowmap._types import Cond, Latent
+    from flowmap._types import Cond, Latent, Role
 
 HUB = re.compile(r"[\w.-]+/[\w.-]*AnyFlow-FAR[\w.-]*")
 PARTITION = (1, 3, 3, 3, 3, 3, 3, 2)
@@ -69,7 +69,7 @@ class Far(WanSpec):
         default="auto", validator=validators.in_(("auto", "dense", "spans", "flex"))
     )
 
-    def student(self, net: Any, **settings: Any) -> WanFlowMap:
+    def student(self, net: Any, role: Role, **settings: Any) -> WanFlowMap:
         from .network import FarFlowMap
 
         own, wide, side = net.config, net.config.compressed_patch_size, net.config.patch_size[-1]
@@ -79,6 +79,7 @@ class Far(WanSpec):
         net.register_to_config(chunk_partition=partition, full_chunk_limit=full)  # what is saved is what is trained
         return FarFlowMap(
             net,
+            role,
             partition=partition,
             full=full,
             long=self.long,

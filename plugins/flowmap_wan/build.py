@@ -21,7 +21,8 @@ def build(
 ) -> Mapping[Role, WanFlowMap]:
     """With adapters, one lifted base serves every role; without, the student is lifted, the others are as they came.
 
-    Teacher and critic are bidirectional whatever the student is.
+    Teacher and critic of a diffusion model are bidirectional whatever the student is; the teacher of a distilled one is
+    that student as it was.
     """
     net = pretrained(spec, dtype).to(device).requires_grad_(False)
     known = "gate_value" in net.config  # a distilled network: every role reads both times
@@ -34,22 +35,26 @@ def build(
         nets = dict.fromkeys(sorted(roles), lift(spec, net))
     else:
         nets = {role: lift(spec, copy.deepcopy(net)) if role == "student" else copy.deepcopy(net) for role in roles}
-    built = {role: flow_map(spec, own, role, two_times=known or role == "student") for role, own in nets.items()}
+    whole = type(net).__name__ == spec.transformers[-1]  # a student already, whatever its role here
+    built = {
+        role: flow_map(spec, own, role, two_times=known or role == "student", student=whole or role == "student")
+        for role, own in nets.items()
+    }
     for role, u in built.items():
         if role != "teacher":
             u.thaw()
     return built
 
 
-def flow_map(spec: WanSpec, net: Any, role: Role, *, two_times: bool) -> WanFlowMap:
-    """The network of a role on `net`, frozen."""
+def flow_map(spec: WanSpec, net: Any, role: Role, *, two_times: bool, student: bool) -> WanFlowMap:
+    """The network of a role on `net`, frozen; student: made as the spec's student is, or bidirectional."""
     settings: dict[str, Any] = {
         "two_times": two_times,
         "lora": spec.lora,
         "text_length": spec.text_length,
         "checkpointing": spec.checkpointing,
     }
-    return spec.student(net, **settings) if role == "student" else Bidirectional(net, role, **settings)
+    return spec.student(net, role, **settings) if student else Bidirectional(net, role, **settings)
 
 
 def pretrained(spec: WanSpec, dtype: torch.dtype) -> Any:

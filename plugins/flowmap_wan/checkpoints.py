@@ -122,7 +122,7 @@ def load(spec: WanSpec, path: Path, *, device: torch.device, dtype: torch.dtype)
         net = pretrained(evolve(spec, path=str(path), pretrained=True), dtype).to(device).requires_grad_(False)
         if "gate_value" not in net.config:
             raise ValueError(f"{path}: its transformer is a {type(net).__name__}, which has one time: not a student")
-        return flow_map(evolve(spec, lora=None), net, "student", two_times=True)
+        return flow_map(evolve(spec, lora=None), net, "student", two_times=True, student=True)
     if not file.is_file():
         raise FileNotFoundError(f"{path}: neither a pipeline directory (transformer/) nor a LoRA file ({LORA_FILE})")
     return load_lora(spec, file, device=device, dtype=dtype)

@@ -90,8 +90,8 @@ class WanSpec(FlowMapSpec):
 
     # ------------------------------------------------------------------ what a member of the family says
     @abstractmethod
-    def student(self, net: Any, **settings: Any) -> WanFlowMap:
-        """The student on `net`, a transformer of the last of `transformers`."""
+    def student(self, net: Any, role: Role, **settings: Any) -> WanFlowMap:
+        """The student, in that role, on `net`, a transformer of the last of `transformers`."""
 
     @abstractmethod
     def extra_config(self) -> Mapping[str, Any]:
@@ -113,6 +113,13 @@ class WanSpec(FlowMapSpec):
                     "pipeline, or a hub id such as 'Wan-AI/Wan2.1-T2V-1.3B-Diffusers'"
                     + ("; `flowmap distill` leaves a student there" if Path(self.path).name == "student" else "")
                 )
+
+        config = Path(self.path) / "transformer" / "config.json"
+        if self.pretrained and (name := json.loads(config.read_text()).get("_class_name")) not in self.transformers:
+            raise ValueError(
+                f"{type(self).__name__}.path = {self.path!r}: its transformer is a {name}: must be one of "
+                f"{', '.join(self.transformers)}; flowmap.backbone(path) takes the right spec"
+            )
 
     def about(self) -> About:
         here = self.path is None or Path(self.path).is_dir()

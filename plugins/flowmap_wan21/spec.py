@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from flowmap_wan.network import WanFlowMap
 
-    from flowmap._types import Cond, Latent
+    from flowmap._types import Cond, Latent, Role
 
 HUB = re.compile(r"[\w.-]+/[\w.-]*(Wan2\.1-T2V|AnyFlow-Wan2\.1)[\w.-]*")
 
@@ -25,10 +25,10 @@ class Wan21(WanSpec):
     transformers: ClassVar[tuple[str, ...]] = ("WanTransformer3DModel", "AnyFlowTransformer3DModel")
     pipelines: ClassVar[tuple[str, ...]] = ("WanPipeline", "AnyFlowPipeline")
 
-    def student(self, net: Any, **settings: Any) -> WanFlowMap:
+    def student(self, net: Any, role: Role, **settings: Any) -> WanFlowMap:
         from flowmap_wan.network import Bidirectional
 
-        return Bidirectional(net, "student", **settings)
+        return Bidirectional(net, role, **settings)
 
     def extra_config(self) -> Mapping[str, Any]:
         return {}

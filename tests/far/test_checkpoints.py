@@ -171,3 +171,23 @@ def test_a_bidirectional_teacher_is_not_asked_about_a_clean_history() -> None:
     stage = Stage(anyflow.forward(velocity="teacher"), steps=1, batch=4)
     with pytest.raises(ValueError, match="a student in chunks takes 'data'"):
         distill(Recipe(spec, (stage,)), TensorData(x, dict(c), {"text": torch.zeros(1, *c["text"].shape[1:])}))
+
+
+@torch.no_grad()
+def test_the_teacher_of_a_distilled_directory_is_that_student_as_it_was(tmp_path: Path) -> None:
+    """Fine-tuning compares with it."""
+    published(tmp_path, (1, 2, 2))
+    for lora in (None, Lora(rank=2, alpha=2.0)):
+        spec = Far(tmp_path, lora=lora, text_tokens=12)
+        nets = spec.build(frozenset({"student", "teacher"}), device=CPU, dtype=torch.float32)
+        x, c = Rng.seeded(0).noise_like(torch.zeros(2, 5, 4, 8, 8)), {"text": torch.zeros(2, 12, 32)}
+        theirs = load(spec, tmp_path)
+        for u in nets.values():
+            torch.testing.assert_close(sample(u, x, c, 2), sample(theirs, x, c, 2), atol=2e-5, rtol=1e-4)
+        assert not nets["teacher"].trained()
+
+
+def test_a_directory_of_another_kind_is_refused_before_work(tmp_path: Path) -> None:
+    published(tmp_path, (1, 2, 2))
+    with pytest.raises(ValueError, match="its transformer is a AnyFlowFARTransformer3DModel"):
+        Wan21(tmp_path).validate()

@@ -10,6 +10,7 @@ from flowmap_digits.videos import clips
 
 import flowmap
 from flowmap import Rng, sample
+from flowmap.rollout import consistency_step
 from tests.far.test_checkpoints import CPU, DIGITS, PROMPT, student_of
 
 LATENTS, FRAMES = 12, 23  # more than twice the training length; the VAE makes two frames of a latent, one of the first
@@ -44,8 +45,25 @@ def test_a_long_stream_is_the_sample_chunk_after_chunk(saved: Path, given: int) 
         assert torch.equal(context, before)
 
 
+@torch.no_grad()
+def test_a_consistency_student_is_streamed_as_it_samples(saved: Path, tmp_path: Path) -> None:
+    import json
+    import shutil
+
+    path = shutil.copytree(saved, tmp_path / "student")
+    (path / "flowmap.json").write_text(json.dumps({"sampler": "consistency", "latent_shape": [5, 4, 8, 8]}))
+    u = DIGITS.load(path, device=CPU, dtype=torch.float32)
+    codec = flowmap.backbone(str(path)).codec(device=CPU, dtype=torch.float32)
+    noise = Rng.seeded(3).noise_like(torch.zeros(1, 5, 4, 8, 8))
+    made = sample(u, noise, codec.encode_prompts([PROMPT]), 2, shift=1.0, step=consistency_step)
+    found = torch.cat(list(flowmap.stream(path, PROMPT, steps=2, seed=3, device="cpu")))
+    torch.testing.assert_close(found, codec.decode(made)[0], atol=1e-3, rtol=1e-2)
+
+
 def test_what_is_not_possible_is_said_before_anything_is_made(saved: Path) -> None:
     with pytest.raises(ValueError, match="65 latent frames: this network has rotary positions for at most 64"):
         flowmap.stream(saved, PROMPT, frames=129, size=(32, 32), device="cpu")
+    with pytest.raises(TypeError, match="context is a str"):
+        flowmap.stream(saved, PROMPT, frames=FRAMES, size=(32, 32), context="a.png", device="cpu")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="frames"):
         flowmap.stream(saved, PROMPT, frames=FRAMES, size=(32, 32), context=clips(1, 0)[0][0, :4], device="cpu")
