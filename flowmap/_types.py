@@ -47,7 +47,7 @@ class Batch:
 def nullify(cond: Cond, null: Cond, where: Tensor | None = None) -> Cond:
     """`cond` with the entries of `null` in place of its own, for the samples in the mask `where` [B] (default: all).
 
-    What `null` does not name stays: a causal network keeps its history in the unconditional branch.
+    What `null` does not name stays: a network in chunks keeps its history in the unconditional branch.
     """
     out = dict(cond)
     for name, value in null.items():
