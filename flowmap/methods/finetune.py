@@ -23,7 +23,7 @@ def finetune(
         u(z_t, t, r)  =  v̂ - (t - r) d/dt u(z_t, t, r),     v̂ = w (ε - x) + (1 - w) u_θ(z_t, t, t | ∅),
 
     holds for the new data at every pair (t, r), and v̂ asks for the data and the student's own null branch alone.
-    Students in chunks are trained on their clean history. `guidance` is the student's own w: another one is learnt anew.
+    Students in chunks train on their clean history. `guidance` is the student's own w: another one is learnt anew.
 
     Plain flow matching, the same at r = t and w = 1, would lose what distillation gave. It forgets the guidance that is
     built in. And one network serves every pair: the diagonal moves to the new data, nothing holds u(z_t, t, r < t) to
