@@ -118,11 +118,15 @@ def build(recipe: Recipe, device: torch.device, dtype: torch.dtype, *, judged: b
     judged: a teacher too, if no stage needs one, to compare with.
     """
     roles = recipe.roles | (frozenset[Role]({"teacher"}) if judged else frozenset[Role]())
-    if recipe.teacher is None:
-        return recipe.backbone.build(roles, device=device, dtype=dtype)
-    student = frozenset[Role]({"student"})
-    nets = dict(recipe.backbone.build(roles & student, device=device, dtype=dtype))
-    return nets | dict(recipe.teacher.build(roles - student, device=device, dtype=dtype))
+    student = roles if recipe.teacher is None else roles & frozenset[Role]({"student"})
+    nets: dict[Role, FlowMap] = {}
+    try:
+        for spec, of in ((recipe.backbone, student), (recipe.teacher, roles - student)):
+            if spec is not None and of:
+                nets |= spec.build(of, device=device, dtype=dtype)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+    return nets
 
 
 def _judge(recipe: Recipe, nets: Networks, run: Run, path: Path) -> None:

@@ -144,7 +144,7 @@ class FarFlowMap(WanFlowMap):
     def _check(self, z: Latent, cond: Cond, cache: Cache) -> None:
         if unknown := cond.keys() - {"text", "history"}:
             raise ConditionError(
-                f"the student was given {sorted(unknown)} in its condition: it reads 'text' and 'history'"
+                f"the {self.role} was given {sorted(unknown)} in its condition: it reads 'text' and 'history'"
             )
         if cache.pieces and "history" in cond:
             raise ConditionError("a history in the condition and one in the cache: a chunk has one or the other")

@@ -49,7 +49,8 @@ class Far(WanSpec):
     kernel; "flex" is one call of flex attention, which trains on CUDA alone, needs heads of 16 or more, and has no
     forward-mode derivative. "auto" is dense where the sequence is short, else spans.
 
-    Teacher and critic are bidirectional, on the same weights. The other fields are those of `Wan21`.
+    Teacher and critic are bidirectional, on the same weights; the teacher of a distilled directory is that student as
+    it was. The other fields are those of `Wan21`.
     """
 
     transformers: ClassVar[tuple[str, ...]] = (

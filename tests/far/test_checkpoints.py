@@ -18,6 +18,7 @@ from flowmap_wan21 import Wan21
 
 from flowmap import FlowMap, Rng, Stage, backbone, distill, sample
 from flowmap.data import TensorData
+from flowmap.distill import RecipeError
 from flowmap.methods import anyflow
 from flowmap.recipe import Recipe
 from tests.far.test_network import CPU, LORA, R, T, shake
@@ -163,6 +164,10 @@ def test_a_distilled_student_is_no_critic(tmp_path: Path) -> None:
     published(tmp_path, (1, 2, 2))
     with pytest.raises(ValueError, match=r"give that one as Recipe\.teacher"):
         Far(tmp_path).build(frozenset({"student", "critic"}), device=CPU, dtype=torch.float32)
+    recipe = Recipe(Far(tmp_path), (Stage(anyflow.on_policy(), steps=1, batch=2),))
+    x, c = Rng.seeded(0).noise_like(torch.zeros(2, 5, 4, 8, 8)), {"text": torch.zeros(2, 12, 32)}
+    with pytest.raises(RecipeError, match=r"give that one as Recipe\.teacher"):
+        distill(recipe, TensorData(x, c, {"text": torch.zeros(1, 12, 32)}))
 
 
 def test_a_bidirectional_teacher_is_not_asked_about_a_clean_history() -> None:
