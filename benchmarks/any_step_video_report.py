@@ -7,7 +7,7 @@ import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -16,11 +16,23 @@ from attrs import frozen
 import flowmap
 from flowmap.training.run import environment, write_text
 
-from .metrics2d import slope
+from .curves import (
+    EXPECTED,
+    FEW,
+    MANY,
+    TWICE,
+    Curve,
+    compared,
+    moments,
+    number,
+    processor,
+    reading,
+    slope_of,
+    spread,
+    table,
+)
 
 NAME = "any_step_video"
-FEW, MANY = 4, 32
-"""Steps between which a slope is taken; the learning rate is picked at FEW."""
 PRIMARY = "frechet_distance"
 METRICS = {
     "frechet_distance": ("Fréchet distance to real clips of the same prompts", "lower"),
@@ -28,10 +40,6 @@ METRICS = {
     "direction_accuracy": ("share of clips that start the prompt's way", "higher"),
     "speed_error": ("mean error of the speed, pixels a frame", "lower"),
 }
-TWICE = 2.0
-"""A change or a difference counts beyond so many standard deviations over the training seeds."""
-EXPECTED = {"flow_map": ("improves", "flat"), "consistency": ("gets worse",), "euler": ("improves",)}
-"""What the paper shows from few steps to many, by sampler, at its scale."""
 SAMPLERS = {"flow_map": "along the flow", "consistency": "re-noised", "euler": "Euler, guided"}
 COLOURS = {
     "teacher": "#777777",
@@ -40,7 +48,9 @@ COLOURS = {
     "consistency": "#ff7f0e",
     "rcm": "#d62728",
     "self_forcing": "#e377c2",
+    "self_forcing_32": "#f7b6d2",
     "dmd2": "#8c564b",
+    "dmd2_32": "#c49c94",
     "meanflow": "#2ca02c",
     "shortcut": "#bcbd22",
     "lsd": "#9467bd",
@@ -90,13 +100,11 @@ def score(result: Mapping[str, Any]) -> float:
 
 # ---------------------------------------------------------------------------- summing up
 
-Curve = dict[int, dict[int, float]]  # steps -> seed -> value
-
 
 def summarise(results: Results) -> dict[str, Any]:
     """What the JSON file holds; std is over the training seeds."""
     curves = {(line.key, metric): _curve(results, line, metric) for line in results.lines for metric in METRICS}
-    real = {metric: _moments(_real(results, metric).values()) for metric in METRICS}
+    real = {metric: moments(_real(results, metric).values()) for metric in METRICS}
     return {
         "benchmark": NAME,
         "flowmap": flowmap.__version__,
@@ -112,7 +120,7 @@ def summarise(results: Results) -> dict[str, Any]:
             for line in results.lines
         ],
         "records": [
-            {"method": key, "steps": n, "metric": metric, **_moments(by_seed.values()), "by_seed": by_seed}
+            {"method": key, "steps": n, "metric": metric, **moments(by_seed.values()), "by_seed": by_seed}
             for (key, metric), curve in curves.items()
             for n, by_seed in curve.items()
         ],
@@ -154,7 +162,7 @@ def _sampler(results: Results, line: Line) -> str | None:
 
 
 def _curve(results: Results, line: Line, metric: str) -> Curve:
-    curve: Curve = {}
+    curve: dict[int, dict[int, float]] = {}
     for seed, v in _values(results, line):
         if v["metric"] == metric and v["value"] is not None:
             curve.setdefault(v["steps"], {})[seed] = v["value"]
@@ -170,24 +178,11 @@ def _real(results: Results, metric: str) -> dict[int, float]:
     }
 
 
-def _moments(values: Iterable[float]) -> dict[str, Any]:
-    """std: None of less than two."""
-    found = list(values)
-    std = stdev(found) if len(found) > 1 else None
-    return {"mean": fmean(found) if found else None, "std": std, "seeds": len(found)}
-
-
 def _slope(line: Line, metric: str, curve: Curve, sampler: str | None) -> dict[str, Any] | None:
     """d metric / d log2 N from FEW to MANY, as a share of the value at FEW; below zero is improvement."""
-    inside = {n: by_seed for n, by_seed in curve.items() if FEW <= n <= MANY}
-    if len(inside) < 2 or FEW not in inside:
+    found = slope_of(curve, METRICS[metric][1])
+    if found is None:
         return None
-    level = fmean(inside[FEW].values())
-    whole = [seed for seed in inside[FEW] if all(seed in by_seed for by_seed in inside.values())]
-    if not level or not whole:
-        return None
-    sign = 1 if METRICS[metric][1] == "lower" else -1
-    found = _moments(sign * slope([*inside], [by[seed] for by in inside.values()]) / level for seed in whole)
     return {
         "method": line.key,
         "metric": metric,
@@ -200,19 +195,10 @@ def _slope(line: Line, metric: str, curve: Curve, sampler: str | None) -> dict[s
     }
 
 
-def reading(mean: float, std: float | None) -> str:
-    """Of a slope."""
-    if std is None:
-        return "one seed says nothing"
-    if abs(mean) <= TWICE * std:
-        return "flat"
-    return "improves" if mean < 0 else "gets worse"
-
-
 def _comparisons(results: Results, curves: Mapping[tuple[str, str], Curve]) -> list[dict[str, Any]]:
     """AnyFlow against the best of the others on its backbone, step by step, seed by seed, in the primary metric."""
     names = {line.method for line in results.lines}
-    causal = {"anyflow_causal", "self_forcing"}
+    causal = {"anyflow_causal", "self_forcing", "self_forcing_32"}
     sides = {"anyflow": names - causal - {"anyflow", "teacher"}, "anyflow_causal": names & causal - {"anyflow_causal"}}
     found = []
     for mine, others in sides.items():
@@ -222,23 +208,15 @@ def _comparisons(results: Results, curves: Mapping[tuple[str, str], Curve]) -> l
             if levels:
                 best = min(levels, key=levels.__getitem__)
                 pairs = [value - at[best][seed] for seed, value in by_seed.items() if seed in at[best]]
-                told = _moments(pairs)
-                found.append({"method": mine, "other": best, "steps": n, **told, "reading": _compared(told)})
+                told = moments(pairs)
+                found.append({"method": mine, "other": best, "steps": n, **told, "reading": compared(told)})
     return found
-
-
-def _compared(difference: Mapping[str, Any]) -> str:
-    if difference["std"] is None:
-        return "one seed says nothing"
-    if abs(difference["mean"]) <= TWICE * difference["std"]:
-        return "no difference"
-    return "better" if difference["mean"] < 0 else "worse"
 
 
 def _cost(results: Results) -> list[dict[str, Any]]:
     """Of one run; seconds of the processor, and as shares of AnyFlow's."""
     seconds = {
-        name: _moments(r["seconds"] for r in results.finals if r["method"] == name and "seconds" in r)
+        name: moments(r["seconds"] for r in results.finals if r["method"] == name and "seconds" in r)
         for name in results.plans
     }
     unit = seconds.get("anyflow", {}).get("mean")
@@ -276,20 +254,14 @@ def _context(results: Results) -> dict[str, Any]:
     here = environment()
     made = [r["environment"] for r in results.finals if "environment" in r]
     return {
-        "processor": _processor(),
+        "processor": processor(),
+        "gpu": next((e["cuda"] for e in made if results.settings["device"] != "cpu"), None),
         "threads_a_run": 1,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "packages": (made[-1] if made else here)["packages"],
         "code": sorted({r["code"] for r in [*results.trials, *results.finals]}),
     }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    told = info.read_text().splitlines() if info.is_file() else []
-    named = (text.partition(":")[2].strip() for text in told if text.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
 
 
 # ---------------------------------------------------------------------------- writing
@@ -301,21 +273,6 @@ def write(found: Mapping[str, Any], out: Path) -> None:
     write_text(out / f"{NAME}.json", json.dumps(found, indent=1) + "\n")
     write_text(out / f"{NAME}.md", markdown(found))
     plot(found, out / f"{NAME}.png")
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _spread(one: Mapping[str, Any], digits: int = 2, sign: str = "") -> str:
-    if one["mean"] is None:
-        return "–"
-    std = "" if one["std"] is None else f" ± {one['std']:.{digits}f}"
-    return f"{one['mean']:{sign}.{digits}f}{std}"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)] + [""]
 
 
 def markdown(found: Mapping[str, Any]) -> str:
@@ -360,17 +317,17 @@ def _rows(found: Mapping[str, Any], metric: str, digits: int) -> list[list[str]]
         at = {r["steps"]: r for r in found["records"] if (r["method"], r["metric"]) == (line["method"], metric)}
         if at:
             told = slopes.get(line["method"])
-            rate = "–" if told is None else _spread({"mean": told["slope"], "std": told["std"]}, 3, "+")
-            cells = [_spread(at[n], digits) if n in at else "–" for n in _steps(found)]
+            rate = "–" if told is None else spread({"mean": told["slope"], "std": told["std"]}, 3, "+")
+            cells = [spread(at[n], digits) if n in at else "–" for n in _steps(found)]
             rows.append([f"{line['title']} ({SAMPLERS[line['sampler']]})", *cells, rate])
-    real = _spread(found["real"][metric], digits)
+    real = spread(found["real"][metric], digits)
     return [*rows, ["real clips, through the VAE", real, *[""] * len(_steps(found))]]
 
 
 def _metric(found: Mapping[str, Any], metric: str) -> list[str]:
     title, better = METRICS[metric]
     head = ["method (sampler)", *map(str, _steps(found)), f"slope {FEW}–{MANY}"]
-    return [f"## {title[0].upper()}{title[1:]}, {better} is better", "", *_table(head, _rows(found, metric, 2))]
+    return [f"## {title[0].upper()}{title[1:]}, {better} is better", "", *table(head, _rows(found, metric, 2))]
 
 
 def _primary(found: Mapping[str, Any]) -> list[str]:
@@ -401,7 +358,7 @@ def _readings(found: Mapping[str, Any]) -> list[str]:
         f"By rule: a slope of the Fréchet distance beyond {TWICE:g} times its spread improves or gets worse, any other "
         "is flat. Beside it what the paper shows for that sampler at its scale (figure 1; 1.3 B and 14 B parameters).",
         "",
-        *_table(["method", "sampler", "at the paper's scale", "here"], rows),
+        *table(["method", "sampler", "at the paper's scale", "here"], rows),
     ]
     if differs:
         text += ["This scale does not show what the paper's shows for", "", *(f"* {one}" for one in differs), ""]
@@ -411,7 +368,7 @@ def _readings(found: Mapping[str, Any]) -> list[str]:
 def _against(found: Mapping[str, Any]) -> list[str]:
     titles = {line["method"]: line["title"] for line in found["lines"]}
     rows = [
-        [titles[c["method"]], str(c["steps"]), titles[c["other"]], _spread(c, 2, "+"), c["reading"]]
+        [titles[c["method"]], str(c["steps"]), titles[c["other"]], spread(c, 2, "+"), c["reading"]]
         for c in found["comparisons"]
     ]
     if not rows:
@@ -423,7 +380,7 @@ def _against(found: Mapping[str, Any]) -> list[str]:
         "AnyFlow's less the other's, seed by seed. A difference counts beyond "
         f"{TWICE:g} times its spread. The best of several is chosen after the fact, which favours it.",
         "",
-        *_table(["", "steps", "best other", "difference", "AnyFlow is"], rows),
+        *table(["", "steps", "best other", "difference", "AnyFlow is"], rows),
     ]
 
 
@@ -449,9 +406,9 @@ def _costs(found: Mapping[str, Any]) -> list[str]:
         "Calls of a network on one sample: with or without a graph one, with a tangent two, of some frames of a video "
         "their share (a causal network's clean history counts as frames it is called on). The stages keep their "
         "proportions, so a method's iterations follow from its calls; these are counted in a dry run and round to "
-        "whole iterations. Seconds of one processor, of training alone; other work ran beside it.",
+        "whole iterations. Seconds of one processor, of training alone; other runs shared the machine.",
         "",
-        *_table(["method", "iterations", "student", "teacher", "critic", "seconds", "of AnyFlow's"], rows),
+        *table(["method", "iterations", "student", "teacher", "critic", "seconds", "of AnyFlow's"], rows),
     ]
 
 
@@ -472,7 +429,7 @@ def _rates(found: Mapping[str, Any]) -> list[str]:
         "sampler. The least is taken. Where it is that of the last factor on one side, another beyond is tried, "
         f"{found['settings']['more']} at most.",
         "",
-        *_table(["method", *(f"× {f:.3g}" for f in factors), "taken"], rows),
+        *table(["method", *(f"× {f:.3g}" for f in factors), "taken"], rows),
     ]
 
 
@@ -485,11 +442,12 @@ def _trial(one: Mapping[str, Any] | None) -> str:
 def _where(found: Mapping[str, Any]) -> list[str]:
     c = found["context"]
     packages = ", ".join(f"{k} {v}" for k, v in c["packages"].items() if v != "not installed")
+    on = f"{c['gpu']}, which several runs shared; " if c["gpu"] else ""
     mixed = "" if len(c["code"]) < 2 else f" The results come from {len(c['code'])} states of the code."
     return [
         "## Where",
         "",
-        f"{c['processor']}, one thread a run; Python {c['python']}, {packages}.{mixed}",
+        f"{on}{c['processor']}, one thread a run; Python {c['python']}, {packages}.{mixed}",
         "",
         "Networks, clips and training are thousands of times smaller than a video model's: levels say nothing about "
         "one, and a direction that shows here need not show there.",

@@ -7,14 +7,15 @@ import pytest
 import torch
 from attrs import evolve
 
-from benchmarks import any_step_video, any_step_video_report
-from benchmarks.any_step_video import NAMES, Benchmark, Calls, Job, Meter, main
+from benchmarks import any_step_video, any_step_video_report, jobs, video_jobs
+from benchmarks.any_step_video import NAMES, Benchmark, main
 from benchmarks.any_step_video_report import Line, Results, reading, score
+from benchmarks.budget import Calls, Meter
 from flowmap.training.loop import TrainingError
 from tests.toys import CHUNK, FRAMES, Toy, data
 
 TINY = evolve(
-    any_step_video.SMOKE,
+    video_jobs.SMOKE,
     entries=tuple(NAMES[name] for name in ("anyflow", "consistency")),
     seeds=(0, 1),
     budget=24,
@@ -58,7 +59,7 @@ def test_every_method_tries_the_same_rates_and_trains_with_the_best(bench, found
         assert [trial["factor"] for trial in one["trials"]] == list(TINY.factors)
         best = min(one["trials"], key=lambda trial: trial["frechet_distance"])
         assert one["picked"] == best["factor"]
-        assert {final.job.factor for final in bench.finals(entry)} == {best["factor"]}
+        assert {final.factor for final in bench.finals(entry)} == {best["factor"]}
 
 
 def test_where_the_best_rate_is_the_last_one_another_is_tried(bench, tmp_path):
@@ -68,8 +69,8 @@ def test_where_the_best_rate_is_the_last_one_another_is_tried(bench, tmp_path):
     def put(*scores):
         for trial, value in zip(alone.trials(entry), scores, strict=True):
             values = [{"metric": "frechet_distance", "steps": 4, "value": value}]
-            any_step_video._write(trial.path, {"factor": trial.job.factor, "values": values})
-        return [trial.job.factor for trial in alone.trials(entry)], alone.picked(entry)
+            jobs.write(trial.path, {"factor": trial.factor, "values": values})
+        return [trial.factor for trial in alone.trials(entry)], alone.picked(entry)
 
     assert put(5.0, 2.0) == ([1.0, 3.0, 9.0], None)
     assert put(5.0, 2.0, 2.5) == ([1.0, 3.0, 9.0], 3.0)
@@ -80,10 +81,8 @@ def test_where_the_best_rate_is_the_last_one_another_is_tried(bench, tmp_path):
 
 def test_what_is_finished_is_not_done_again_and_what_is_lost_is(bench, monkeypatch):
     trained = []
-    whole = any_step_video.distill
-    monkeypatch.setattr(
-        any_step_video, "distill", lambda recipe, *a, **k: trained.append(recipe) or whole(recipe, *a, **k)
-    )
+    whole = video_jobs.distill
+    monkeypatch.setattr(video_jobs, "distill", lambda recipe, *a, **k: trained.append(recipe) or whole(recipe, *a, **k))
     assert bench.run(workers=0) == [] and not trained
     lost = bench.finals(NAMES["consistency"])[1]
     before = lost.found
@@ -99,9 +98,9 @@ def test_what_is_finished_is_not_done_again_and_what_is_lost_is(bench, monkeypat
 
 
 def test_other_settings_are_other_results(bench):
-    job = Job(NAMES["anyflow"], "final", 0)
+    entry = NAMES["anyflow"]
     paths = {
-        evolve(bench, settings=evolve(TINY, **change)).bind(job).path
+        evolve(bench.finals(entry)[0], settings=evolve(TINY, **change)).path
         for change in ({}, {"samples": 5}, {"steps": (1, 4, 16)}, {"clips": 32}, {"batch": 8})
     }
     assert len(paths) == 5
@@ -127,11 +126,11 @@ def test_a_run_that_diverges_is_a_result_and_no_other_error_is(bench, tmp_path, 
     def fail(recipe, *arguments, **more):
         raise OSError("no space left")
 
-    monkeypatch.setattr(any_step_video, "distill", fail)
+    monkeypatch.setattr(video_jobs, "distill", fail)
     failed = alone.run(workers=0)
     assert len(failed) == 2 and "OSError: no space left" in failed[0]
     assert alone.picked(NAMES["consistency"]) is None and not alone.results().trials
-    monkeypatch.setattr(any_step_video, "distill", diverge)
+    monkeypatch.setattr(video_jobs, "distill", diverge)
     assert alone.run(workers=0) == []
     assert [score(one) for one in alone.results().trials] == [math.inf, math.inf]
     assert alone.picked(NAMES["consistency"]) is None
@@ -170,7 +169,7 @@ def test_a_method_is_given_the_iterations_that_cost_the_budget(tmp_path):
 
 def test_a_shorter_stage_warms_up_and_averages_for_shorter():
     entry = NAMES["anyflow"]
-    whole, half = (any_step_video.recipe(entry, TINY, scale, factor) for scale, factor in ((1.0, 1.0), (0.5, 3.0)))
+    whole, half = (video_jobs.recipe(entry, TINY, scale, factor) for scale, factor in ((1.0, 1.0), (0.5, 3.0)))
     for a, b in zip(whole.stages, half.stages, strict=True):
         assert b.steps == a.steps / 2 and b.ema.start == a.ema.start / 2
         assert 1 - b.ema.decay == pytest.approx(2 * (1 - a.ema.decay))

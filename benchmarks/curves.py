@@ -1,0 +1,86 @@
+"""What quality does with the number of steps: moments over training seeds, slopes, what they say by rule, tables."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from .metrics2d import slope
+
+FEW, MANY = 4, 32
+"""Steps between which a slope is taken; the learning rate is picked at FEW."""
+TWICE = 2.0
+"""A change or a difference counts beyond so many standard deviations over the training seeds."""
+EXPECTED = {"flow_map": ("improves", "flat"), "consistency": ("gets worse",), "euler": ("improves",)}
+"""What the paper shows from few steps to many, by sampler, at its scale."""
+ALONE = "one seed says nothing"
+
+Curve = Mapping[int, Mapping[int, float]]  # steps -> seed -> value
+
+
+def moments(values: Iterable[float]) -> dict[str, Any]:
+    """std: None of less than two."""
+    found = list(values)
+    std = stdev(found) if len(found) > 1 else None
+    return {"mean": fmean(found) if found else None, "std": std, "seeds": len(found)}
+
+
+def slope_of(curve: Curve, better: str) -> dict[str, Any] | None:
+    """d metric / d log2 N from FEW to MANY, as a share of the mean at FEW; below zero is improvement.
+
+    Moments over the seeds that have every point; None where there are none.
+    """
+    inside = {n: by_seed for n, by_seed in curve.items() if FEW <= n <= MANY}
+    if len(inside) < 2 or FEW not in inside:
+        return None
+    level = fmean(inside[FEW].values())
+    whole = [seed for seed in inside[FEW] if all(seed in by_seed for by_seed in inside.values())]
+    if not level or not whole:
+        return None
+    sign = 1 if better == "lower" else -1
+    return moments(sign * slope([*inside], [by[seed] for by in inside.values()]) / level for seed in whole)
+
+
+def reading(mean: float, std: float | None) -> str:
+    """Of a slope."""
+    if std is None:
+        return ALONE
+    if abs(mean) <= TWICE * std:
+        return "flat"
+    return "improves" if mean < 0 else "gets worse"
+
+
+def compared(difference: Mapping[str, Any]) -> str:
+    """Of the moments of a difference in a metric that is better lower."""
+    if difference["std"] is None:
+        return ALONE
+    if abs(difference["mean"]) <= TWICE * difference["std"]:
+        return "no difference"
+    return "better" if difference["mean"] < 0 else "worse"
+
+
+def processor() -> str:
+    info = Path("/proc/cpuinfo")
+    told = info.read_text().splitlines() if info.is_file() else []
+    named = (text.partition(":")[2].strip() for text in told if text.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def spread(one: Mapping[str, Any], digits: int = 2, sign: str = "") -> str:
+    """Mean ± standard deviation."""
+    if one["mean"] is None:
+        return "–"
+    std = "" if one["std"] is None else f" ± {one['std']:.{digits}f}"
+    return f"{one['mean']:{sign}.{digits}f}{std}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of Markdown, an empty one last."""
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)] + [""]
