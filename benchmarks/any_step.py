@@ -1,239 +1,251 @@
-"""Quality against the number of steps, on a mixture of eight Gaussians in the plane.
+"""Quality against the number of steps, on a mixture of eight Gaussians in the plane: every method from one start.
 
-    python -m benchmarks.any_step               # three seeds; writes benchmarks/results/any_step_2d.{json,png,md}
-    python -m benchmarks.any_step --smoke --out DIR     # the same path through the code in a minute; means nothing
+    python -m benchmarks.any_step --plan            # what it would train
+    python -m benchmarks.any_step --jobs 2          # writes benchmarks/results/any_step.{json,png,md}
+    python -m benchmarks.any_step --smoke --out DIR     # the same path through the code; the numbers mean nothing
 
-AnyFlow, arXiv:2605.13724, figure 1, at a scale where the teacher is exact: the teacher's own ODE by Euler steps; a
-stage-1 student that learned from data and one that learned from the teacher's velocity, each sampled along the flow
-and by re-noising, with the same weights; and stage 2 with and without co-training, from the student of the data.
+AnyFlow, arXiv:2605.13724, figure 1, at a scale where the teacher is exact. Students and critics begin as one network
+that learned the teacher's velocity. Every method trains as its `stages` say for one recipe, all stages shortened by one
+factor, so that the student is called as often as everybody else's: `budget` times on one sample. First every method
+tries the same factors of its learning rates, on a share of the budget; the best at 4 steps is taken.
+
+What is finished is kept, a file a result, under --cache: a run that was killed goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import os
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from multiprocessing import get_context
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, cast
 
-import torch
-from attrs import evolve, field, frozen, validators
+from attrs import asdict, evolve, frozen
 
-from flowmap import AdamW, Ema, FlowMap, Recipe, Rng, Stage, TensorData, distill, sample
-from flowmap.method import Method, Update
-from flowmap.methods import anyflow
-from flowmap.objectives.distribution_matching import CriticMatching
-from flowmap.rollout import FlowMapBackwardSimulation, Step, consistency_step, euler_step, ode_step
-from flowmap.times import Diagonal, LogitNormal
+from flowmap import distill
+from flowmap.recipe import describe, digest
 
 from . import any_step_report as report
-from .any_step_report import Value
-from .metrics2d import directions, outliers, paired_error, sliced_w2, weight_tv
-from .mixture2d import ExactVelocity, Mixture2D, latents, ode_endpoints
+from . import budget, jobs
+from .any_step_report import Line, Results
+from .jobs import key
+from .methods2d import Entry
+from .mixture2d import Mixture2D, Mlp
+from .plane import SMOKE, TRIAL, Job, Settings, beginning, recipe, score
 
 RESULTS = Path(__file__).parent / "results"
-count = validators.ge(1)
+CACHE = Path(__file__).parents[1] / "runs" / "any_step"
 
 
 @frozen
-class Settings:
-    """stage1, warmup: iterations; stage2: updates of the student, each with two of the critic. samples: judged."""
+class Plan:
+    """How long an entry's stages are, in shares of the recipe's, and what one run costs."""
 
-    seeds: tuple[int, ...] = (0, 1, 2)
-    stage1: int = field(default=8000, validator=count)
-    warmup: int = field(default=500, validator=count)
-    stage2: int = field(default=2000, validator=count)
-    batch: int = field(default=1024, validator=count)
-    ema: tuple[float, float] = (0.999, 0.99)  # of the stages
-    data: int = field(default=1 << 20, validator=count)
-    samples: int = field(default=48_000, validator=[count, lambda i, a, n: _divides(n)])
-    steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
-    budgets: tuple[int, ...] = (2, 4, 8, 16)
-    backbone: Mixture2D = Mixture2D()
+    entry: Entry
+    scale: float
+    iterations: tuple[int, ...]
+    cost: budget.Cost
 
 
-def _divides(samples: int) -> None:
-    if samples % 12:
-        raise ValueError(f"Settings.samples = {samples}: must be a multiple of 12, the sum of the modes' weights")
-
-
-FULL = Settings()
-SMOKE = Settings(stage1=200, warmup=20, stage2=40, batch=256, ema=(0.95, 0.95), data=1 << 14, samples=3000)
-
-# ---------------------------------------------------------------------------- training
-
-
-def forward(settings: Settings, velocity: Literal["data", "teacher"]) -> Stage:
-    """Stage 1: no shift, no guidance."""
-    method = anyflow.forward(shift=1.0, guidance=1.0, drop=0.0, velocity=velocity)
-    optimizer = AdamW(lr=1e-3, betas=(0.9, 0.95), schedule="cosine", floor=1e-2)
-    return Stage(method, settings.stage1, settings.batch, optimizer=optimizer, ema=Ema(settings.ema[0]))
-
-
-def on_policy(settings: Settings, *, cotrain: float) -> tuple[Stage, Stage]:
-    """Stage 2, after the fresh critic has seen the student's samples for a while; two critic updates a student's."""
-    rollout = FlowMapBackwardSimulation(settings.budgets, 1.0)
-    learn = CriticMatching(rollout, Diagonal(LogitNormal(), 1.0))
-    warmup = Method("critic_warmup", (Update("critic", ((1.0, learn),)),))
-    method = anyflow.on_policy(
-        shift=1.0,
-        guidance=1.0,
-        teacher_guidance=1.0,
-        drop=0.0,
-        steps=settings.budgets,
-        cotrain=cotrain,
-        student_every=2,
-        share_rollout=False,
-    )
-    adam = AdamW(lr=2e-4, betas=(0.0, 0.999))
-    return (
-        Stage(warmup, settings.warmup, settings.batch, optimizer=evolve(adam, lr=1e-3), ema=None),
-        Stage(method, 2 * settings.stage2, settings.batch, optimizer=adam, ema=Ema(settings.ema[1])),
-    )
-
-
-def train(settings: Settings, seed: int, stages: Sequence[Stage], start: Path | None = None) -> FlowMap:
-    backbone = evolve(settings.backbone, seed=seed, start=start)
-    data = TensorData(latents(backbone.mixture.draw(settings.data, Rng.seeded(seed, 1))))
-    return distill(Recipe(backbone, stages, data=data, seed=seed), device="cpu")
-
-
-# ---------------------------------------------------------------------------- judging
+def plan(entry: Entry, settings: Settings, folder: Path) -> Plan:
+    """The stages that cost the budget."""
+    backbone = settings.backbone.tiny()
+    full = recipe(entry, evolve(settings, data=4 * settings.rounds), backbone, 1.0, 1.0, 0)
+    path = folder / "calls" / f"{entry.name}_{key(digest(full), settings.rounds)[:12]}.json"
+    if not path.is_file():
+        costs = budget.count(full, 1, settings.rounds)
+        jobs.write(path, [{role: asdict(calls) for role, calls in cost.items()} for cost in costs])
+    costs = [{role: budget.Calls(**calls) for role, calls in cost.items()} for cost in json.loads(path.read_text())]
+    whole = sum(stage.steps * cost["student"].total for stage, cost in zip(full.stages, costs, strict=True))
+    scale = settings.budget / (settings.batch * whole)
+    stages = recipe(entry, settings, backbone, scale, 1.0, 0).stages
+    cost = {role: budget.Calls() for role in budget.ROLES}
+    for stage, one in zip(stages, costs, strict=True):
+        for role, calls in one.items():
+            cost[role] += calls * (settings.batch * stage.steps)
+    return Plan(entry, scale, tuple(stage.steps for stage in stages), cost)
 
 
 @frozen
-class Judge:
-    """The same noise and the same reference for every network of a seed."""
+class Benchmark:
+    """The jobs of the settings, and what is there of them."""
 
     settings: Settings
-    seed: int
-    noise: torch.Tensor = field(init=False)
-    reference: torch.Tensor = field(init=False)
-    endpoints: torch.Tensor = field(init=False)
+    folder: Path
+    plans: Mapping[str, Plan]
 
-    def __attrs_post_init__(self) -> None:
-        mixture, n = self.settings.backbone.mixture, self.settings.samples
-        noise = latents(Rng.seeded(self.seed, 2).noise_like(torch.empty(n, 2)))
-        ends = torch.cat([ode_endpoints(mixture, z) for z in torch.split(noise, 2048)])
-        object.__setattr__(self, "noise", noise)
-        object.__setattr__(self, "reference", mixture.draw_stratified(n, Rng.seeded(self.seed, 3)))
-        object.__setattr__(self, "endpoints", ends.reshape(-1, 2))
+    @classmethod
+    def of(cls, settings: Settings, folder: Path) -> Benchmark:
+        return cls(settings, folder, {entry.name: plan(entry, settings, folder) for entry in settings.entries})
 
-    def __call__(self, u: FlowMap, model: str, sampler: str, step: Step) -> list[Value]:
-        values: list[Value] = []
-        for n in self.settings.steps:
-            chunks = [  # small enough for the cache
-                sample(u, z, {}, n, step=step, rng=Rng.seeded(self.seed, 4, n, i))
-                for i, z in enumerate(torch.split(self.noise, 2048))
-            ]
-            found = self.metrics(torch.cat(chunks).reshape(-1, 2))
-            values += [Value(model, sampler, n, metric, self.seed, value) for metric, value in found.items()]
-        w2 = " ".join(f"{v.value:.3f}" for v in values if v.metric == "sliced_w2")
-        print(f"seed {self.seed}  {model} / {sampler}: sliced W2 {w2}", flush=True)
-        return values
+    @property
+    def backbone(self) -> Mixture2D:
+        return evolve(self.settings.backbone, start=self.folder / "start" / digest(beginning(self.settings))[:12])
 
-    def metrics(self, x: torch.Tensor) -> dict[str, float]:
-        mixture = self.settings.backbone.mixture
-        return {
-            "sliced_w2": sliced_w2(x, self.reference, directions()),
-            "paired_error": paired_error(x, self.endpoints),
-            "outliers": outliers(x, mixture),
-            "weight_tv": weight_tv(x, mixture),
-        }
+    @property
+    def begun(self) -> bool:
+        """Whether the start is there, without which there is nothing."""
+        start = self.backbone.start
+        return start is not None and start.is_dir()
 
-    def floor(self) -> list[Value]:
-        """What a fresh draw of the data scores, and the ODE's endpoints."""
-        fresh = self.metrics(self.settings.backbone.mixture.draw(self.settings.samples, Rng.seeded(self.seed, 5)))
-        del fresh["paired_error"]
-        ends = self.metrics(self.endpoints)
-        return [
-            *(Value("data", "fresh draw", 0, metric, self.seed, value) for metric, value in fresh.items()),
-            *(Value("exact velocity", "ode", 0, metric, self.seed, value) for metric, value in ends.items()),
-        ]
+    def begin(self) -> None:
+        """Train the start and give it a second time to learn."""
+        backbone = self.backbone
+        assert backbone.start is not None
+        network = cast(Mlp, distill(beginning(self.settings), device="cpu"))
+        network.lift()
+        beside = backbone.start.with_name(f"{backbone.start.name}.{os.getpid()}.partial")
+        backbone.save(network, beside)
+        beside.replace(backbone.start)
 
+    def job(self, entry: Entry | None, kind: Literal["sweep", "final"], seed: int, factor: float = 1.0) -> Job:
+        share = self.settings.sweep if kind == "sweep" else 1.0
+        scale = 1.0 if entry is None else self.plans[entry.name].scale * share
+        return Job(entry, kind, seed, factor, self.settings, self.folder, self.backbone, scale)
 
-# ---------------------------------------------------------------------------- the two jobs of a seed
+    def references(self) -> list[Job]:
+        return [self.job(None, "final", seed) for seed in self.settings.seeds]
 
-Job: TypeAlias = Callable[[], list[Value]]
+    def _score(self, entry: Entry, factor: float) -> float | None:
+        return score(self.job(entry, "sweep", TRIAL, factor).found)
 
+    def factors(self, entry: Entry) -> list[float]:
+        """Of the learning rates, as far as they can be known from the trials that are there."""
+        return jobs.tried(self.settings.factors, self.settings.more, lambda factor: self._score(entry, factor))
 
-def from_data(settings: Settings, seed: int) -> list[Value]:
-    """Stage 1 on data, then stage 2 twice."""
-    judge = Judge(settings, seed)
-    student = train(settings, seed, [forward(settings, "data")])
-    values = judge(student, "stage 1, data", "flow map", ode_step)
-    values += judge(student, "stage 1, data", "re-noise", consistency_step)
-    with tempfile.TemporaryDirectory() as folder:
-        settings.backbone.save(student, Path(folder))
-        for model, cotrain in (("stage 1 + 2, no co-training", 0.0), ("stage 1 + 2", 1.0)):
-            tuned = train(settings, seed, on_policy(settings, cotrain=cotrain), Path(folder))
-            values += judge(tuned, model, "flow map", ode_step)
-            values += judge(tuned, model, "re-noise", consistency_step)
-    return values
+    def trials(self, entry: Entry) -> list[Job]:
+        return [self.job(entry, "sweep", TRIAL, factor) for factor in self.factors(entry)]
 
+    def picked(self, entry: Entry) -> float | None:
+        """The factor that was best; None while trials are missing, or where all diverged."""
+        return jobs.least(self.factors(entry), lambda factor: self._score(entry, factor))
 
-def from_teacher(settings: Settings, seed: int) -> list[Value]:
-    """The teacher's own ODE, and stage 1 on its velocity."""
-    judge = Judge(settings, seed)
-    values = judge.floor()
-    values += judge(ExactVelocity(settings.backbone.mixture), "exact velocity", "Euler", euler_step)
-    student = train(settings, seed, [forward(settings, "teacher")])
-    values += judge(student, "stage 1, teacher", "flow map", ode_step)
-    values += judge(student, "stage 1, teacher", "re-noise", consistency_step)
-    return values
+    def finals(self, entry: Entry) -> list[Job]:
+        factor = self.picked(entry)
+        return [] if factor is None else [self.job(entry, "final", seed, factor) for seed in self.settings.seeds]
 
+    def run(self, workers: int, seconds: float = math.inf) -> list[str]:
+        """Everything that is not there yet, and begun within so many seconds; what failed."""
+        if not self.begun:
+            self.begin()
+        return jobs.complete(self.ready, workers, seconds)
 
-def jobs(settings: Settings) -> list[Job]:
-    """The long ones first."""
-    return [partial(job, settings, seed) for job in (from_data, from_teacher) for seed in settings.seeds]
+    def ready(self) -> list[Job]:
+        """What can be done, as far as it is known, and what is done already."""
+        each = [[*self.trials(entry), *self.finals(entry)] for entry in self.settings.entries]
+        return [*self.references(), *(job for some in each for job in some)]
+
+    def results(self) -> Results:
+        """What is there."""
+        entries = self.settings.entries
+        return Results(
+            settings={
+                name: value for name, value in describe(self.settings).items() if name not in ("type", "entries")
+            },
+            lines=lines(entries),
+            plans={entry.name: _told(self.plans[entry.name]) for entry in entries},
+            picked={entry.name: self.picked(entry) for entry in entries},
+            trials=_found(trial for entry in entries for trial in self.trials(entry)),
+            finals=_found([*self.references(), *(one for entry in entries for one in self.finals(entry))]),
+        )
 
 
-def run(settings: Settings, workers: int = 0) -> tuple[list[Value], float]:
-    """The values, and the processor's seconds. workers: processes of one thread each; 0 stays in this one."""
-    values: list[Value] = []
-    seconds = 0.0
-    for found, spent in _results(jobs(settings), workers):
-        values += found
-        seconds += spent
-    return values, seconds
+def lines(entries: Sequence[Entry]) -> tuple[Line, ...]:
+    """The teacher and the start first."""
+    found = [Line("teacher", "teacher", ""), Line("start", "the start", "")]
+    for entry in entries:
+        found.append(Line(entry.name, entry.title, entry.family))
+        if entry.renoised:
+            found.append(Line(entry.name, f"{entry.title}: the same weights re-noised", entry.family, other=True))
+    return tuple(found)
 
 
-def _results(jobs: Sequence[Job], workers: int) -> Iterator[tuple[list[Value], float]]:
-    if not workers:
-        yield from map(_timed, jobs)
-        return
-    with get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool:
-        yield from pool.imap_unordered(_timed, jobs, chunksize=1)
-        pool.close()
-        pool.join()
+def _found(some: Iterable[Job]) -> list[dict[str, Any]]:
+    return [found for job in some if (found := job.found) is not None]
 
 
-def _timed(job: Job) -> tuple[list[Value], float]:
-    start = time.process_time()
-    return job(), time.process_time() - start
+def _told(one: Plan) -> dict[str, Any]:
+    calls = {role: round(found.total) for role, found in one.cost.items()}
+    return {"iterations": list(one.iterations), "calls": calls}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def describe_plan(bench: Benchmark) -> str:
+    """A row a method."""
+    settings = bench.settings
+    rows = [f"{'':21}{'iterations':>24}" + "".join(f"{role:>11}" for role in budget.ROLES)]
+    for name, one in bench.plans.items():
+        calls = "".join(f"{one.cost[role].total:11.0f}" for role in budget.ROLES)
+        rows.append(f"{name:21}{' + '.join(map(str, one.iterations)):>24}{calls}")
+    runs, trials = (len(settings.entries) * len(some) for some in (settings.seeds, settings.factors))
+    rows.append(
+        f"{runs} runs, {trials} trials of {settings.sweep:.0%} of the calls and {settings.more} more at most for each "
+        f"method, {settings.samples} samples judged a run"
+    )
+    return "\n".join(rows)
+
+
+# ---------------------------------------------------------------------------- the command line
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.any_step", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="one minute instead of ten; the numbers mean nothing")
-    parser.add_argument("--out", type=Path, help=f"a directory for the results [{RESULTS.name}/, but not of --smoke]")
-    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each [2]")
+    names = [entry.name for entry in Settings().entries]
+    parser.add_argument("--methods", nargs="+", choices=names, metavar="METHOD", help=f"of {', '.join(names)}")
+    parser.add_argument("--seeds", nargs="+", type=int, help="of training and of noise [0 1 2]")
+    parser.add_argument("--budget", type=int, help=f"calls of the student on one sample [{Settings().budget}]")
+    parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each; 0: in this one [2]")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="after which no job is begun [no limit]")
+    parser.add_argument("--cache", type=Path, help="where finished results are kept [OUT/cache, or runs/any_step]")
+    parser.add_argument("--out", type=Path, help=f"a directory for the report [{RESULTS.name}/, but not of --smoke]")
+    parser.add_argument("--plan", action="store_true", help="say what would be done")
+    parser.add_argument("--report-only", action="store_true", help="report on what is there")
+    parser.add_argument("--render", type=Path, metavar="JSON", help="write tables and picture of such a file anew")
+    parser.add_argument("--smoke", action="store_true", help="everything, minutely; the numbers mean nothing")
     options = parser.parse_args(argv)
+    if options.render is not None:
+        report.write(json.loads(options.render.read_text()), options.out or options.render.parent)
+        return 0
     if options.smoke and options.out is None:
         parser.error("--smoke needs --out: its numbers must not take the place of the results")
+    settings = _settings(options, parser)
+    folder = options.cache or (CACHE if options.out is None else options.out / "cache")
     os.environ["TQDM_DISABLE"] = "1"  # of the workers: two progress bars on one line help nobody
-    settings, start = SMOKE if options.smoke else FULL, time.monotonic()
-    values, spent = run(settings, options.workers)
-    context = report.Context(time.monotonic() - start, spent, options.workers)
-    found = report.summarise(values, settings, context)
+    bench = Benchmark.of(settings, folder)
+    print(describe_plan(bench), flush=True)
+    if options.plan:
+        return 0
+    if options.report_only and not bench.begun:
+        parser.error(f"--report-only: {folder} has no results of these settings")
+    failed = [] if options.report_only else bench.run(options.jobs, 60 * options.minutes)
+    found = report.summarise(bench.results())
     out = options.out or RESULTS
     report.write(found, out)
     print(report.markdown(found))
+    print(out / f"{report.NAME}.md")
+    if failed:
+        print("\n".join(["failed:", *failed]), file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _settings(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Settings:
+    base = SMOKE if options.smoke else Settings()
+    said: dict[str, Any] = {}
+    if options.methods:
+        said["entries"] = tuple(entry for entry in base.entries if entry.name in options.methods)
+    if options.seeds:
+        said["seeds"] = tuple(dict.fromkeys(options.seeds))
+    if options.budget is not None:
+        said["budget"] = options.budget
+    if said and not options.smoke and options.out is None:
+        parser.error("other methods, seeds or budgets need --out: they must not take the place of the results")
+    try:
+        return evolve(base, **said)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

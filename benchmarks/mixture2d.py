@@ -10,10 +10,10 @@ Student and critic are small MLPs. A point of the plane is a latent of one frame
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import torch
 from attrs import evolve, field, frozen, validators
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from flowmap import FlowMap, FlowMapSpec, Rng
 from flowmap._types import Cache, Cond, Latent, Role, Time
+from flowmap.model import sha256
 from flowmap.rollout import sample
 
 SHAPE = (1, 2, 1, 1)  # F, C, H, W
@@ -102,24 +103,40 @@ class Mlp(FlowMap):
         super().__init__()
         self.register_buffer("frequencies", math.pi / 2 * torch.tensor([0.5, 1, 2, 4, 8]), persistent=False)
         widths = [2 + 4 * len(self.frequencies), *[width] * depth]
-        hidden = [m for a, b in pairwise(widths) for m in (nn.Linear(a, b), nn.SiLU())]
-        self.net = nn.Sequential(*hidden, nn.Linear(width, 2))
+        self.hidden = nn.ModuleList([nn.Sequential(nn.Linear(a, b), nn.SiLU()) for a, b in pairwise(widths)])
+        self.out = nn.Linear(width, 2)
 
     def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
-        angles = torch.cat([t[:, None] * self.frequencies, (t - r)[:, None] * self.frequencies], 1)
-        u: Tensor = self.net(torch.cat([z.reshape(-1, 2), angles.sin(), angles.cos()], 1))
-        return u.reshape_as(z)
+        start, gap = t[:, None] * self.frequencies, (t - r)[:, None] * self.frequencies
+        h = torch.cat([z.reshape(-1, 2), start.sin(), start.cos(), gap.sin(), gap.cos()], 1)
+        for block in self.hidden:
+            h = block(h)
+        return self.out(h).reshape_as(z)
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.hidden)
+
+    @torch.no_grad()
+    def lift(self) -> None:
+        """Give what was trained on the diagonal its second time: u(z, t, r) becomes u(z, t, t), whatever r is."""
+        first, n = cast(nn.Linear, cast(nn.Sequential, self.hidden[0])[0]), len(self.frequencies)
+        first.bias += first.weight[:, -n:].sum(1)  # at r = t the sines of the gap are 0, its cosines 1
+        first.weight[:, -2 * n :] = 0.0
 
 
 @frozen
 class Mixture2D(FlowMapSpec):
-    """The backbone: an exact teacher, MLPs for student and critic. start: a directory that `save` wrote."""
+    """The backbone: an exact teacher, MLPs for student and critic.
+
+    start: a directory that `save` wrote, whose network student and critic begin as; they begin at random without.
+    """
 
     mixture: Mixture = Mixture()
-    width: int = field(default=160, validator=validators.ge(1))
+    width: int = field(default=128, validator=validators.ge(1))
     depth: int = field(default=4, validator=validators.ge(1))
     seed: int = 0
-    start: Path | None = None
+    start: Path | None = field(default=None, repr=False)
 
     def build(self, roles: frozenset[Role], *, device: torch.device, dtype: torch.dtype) -> Mapping[Role, FlowMap]:
         return {role: self._network(role).to(device) for role in roles}
@@ -130,9 +147,12 @@ class Mixture2D(FlowMapSpec):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(2 * self.seed + (role == "critic"))
             net = Mlp(self.width, self.depth)
-        if role == "student" and self.start is not None:
+        if self.start is not None:
             net.load_state_dict(load_file(self.start / "model.safetensors"))
         return net
+
+    def fingerprint(self) -> str | None:
+        return None if self.start is None else sha256(load_file(self.start / "model.safetensors"))
 
     def tiny(self) -> Self:
         return evolve(self, width=16, depth=2, start=None)
