@@ -11,11 +11,30 @@ import torch
 
 from .._types import Batch, Rng
 from ..model import FlowMapSpec
-from .shards import DataError, LatentShards
+from .fingerprint import Fingerprinted, fingerprint
+from .folder import LatentFolder
+from .format import DataError
+from .prefetch import Prefetch, ReadsAhead
+from .shards import LatentShards
+from .sized import Sized
 from .tensors import TensorData
 from .videos import VideoFolder
 
-__all__ = ["Data", "DataError", "LatentShards", "Source", "TensorData", "VideoFolder", "indices"]
+__all__ = [
+    "Data",
+    "DataError",
+    "Fingerprinted",
+    "LatentFolder",
+    "LatentShards",
+    "Prefetch",
+    "ReadsAhead",
+    "Sized",
+    "Source",
+    "TensorData",
+    "VideoFolder",
+    "fingerprint",
+    "indices",
+]
 
 
 @runtime_checkable

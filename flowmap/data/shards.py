@@ -1,103 +1,234 @@
-"""Encoded data on disk: latents in shards, texts once; safetensors and JSON.
-
-index.json              shards with their counts, the prompt of every sample, shapes, sha256 of each file
-latents-00000.safetensors    {"x": [n, F, C, H, W]}
-texts.safetensors       {"cond/NAME": [prompts, ...], "null/NAME": [1, ...]}
-"""
+"""Encoded data as batches: memory-mapped slices, verified as they are read."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, Literal
 
 import torch
-from attrs import define, field
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from attrs import define, field, frozen
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as load_bytes
 from torch import Tensor
+from tqdm import tqdm
 
-from .._types import Batch, Cond, Latent
+from .._types import Batch, Cond, Rng
+from .format import DTYPES, HEAD, NULL, DataError, Entry, File, Index, regular, sample_hash
 
-INDEX = "index.json"
+UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError)
+SUBSTITUTE = 0x5AB57
+MOST_SKIPPED = 100
 
 
-class DataError(ValueError):
-    """The data cannot be used, and why."""
+@frozen
+class Head:
+    """What a shard says of its samples. rows: the prompt of each. ends: of each prompt's rows in an entry."""
+
+    prompts: tuple[str, ...]
+    rows: tuple[int, ...]
+    hashes: tuple[str, ...]
+    ends: Mapping[str, tuple[int, ...]]
+
+
+@frozen
+class Sample:
+    """As it is stored: of texts the rows that are not padding."""
+
+    x: Tensor
+    prompt: str
+    cond: Mapping[str, Tensor]
 
 
 @define
 class LatentShards:
-    """Samples of a directory that `write` made, read as they are asked for."""
+    """The samples of a directory that `flowmap data` or a `VideoFolder` wrote, read as they are asked for.
+
+    Sizes are compared when it is opened, hashes at every read. bad: what becomes of a sample that cannot be read:
+    "raise", or "skip", which takes another in its place, a function of the sample's number alone, so that every rank
+    keeps its number of samples; `skipped` says which, and more than `most_skipped` of them are an error all the same.
+    """
 
     path: Path
-    index: Mapping[str, Any]
-    texts: Mapping[str, Tensor]
+    index: Index
+    null: Cond = field(repr=False)
+    bad: Literal["raise", "skip"] = "raise"
+    most_skipped: int = MOST_SKIPPED
+    skipped: dict[int, str] = field(factory=dict, init=False)
     _starts: list[int] = field(init=False)
+    _lock: Lock = field(factory=Lock, init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
-        self._starts = [0, *accumulate(shard["count"] for shard in self.index["shards"])]
+        self._starts = [0, *accumulate(shard.count for shard in self.index.shards)]
 
     @classmethod
-    def open(cls, path: Path) -> LatentShards:
-        """Checks every file against its hash first."""
-        try:
-            index = json.loads((path / INDEX).read_text())
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path} holds no encoded data: {error}") from None
-        for name, expected in index["files"].items():
-            if not (path / name).is_file() or _hash(path / name) != expected:
-                raise DataError(f"{path / name} is missing or damaged: delete {path} and encode again")
-        return cls(path, index, load_file(path / "texts.safetensors"))
+    def open(
+        cls, path: Path, *, bad: Literal["raise", "skip"] = "raise", most_skipped: int = MOST_SKIPPED
+    ) -> LatentShards:
+        index = Index.read(path)
+        if bad == "raise":
+            for shard in index.shards:
+                regular(path, shard)
+        return cls(path, index, _null(path, index), bad, most_skipped)
 
     def __len__(self) -> int:
         return self._starts[-1]
 
+    def fingerprint(self) -> str:
+        return self.index.fingerprint()
+
     def batch(self, index: Sequence[int]) -> Batch:
-        x = torch.stack([self._latent(i) for i in index])
-        rows = [self.index["prompts"][i] for i in index]
-        cond = {k.removeprefix("cond/"): v[rows] for k, v in self.texts.items() if k.startswith("cond/")}
-        null = {k.removeprefix("null/"): v for k, v in self.texts.items() if k.startswith("null/")}
-        return Batch(x, cond, null)
+        samples = [self.sample(i) if self.bad == "raise" else self._good(i) for i in index]
+        cond = {
+            name: torch.stack([padded(sample.cond[name], entry) for sample in samples])
+            for name, entry in self.index.cond.items()
+        }
+        return Batch(torch.stack([sample.x.float() for sample in samples]), cond, self.null)
 
-    def _latent(self, i: int) -> Tensor:
-        shard = bisect_right(self._starts, i) - 1
-        with safe_open(self.path / self.index["shards"][shard]["file"], framework="pt") as file:
-            return file.get_slice("x")[i - self._starts[shard]]
+    def sample(self, i: int) -> Sample:
+        """Sample i, or a DataError that names its file."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"sample {i}: there are {len(self)}")
+        number = bisect_right(self._starts, i) - 1
+        return read(self.path, self.index, self.index.shards[number], i - self._starts[number])
+
+    def prompts(self) -> Iterator[str]:
+        """Of every sample, in order."""
+        for shard in self.index.shards:
+            head = head_of(regular(self.path, shard), shard)
+            yield from (head.prompts[row] for row in head.rows)
+
+    def _good(self, i: int) -> Sample:
+        """Sample i, or the first good one from another place on, which depends on i alone."""
+        if i not in self.skipped:
+            try:
+                return self.sample(i)
+            except DataError as error:
+                self._skip(i, error)
+        first = Rng.seeded(SUBSTITUTE, i).randint(len(self))
+        for k in range(len(self)):
+            j = (first + k) % len(self)
+            if j in self.skipped:
+                continue
+            try:
+                return self.sample(j)
+            except DataError as error:
+                self._skip(j, error)
+        raise DataError(f"{self.path}: none of the {len(self)} samples can be read")
+
+    def _skip(self, i: int, error: DataError) -> None:
+        with self._lock:  # threads that read ahead may meet the same sample: it is counted and told once
+            if i in self.skipped:
+                return
+            self.skipped[i] = str(error)
+            tqdm.write(f"flowmap: sample {i} is skipped, {len(self.skipped)} so far: {error}", file=sys.stderr)
+        if len(self.skipped) > self.most_skipped:
+            ids = ", ".join(map(str, sorted(self.skipped)[:20]))
+            raise DataError(
+                f"{self.path}: {len(self.skipped)} samples cannot be read, and at most {self.most_skipped} may be "
+                f"skipped: {ids}{', ...' if len(self.skipped) > 20 else ''}; the last: {error}"
+            ) from error
 
 
-def write(
-    path: Path, latents: Iterable[Latent], prompts: Sequence[int], cond: Cond, null: Cond, made_from: Mapping[str, Any]
-) -> LatentShards:
-    """Write each batch of `latents` as one shard; the index comes last, so what is unfinished is never opened.
-
-    prompts: for each sample, its row in `cond`. made_from: what the data was made from, kept in the index.
-    """
-    path.mkdir(parents=True, exist_ok=True)
-    shards: list[tuple[str, int]] = []
-    for number, x in enumerate(latents):
-        name = f"latents-{number:05d}.safetensors"
-        save_file({"x": x.cpu().contiguous()}, path / name)
-        shards.append((name, len(x)))
-    texts = {f"cond/{k}": v for k, v in cond.items()} | {f"null/{k}": v for k, v in null.items()}
-    save_file({k: v.cpu().contiguous() for k, v in texts.items()}, path / "texts.safetensors")
-    files = {name: _hash(path / name) for name in [*(name for name, _ in shards), "texts.safetensors"]}
-    index = {
-        "shards": [{"file": name, "count": count} for name, count in shards],
-        "prompts": list(prompts),
-        "files": files,
-        "made_from": dict(made_from),
-    }
-    partial = path / f".{INDEX}.partial"
-    partial.write_text(json.dumps(index))
-    partial.replace(path / INDEX)
-    return LatentShards.open(path)
+def read(root: Path, index: Index, shard: File, row: int) -> Sample:
+    """One sample of a shard: its size, its head, its types and shapes, its hash, and that it is finite."""
+    path = regular(root, shard)
+    try:
+        head = head_of(path, shard)
+        with safe_open(path, framework="pt") as file:
+            x = _latent(file, index, row, path)
+            prompt = head.rows[row]
+            cond = {name: _text(file, name, entry, head, prompt) for name, entry in index.cond.items()}
+    except DataError:
+        raise
+    except UNREADABLE as error:
+        raise DataError(f"{path}, sample {row}: cannot be read: {str(error) or type(error).__name__}") from error
+    if sample_hash(x, head.prompts[prompt], sorted(cond.items())) != head.hashes[row]:
+        raise DataError(f"{path}, sample {row} is damaged: its hash is another")
+    for name, value in {"x": x, **cond}.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise DataError(f"{path}, sample {row}: {name} has values that are not finite")
+    return Sample(x, head.prompts[prompt], cond)
 
 
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _latent(file: Any, index: Index, row: int, path: Path) -> Tensor:
+    part = file.get_slice("x")
+    if len(part.get_shape()) != 1 + len(index.latent.shape) or row >= part.get_shape()[0]:
+        raise DataError(f"{path} has latents {tuple(part.get_shape())}: sample {row} is not among them")
+    x: Tensor = part[row]
+    if (tuple(x.shape), x.dtype) != (index.latent.shape, DTYPES[index.latent.dtype]):
+        raise DataError(
+            f"{path}, sample {row} is {x.dtype} {tuple(x.shape)}: must be {index.latent.dtype} {index.latent.shape}"
+        )
+    return x
+
+
+def _text(file: Any, name: str, entry: Entry, head: Head, prompt: int) -> Tensor:
+    rows = file.get_slice(f"cond/{name}")
+    value: Tensor = rows[prompt] if not entry.shape else rows[slice(*bounds(head.ends[name], prompt))]
+    if tuple(value.shape[1:]) != entry.shape[1:] or value.dtype != DTYPES[entry.dtype]:
+        raise ValueError(f"cond/{name} is {value.dtype} {tuple(value.shape)}: must be {entry.dtype} {entry.shape}")
+    if entry.shape and len(value) > entry.shape[0]:
+        raise ValueError(f"cond/{name} has {len(value)} rows: must have at most {entry.shape[0]}")
+    return value
+
+
+def bounds(ends: Sequence[int], k: int) -> tuple[int, int]:
+    return (ends[k - 1] if k else 0), ends[k]
+
+
+def padded(value: Tensor, entry: Entry) -> Tensor:
+    """With the zeros that were not stored."""
+    out = entry.zeros()
+    if not entry.shape:
+        return out.copy_(value)
+    out[: len(value)] = value
+    return out
+
+
+def head_of(path: Path, shard: File) -> Head:
+    """The head of a shard, which the index vouches for."""
+    return _head(str(path), path.stat().st_mtime_ns, shard)
+
+
+@lru_cache(maxsize=256)
+def _head(path: str, changed: int, shard: File) -> Head:
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {})[HEAD]
+    except UNREADABLE as error:
+        raise DataError(f"{path} cannot be read: {str(error) or type(error).__name__}") from error
+    if hashlib.sha256(text.encode()).hexdigest() != shard.sha256:
+        raise DataError(f"{path} is damaged, or of other data: its head is not what the index says")
+    try:
+        found = json.loads(text)
+        rows, hashes = zip(*found["samples"], strict=True)
+        head = Head(tuple(map(str, found["prompts"])), rows, hashes, {k: tuple(v) for k, v in found["ends"].items()})
+        good = all(0 <= row < len(head.prompts) for row in rows)
+    except (*UNREADABLE, AttributeError, RecursionError) as error:
+        raise DataError(f"{path}: its head cannot be read: {str(error) or type(error).__name__}") from error
+    if not good or len(rows) != shard.count:
+        raise DataError(f"{path} has {len(rows)} samples: the index says {shard.count}")
+    return head
+
+
+def _null(path: Path, index: Index) -> Cond:
+    file = regular(path, index.null)
+    content = file.read_bytes()
+    if hashlib.sha256(content).hexdigest() != index.null.sha256:
+        raise DataError(f"{path / NULL} is damaged: its hash is another")
+    try:
+        null = load_bytes(content)
+    except UNREADABLE as error:
+        raise DataError(f"{path / NULL} cannot be read: {error}") from error
+    for name, value in null.items():
+        if name not in index.cond or tuple(value.shape) != (1, *index.cond[name].shape):
+            raise DataError(f"{path / NULL}: {name} is {tuple(value.shape)}: must be one row of a condition")
+    return {name: value.float() if value.is_floating_point() else value for name, value in null.items()}

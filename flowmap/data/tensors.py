@@ -8,6 +8,7 @@ from attrs import field, frozen
 from torch import Tensor
 
 from .._types import Batch, Latent
+from ..model import sha256
 
 
 @frozen(eq=False)
@@ -39,6 +40,10 @@ class TensorData:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def fingerprint(self) -> str:
+        named = {f"cond/{name}": value for name, value in self.cond.items()}
+        return sha256({"x": self.x, **named, **{f"null/{name}": value for name, value in self.null.items()}})
 
     def batch(self, index: Sequence[int]) -> Batch:
         rows = list(index)

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-from attrs import asdict, field, frozen, validators
+from attrs import asdict, field, frozen
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._types import Latent
+from .. import validators
+from .._types import Cond
 from ..model import Codec, FlowMapSpec
-from .shards import INDEX, DataError, LatentShards, write
+from .clips import Clip, find, frames_of
+from .format import DataError, Plan
+from .shards import LatentShards
+from .writer import Made, Progress, stored, write
+
+__all__ = ["VideoFolder", "frames_of"]
 
 positive = validators.ge(1)
+PIXELS = 1 << 26
+"""In one call of the encoder: two clips of Wan's size."""
 
 
 @frozen
 class VideoFolder:
-    """`path/*.mp4`, each with its caption in a text file of the same name.
+    """`path/*.mp4`, each with its caption in a text file of the same name or in `path/captions.json`; or tars.
 
     Every clip is its first `frames` frames, scaled and cut about the centre to height × width. null_prompt: what
     guidance calls the unconditional prompt; Wan's is its standard negative prompt. The encoded form goes to
-    `run/data` (or `cache`) and is used again where it was made from the same files by the same backbone.
+    `run/data` (or `cache`) and is used again where it was made from the same files by the same backbone; cut short, it
+    is gone on with; several processes share the work. shard: clips in a file, and in a call of the encoder.
     """
 
     path: str = field(converter=str)
@@ -38,60 +46,86 @@ class VideoFolder:
     shard: int = field(default=16, validator=positive)
 
     def load(self, backbone: FlowMapSpec, cache: Path | None, *, device: torch.device) -> LatentShards:
-        clips = self.clips()
-        made_from = {"folder": asdict(self), "backbone": repr(backbone), "clips": [_stamp(file) for file, _ in clips]}
-        made_from = json.loads(json.dumps(made_from))
         place = Path(self.cache) if self.cache is not None else cache and cache / "data"
         if place is None:
             raise DataError("VideoFolder encodes to disk: give `out` to distill, or VideoFolder.cache")
-        if (place / INDEX).is_file() and (found := LatentShards.open(place)).index["made_from"] == made_from:
-            return found
-        codec = backbone.codec(device=device, dtype=torch.float32)
-        try:
-            codec.latent_shape(self.frames, self.height, self.width)
-        except ValueError as error:
-            raise DataError(f"VideoFolder: {error}") from error
-        captions = sorted({caption for _, caption in clips})
-        rows = [captions.index(caption) for _, caption in clips]
-        cond, null = codec.encode_prompts(captions), codec.encode_prompts([self.null_prompt])
-        return write(place, self._latents(clips, codec), rows, cond, null, made_from)
+        data = self.encode(backbone, place, device=device, replace=True)
+        assert data is not None  # of one part
+        return data
 
-    def clips(self) -> list[tuple[Path, str]]:
-        """The files with their captions, or an error that names what is missing."""
-        files = sorted(Path(self.path).glob("*.mp4"))
-        if not files:
-            raise DataError(f"VideoFolder.path = {self.path!r}: there are no .mp4 files")
-        if missing := [file.name for file in files if not file.with_suffix(".txt").is_file()]:
-            raise DataError(
-                f"{self.path}: {len(missing)} clips have no caption, such as {missing[0]} (same name, .txt)"
-            )
-        return [(file, file.with_suffix(".txt").read_text().strip()) for file in files]
+    def encode(
+        self,
+        backbone: FlowMapSpec,
+        out: Path,
+        *,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        part: tuple[int, int] = (1, 1),
+        replace: bool = False,
+        progress: Callable[[Progress], None] = lambda _: None,
+    ) -> LatentShards | None:
+        """Encode into the directory `out`, or what is left of it, as `writer.write` does.
 
-    def _latents(self, clips: list[tuple[Path, str]], codec: Codec) -> Iterator[Latent]:
-        for first in range(0, len(clips), self.shard):
-            videos = [self.read(file) for file, _ in clips[first : first + self.shard]]
-            yield codec.encode(torch.stack(videos))
+        dtype: of VAE and text encoder, and of texts on the disk; latents are float32.
+        """
+        clips = self.clips()
+        seen = json.dumps([[clip.key, clip.size, clip.caption] for clip in clips])
+        own = asdict(self, filter=lambda a, _: a.name not in ("cache", "shard"))
+        made_from = {"folder": own, "backbone": repr(backbone), "dtype": str(dtype)}
+        made_from["clips"] = hashlib.sha256(seen.encode("utf-8", "surrogatepass")).hexdigest()
+        plan = Plan(len(clips), self.shard, made_from, backbone.encoders())
 
-    def read(self, file: Path) -> Tensor:
+        def maker() -> Encoder:
+            codec = backbone.codec(device=device, dtype=dtype)
+            try:
+                codec.latent_shape(self.frames, self.height, self.width)
+            except ValueError as error:
+                raise DataError(f"VideoFolder: {error}") from error
+            return Encoder(self, clips, codec, dtype)
+
+        return write(out, plan, maker, part=part, replace=replace, progress=progress)
+
+    def fingerprint(self) -> str:
+        """Of the clips' names, sizes and captions, and of how they are cut: nothing is decoded."""
+        own = [self.frames, self.height, self.width, self.null_prompt]
+        seen = json.dumps([own, [[clip.key, clip.size, clip.caption] for clip in self.clips()]])
+        return hashlib.sha256(seen.encode("utf-8", "surrogatepass")).hexdigest()
+
+    def clips(self) -> list[Clip]:
+        """The clips with their captions, or an error that names what is missing."""
+        return find(Path(self.path))
+
+    def read(self, clip: Clip) -> Tensor:
         """[frames, 3, height, width] in [0, 1]."""
-        video = frames_of(file, self.frames)
+        video = clip.frames(self.frames)
         if len(video) < self.frames:
-            raise DataError(f"{file} has {len(video)} frames: must have at least VideoFolder.frames = {self.frames}")
+            raise DataError(
+                f"{clip.file if clip.offset is None else f'{clip.file}: {clip.key}'} has {len(video)} frames: "
+                f"must have at least VideoFolder.frames = {self.frames}"
+            )
         return _fit(video, self.height, self.width)
 
 
-def frames_of(file: Path, most: int | None = None) -> Tensor:
-    """[n, 3, H, W] in [0, 1]: the frames of a video, or its first `most`; one, of an image."""
-    import av
+@frozen
+class Encoder:
+    """Makes samples of clips."""
 
-    try:
-        with av.open(str(file)) as container:
-            decoded = [frame.to_ndarray(format="rgb24") for frame in islice(container.decode(video=0), most)]
-    except (av.FFmpegError, IndexError) as error:
-        raise DataError(f"{file} is no video or image that can be read: {error}") from error
-    if not decoded:
-        raise DataError(f"{file} has no frames")
-    return torch.stack([torch.from_numpy(frame) for frame in decoded]).permute(0, 3, 1, 2).float() / 255
+    folder: VideoFolder
+    clips: list[Clip]
+    codec: Codec
+    dtype: torch.dtype
+
+    def null(self) -> Cond:
+        return self.codec.encode_prompts([self.folder.null_prompt])
+
+    def samples(self, first: int, last: int) -> Made:
+        clips = self.clips[first:last]
+        prompts = [clip.caption for clip in clips]
+        most = max(1, PIXELS // (self.folder.frames * self.folder.height * self.folder.width))
+        groups = [clips[i : i + most] for i in range(0, len(clips), most)]
+        x = [self.codec.encode(torch.stack([self.folder.read(clip) for clip in group])).cpu() for group in groups]
+        made = Made(torch.cat(x), prompts, self.codec.encode_prompts([*dict.fromkeys(prompts)]))
+        return stored(made, torch.float32, self.dtype)
 
 
 def _fit(video: Tensor, height: int, width: int) -> Tensor:
@@ -102,7 +136,3 @@ def _fit(video: Tensor, height: int, width: int) -> Tensor:
     video = F.interpolate(video, size, mode="bicubic", antialias=True).clamp(0, 1)
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
     return video[..., top : top + height, left : left + width]
-
-
-def _stamp(file: Path) -> list[Any]:
-    return [file.name, file.stat().st_size, file.with_suffix(".txt").read_text()]

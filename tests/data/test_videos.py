@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import tarfile
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as iio
 import pytest
@@ -11,24 +15,34 @@ from attrs import evolve
 from flowmap_digits import TINY_WAN
 from flowmap_digits.videos import clips
 from flowmap_wan21 import Wan21
+from torch import Tensor
 
 from flowmap import VideoFolder
-from flowmap.data import DataError, LatentShards
+from flowmap.cli import main
+from flowmap.data import DataError, LatentShards, fingerprint
+from flowmap.data.clips import Clip
+
+from .made import content
+from .test_clips import add
 
 BACKBONE = Wan21(TINY_WAN, text_tokens=12)
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> VideoFolder:
-    path = tmp_path / "clips"
-    path.mkdir()
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: Any) -> Path:
+    path: Path = tmp_path_factory.mktemp("clips")
     videos, prompts = clips(5, 0)
     for i, (video, prompt) in enumerate(zip(videos, prompts, strict=True)):
         frames = (video.permute(0, 2, 3, 1) * 255).byte().numpy()
         iio.imwrite(path / f"{i}.mp4", frames, plugin="pyav", codec="libx264", fps=8)
         (path / f"{i}.txt").write_text(prompt.text + "\n")
-    return VideoFolder(path, frames=9, height=32, width=32, shard=2)
+    return path
+
+
+@pytest.fixture
+def folder(files: Path, tmp_path: Path) -> VideoFolder:
+    return VideoFolder(shutil.copytree(files, tmp_path / "clips"), frames=9, height=32, width=32, shard=2)
 
 
 def test_clips_become_latents_and_texts(folder: VideoFolder, tmp_path: Path) -> None:
@@ -54,19 +68,64 @@ def test_what_is_encoded_is_used_again_until_something_changes(folder: VideoFold
     assert index.stat().st_mtime_ns != before
 
 
-def test_a_damaged_shard_is_named(folder: VideoFolder, tmp_path: Path) -> None:
+def test_a_damaged_shard_is_named_when_it_is_read(folder: VideoFolder, tmp_path: Path) -> None:
     folder.load(BACKBONE, tmp_path, device=CPU)
-    shard = tmp_path / "data" / "latents-00001.safetensors"
-    content = bytearray(shard.read_bytes())
-    content[-1] ^= 1
-    shard.write_bytes(content)
-    with pytest.raises(DataError, match=r"latents-00001\.safetensors is missing or damaged"):
-        LatentShards.open(tmp_path / "data")
+    shard = tmp_path / "data" / "shard-00001.safetensors"
+    damaged = bytearray(shard.read_bytes())
+    damaged[-1] ^= 1
+    shard.write_bytes(damaged)
+    data = LatentShards.open(tmp_path / "data")
+    assert len(data.batch([0, 1, 2]).x) == 3
+    with pytest.raises(DataError, match=r"shard-00001\.safetensors, sample 1 is damaged"):
+        data.batch([3])
+
+
+def test_encoding_goes_on_where_it_was_cut_short(folder: VideoFolder, tmp_path: Path, monkeypatch: Any) -> None:
+    folder.load(BACKBONE, tmp_path, device=CPU)
+    whole = content(tmp_path / "data")
+    read: list[str] = []
+
+    def reading(self: VideoFolder, clip: Clip) -> Tensor:
+        read.append(clip.key)
+        if len(read) == 4:
+            raise KeyboardInterrupt
+        return real(self, clip)
+
+    real = VideoFolder.read
+    monkeypatch.setattr(VideoFolder, "read", reading)
+    with pytest.raises(KeyboardInterrupt):
+        folder.encode(BACKBONE, tmp_path / "out", device=CPU)
+    folder.encode(BACKBONE, tmp_path / "out", device=CPU)
+    assert read == [*(f"{k}.mp4" for k in (0, 1, 2, 3)), *(f"{k}.mp4" for k in (2, 3, 4))]
+    assert content(tmp_path / "out") == whole
+    again = evolve(folder, null_prompt="blurred")
+    with pytest.raises(DataError, match='null_prompt = "", now "blurred"'):
+        again.encode(BACKBONE, tmp_path / "out", device=CPU)
+
+
+def test_a_tar_gives_what_the_folder_gives(folder: VideoFolder, tmp_path: Path) -> None:
+    """A caption from .txt or from .json, members in any order, one directory deep."""
+    path = tmp_path / "tars" / "clips.tar"
+    path.parent.mkdir()
+    with tarfile.open(path, "w") as tar:
+        for file in sorted(Path(folder.path).iterdir(), reverse=True):
+            name, data = f"./part/{file.name}", file.read_bytes()
+            if file.name == "3.txt":
+                name, data = "./part/3.json", json.dumps({"fps": 8, "caption": data.decode()}).encode()
+            add(tar, name, data)
+        add(tar, "./part/4.pkl", b"nobody reads this")
+    one = folder.load(BACKBONE, tmp_path / "a", device=CPU).batch(range(5))
+    for source in (path, path.parent):
+        assert [clip.key for clip in VideoFolder(source).clips()] == [f"part/{k}" for k in range(5)]
+    two = evolve(folder, path=path).load(BACKBONE, tmp_path / "b", device=CPU).batch(range(5))
+    torch.testing.assert_close((one.x, one.cond), (two.x, two.cond), rtol=0, atol=0)
 
 
 def test_what_is_missing_is_named(folder: VideoFolder, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no \.mp4 files"):
         VideoFolder(tmp_path).clips()
+    with pytest.raises(DataError, match="'nowhere': there is no such directory"):
+        VideoFolder("nowhere").clips()
     with pytest.raises(DataError, match="has 9 frames: must have at least"):
         evolve(folder, frames=81).load(BACKBONE, tmp_path, device=CPU)
     with pytest.raises(DataError, match="encodes to disk"):
@@ -77,4 +136,27 @@ def test_what_is_missing_is_named(folder: VideoFolder, tmp_path: Path) -> None:
 
 
 def test_a_clip_of_another_shape_is_cut_about_its_centre(folder: VideoFolder) -> None:
-    assert evolve(folder, height=16, width=32).read(Path(folder.path) / "0.mp4").shape == (9, 3, 16, 32)
+    assert evolve(folder, height=16, width=32).read(folder.clips()[0]).shape == (9, 3, 16, 32)
+
+
+def test_the_fingerprint_is_of_clips_and_cut(folder: VideoFolder) -> None:
+    before = fingerprint(folder)
+    assert before == fingerprint(evolve(folder, shard=3)) != fingerprint(evolve(folder, frames=5))
+    (Path(folder.path) / "0.txt").write_text("a five moving up slowly")
+    assert fingerprint(folder) != before
+
+
+def test_the_command_line(folder: VideoFolder, tmp_path: Path, capsys: Any) -> None:
+    """Clips to data that a check finds sound; then clips that are no longer the same."""
+    line = ["data", "encode", folder.path, "--backbone", "tiny_wan", "--out", str(tmp_path / "out")]
+    assert main([*line, "--size", "9x32x32"]) == 0
+    assert "5 samples; look at them with `flowmap data check" in capsys.readouterr().out
+    assert main(["data", "check", str(tmp_path / "out"), "--backbone", "tiny_wan"]) == 0
+    for wrong, said in (
+        ([*line, "--size", "81x32x32"], r"made_from.folder.frames = 9, now 81"),
+        ([*line[:2], str(tmp_path / "none"), *line[3:]], "there is no such directory"),
+        ([*line[:4], "wan99", *line[5:]], "no plugin knows the backbone 'wan99'"),
+    ):
+        capsys.readouterr()
+        assert main(wrong) == 2
+        assert said in capsys.readouterr().err

@@ -1,0 +1,230 @@
+"""flowmap data: prompt-latent pairs from a teacher, latents of one's own clips, and whether data is sound."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import recipes
+from .command import Command, positive, whole
+from .errors import UsageError
+from .sample import size
+from .threads import wait_passively
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..data.shards import LatentShards
+    from ..data.writer import Progress
+    from ..model import FlowMapSpec
+    from ..recipe import Recipe
+
+SIZE = (81, 480, 832)
+
+
+def arguments(parser: ArgumentParser) -> None:
+    tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK", parser_class=_strict(parser))
+
+    synth = _task(tasks, "synth", "let a teacher make latents of prompts", SYNTH)
+    synth.add_argument("teacher", metavar="RECIPE_OR_BACKBONE", help="a recipe, whose teacher it is, or a backbone")
+    synth.add_argument("--prompts", required=True, metavar="FILE", help="one a line")
+    _common(synth)
+    synth.add_argument("--each", type=positive, default=1, metavar="N", help="samples of every prompt")
+    synth.add_argument(
+        "--steps", type=positive, default=50, metavar="N", help="of the teacher's sampler, 50 by default"
+    )
+    synth.add_argument("--guidance", type=scale, metavar="W", help="as the recipe's evaluation has it, or 5")
+    synth.add_argument("--shift", type=above_zero, metavar="S", help="of the times, the backbone's by default")
+    synth.add_argument("--seed", type=whole, default=0, metavar="N")
+    synth.set_defaults(work=_synth)
+
+    encode = _task(tasks, "encode", "encode a folder of clips, or tars of them, with their captions", ENCODE)
+    encode.add_argument("clips", metavar="FOLDER", help="NAME.mp4 with NAME.txt or captions.json, or .tar files")
+    encode.add_argument("--backbone", required=True, metavar="BACKBONE", help="or a recipe, whose backbone it is")
+    _common(encode)
+    encode.set_defaults(work=_encode)
+
+    check = _task(tasks, "check", "read all of it and say what is there and what is wrong", CHECK)
+    check.add_argument("data", metavar="DIR", help="what synth or encode wrote")
+    check.add_argument("--backbone", metavar="BACKBONE", help="or a recipe: refuse latents of another VAE, other texts")
+    check.set_defaults(work=_check)
+
+
+SYNTH = "flowmap data synth tiny_wan --prompts prompts.txt --out data/synthetic"
+ENCODE = "flowmap data encode clips --backbone Wan-AI/Wan2.1-T2V-1.3B-Diffusers --out data/clips"
+CHECK = "flowmap data check data/clips --backbone Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+
+
+def _strict(parser: ArgumentParser) -> type[ArgumentParser]:
+    """A parser of the same kind that names what it does not know itself, with what there is."""
+
+    class Task(type(parser)):  # type: ignore[misc]
+        def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Namespace, list[str]]:
+            from . import unknown
+
+            options, rest = super().parse_known_args(args, namespace)
+            if rest and rest[0].startswith("-"):
+                known = [name for action in self._actions for name in action.option_strings]
+                raise UsageError(f"{self.prog.removeprefix('flowmap ')}: {unknown('option', rest[0], known)}")
+            return options, rest
+
+    return Task
+
+
+def _task(tasks: Any, name: str, text: str, example: str) -> ArgumentParser:
+    told = {"help": text, "description": f"{text[0].upper()}{text[1:]}.", "epilog": f"example: {example}"}
+    parser: ArgumentParser = tasks.add_parser(
+        name, **told, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    return parser
+
+
+def _common(parser: ArgumentParser) -> None:
+    parser.add_argument("--out", required=True, metavar="DIR", help="gone on with, where it was begun")
+    parser.add_argument("--size", type=size, metavar="FxHxW", help="frames, height, width of the videos; 81x480x832")
+    parser.add_argument("--null-prompt", default="", metavar="TEXT", help="what guidance calls no prompt; empty")
+    parser.add_argument("--shard-size", type=positive, default=16, metavar="N", help="samples in a file, 16 by default")
+    parser.add_argument(
+        "--shard", type=part, default=(1, 1), metavar="I/N", help="only the I-th of N parts, for machines apart"
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of networks and texts")
+
+
+def _number(good: Callable[[float], bool], allowed: str) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r}: must be a number, {allowed}") from None
+        if not good(value) or value == float("inf"):
+            raise argparse.ArgumentTypeError(f"{text}: must be a number, {allowed}")
+        return value
+
+    return read
+
+
+scale = _number(lambda value: value >= 1, "at least 1")
+above_zero = _number(lambda value: value > 0, "above 0")
+
+
+def part(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be I/N with 1 <= I <= N, such as 1/4")
+    return int(found[1]), int(found[2])
+
+
+def run(options: Namespace) -> int | None:
+    work: Callable[[Namespace], int | None] = options.work
+    return work(options)
+
+
+def _synth(options: Namespace) -> None:
+    if not Path(options.prompts).is_file():
+        raise UsageError(f"prompts {options.prompts!r}: there is no such file")
+    wait_passively(options.console)
+    recipe, spec = _resolve(options.teacher)
+    from ..data.synth import Synthesis, read_prompts
+
+    teacher, judged = (recipe.teacher or spec if recipe else spec), _evaluation(recipe)
+    asked = Synthesis(
+        read_prompts(Path(options.prompts)),
+        options.size or judged.get("shape", SIZE),
+        steps=options.steps,
+        guidance=options.guidance or judged.get("guidance", 5.0),
+        shift=options.shift,
+        null_prompt=options.null_prompt,
+        each=options.each,
+        seed=options.seed,
+        shard=options.shard_size,
+    )
+    out, device, dtype = Path(options.out), _device(), _dtype(options)
+    _told(out, lambda bar: asked.run(teacher, out, device=device, dtype=dtype, part=options.shard, progress=bar))
+
+
+def _encode(options: Namespace) -> None:
+    wait_passively(options.console)
+    _, spec = _resolve(options.backbone)
+    from ..data import VideoFolder
+
+    frames, height, width = options.size or SIZE
+    folder = VideoFolder(options.clips, frames, height, width, options.null_prompt, shard=options.shard_size)
+    out, device, dtype = Path(options.out), _device(), _dtype(options)
+    _told(out, lambda bar: folder.encode(spec, out, device=device, dtype=dtype, part=options.shard, progress=bar))
+
+
+def _check(options: Namespace) -> int:
+    from ..data.check import check
+
+    spec = None if options.backbone is None else _resolve(options.backbone)[1]
+    refused = 0
+    for finding in check(Path(options.data), spec):
+        refused += finding.kind == "refused"
+        print(f"{'' if finding.kind == 'note' else finding.kind:7}  {finding.text}", flush=True)
+    print("refused; a damaged file that you delete is made again by the command that made it" if refused else "sound")
+    return 1 if refused else 0
+
+
+def _resolve(name: str) -> tuple[Recipe | None, FlowMapSpec]:
+    """A recipe and its backbone, or a backbone alone; a directory is a backbone."""
+    from ..plugins import backbone
+
+    if not Path(name).is_dir() and (recipes.split(name)[0] in recipes.known() or name.endswith(".py")):
+        recipe = recipes.load(name)
+        spec = recipe.backbone
+    else:
+        recipe, spec = None, backbone(name)
+    try:
+        spec.validate()
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return recipe, spec
+
+
+def _evaluation(recipe: Recipe | None) -> dict[str, Any]:
+    """How the recipe's evaluation samples from the teacher."""
+    from ..evaluation import QualityCurve
+
+    if recipe is None or not isinstance(recipe.evaluation, QualityCurve):
+        return {}
+    return {"shape": recipe.evaluation.shape, "guidance": recipe.evaluation.guidance}
+
+
+def _device() -> torch.device:
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _dtype(options: Namespace) -> torch.dtype:
+    import torch
+
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[options.dtype]
+
+
+def _told(out: Path, work: Callable[[Callable[[Progress], None]], LatentShards | None]) -> None:
+    """Run `work` under a bar, and say what there is at its end."""
+    from tqdm import tqdm
+
+    often = 0.5 if sys.stderr.isatty() else 10.0  # seconds; a log file gets few lines
+    with tqdm(desc=str(out), unit="file", mininterval=often, dynamic_ncols=True) as bar:
+
+        def show(progress: Progress) -> None:
+            bar.total = progress.total
+            bar.update(progress.done - bar.n)
+
+        data = work(show)
+    if data is None:
+        print(f"{out}: this part is finished; the index comes with the last part")
+    else:
+        print(f"{out}: {len(data)} samples; look at them with `flowmap data check {out}`")
+
+
+COMMAND = Command(
+    "data", "make, encode and check data", "flowmap data check data/clips --backbone tiny_wan", run, arguments
+)

@@ -1,0 +1,149 @@
+"""Prompt-latent pairs from a teacher: what AnyFlow's stage 1 trains on, arXiv:2605.13724."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from math import prod
+from pathlib import Path
+
+import torch
+from attrs import asdict, field, frozen, validators
+
+from .._types import Cond, Latent, Rng, Role
+from ..guidance import Guided
+from ..model import Codec, FlowMap, FlowMapSpec
+from ..rollout import euler_grid, euler_step, walk
+from .format import DataError, Plan
+from .shards import LatentShards
+from .writer import Made, Progress, stored, write
+
+SYNTH = 0x5A3D1E
+ELEMENTS = 1 << 21
+"""Of latents in one call of the teacher: one video of Wan's size."""
+MOST_PROMPTS = 1 << 30
+"""Bytes of a file of prompts."""
+positive = validators.ge(1)
+
+
+def _strings(values: Sequence[str]) -> tuple[str, ...]:
+    return tuple(values)
+
+
+@frozen
+class Synthesis:
+    """`each` samples of every prompt: `steps` Euler steps of the teacher's ODE under guidance w = `guidance`.
+
+    The noise of sample k is a function of (seed, k) alone, so a part of the samples, another order or another machine
+    gives the same. shape: of the videos, (frames, height, width); or of the latents, (F, C, h, w). shift: of the grid,
+    by default the backbone's; null_prompt: of guidance's unconditional branch. shard: samples in a file. Wan's own
+    settings are 50 steps and w = 5; 81 frames of 480 × 832 are what AnyFlow's pairs have.
+    """
+
+    prompts: tuple[str, ...] = field(converter=_strings, validator=validators.min_len(1), repr=False)
+    shape: tuple[int, ...] = field(default=(81, 480, 832), converter=tuple)
+    steps: int = field(default=50, validator=positive)
+    guidance: float = field(default=5.0, validator=validators.ge(1.0))
+    shift: float | None = field(default=None, validator=validators.optional(validators.gt(0.0)))
+    null_prompt: str = ""
+    each: int = field(default=1, validator=positive)
+    seed: int = 0
+    shard: int = field(default=16, validator=positive)
+
+    @shape.validator
+    def _sizes(self, attribute: object, shape: tuple[int, ...]) -> None:
+        if len(shape) not in (3, 4) or not all(isinstance(n, int) and n >= 1 for n in shape):
+            raise ValueError(f"Synthesis.shape = {shape}: must be (frames, height, width) or a latent's (F, C, h, w)")
+
+    def run(
+        self,
+        teacher: FlowMapSpec,
+        out: Path,
+        *,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        part: tuple[int, int] = (1, 1),
+        progress: Callable[[Progress], None] = lambda _: None,
+    ) -> LatentShards | None:
+        """Write into the directory `out`, or what is left to write, as `writer.write` does.
+
+        dtype: of the networks, and of texts on the disk; the state of the sampler and the latents are float32.
+        """
+        prompts = hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()
+        own = asdict(self, filter=lambda a, _: a.name not in ("prompts", "shard")) | {"shift": self._s(teacher)}
+        made_from = {"teacher": repr(teacher), "weights": teacher.fingerprint(), "dtype": str(dtype)}
+        plan = Plan(
+            self.each * len(self.prompts),
+            self.shard,
+            {**made_from, "prompts": prompts, "synthesis": own},
+            teacher.encoders(),
+        )
+        return write(out, plan, lambda: self._open(teacher, device, dtype), part=part, progress=progress)
+
+    def _s(self, teacher: FlowMapSpec) -> float:
+        return teacher.shift if self.shift is None else self.shift
+
+    def _open(self, teacher: FlowMapSpec, device: torch.device, dtype: torch.dtype) -> Generator:
+        codec = teacher.codec(device=device, dtype=dtype)
+        try:
+            shape = self.shape if len(self.shape) == 4 else codec.latent_shape(*self.shape)
+            u = teacher.build(frozenset[Role]({"teacher"}), device=device, dtype=dtype)["teacher"]
+        except ValueError as error:
+            raise DataError(str(error)) from error
+        return Generator(self, u.eval(), codec, shape, self._s(teacher), device, dtype)
+
+
+@frozen(eq=False)
+class Generator:
+    """Makes samples of prompts."""
+
+    asked: Synthesis
+    u: FlowMap
+    codec: Codec
+    shape: tuple[int, ...]
+    shift: float
+    device: torch.device
+    dtype: torch.dtype
+
+    def null(self) -> Cond:
+        return self.codec.encode_prompts([self.asked.null_prompt])
+
+    @torch.no_grad()
+    def samples(self, first: int, last: int) -> Made:
+        prompts = [self.asked.prompts[k // self.asked.each] for k in range(first, last)]
+        distinct = [*dict.fromkeys(prompts)]
+        texts = {name: value.to(self.device) for name, value in self.codec.encode_prompts(distinct).items()}
+        null = {name: value.to(self.device) for name, value in self.null().items()}
+        u = self.u if self.asked.guidance == 1.0 else Guided(self.u, self.asked.guidance, null)
+        most, made = max(1, ELEMENTS // prod(self.shape)), []
+        for start in range(first, last, most):
+            numbers = range(start, min(start + most, last))
+            rows = [distinct.index(prompts[k - first]) for k in numbers]
+            made.append(self._walk(u, numbers, {name: value[rows] for name, value in texts.items()}).cpu())
+        x = torch.cat(made)
+        if not bool(x.isfinite().all()):
+            raise DataError(f"the teacher made values that are not finite, among samples {first} to {last - 1}")
+        return stored(Made(x, prompts, texts), torch.float32, self.dtype)
+
+    def _walk(self, u: FlowMap, numbers: Sequence[int], cond: Cond) -> Latent:
+        """Noise from the CPU's generator, so that every device starts from the same."""
+        rngs = [Rng.seeded(self.asked.seed, SYNTH, k) for k in numbers]
+        noise = torch.cat([rng.noise_like(torch.zeros(1, *self.shape)) for rng in rngs]).to(self.device)
+        grid = euler_grid(self.asked.steps, self.shift).to(self.device)
+        return walk(u, noise, cond, grid, Rng.seeded(self.asked.seed, SYNTH), step=euler_step)
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """A prompt a line; empty lines are left out."""
+    try:
+        if path.stat().st_size > MOST_PROMPTS:
+            raise DataError(f"{path} has more than {MOST_PROMPTS} bytes")
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text in UTF-8: {error}") from None
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    if not (prompts := tuple(line for line in lines if line)):
+        raise DataError(f"{path} has no prompts: must have one a line")
+    return prompts

@@ -1,0 +1,74 @@
+"""What tells a VAE or a text encoder from another: the hash of its tensors and of the settings that its output has."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+PARTS: Mapping[str, tuple[str, ...]] = {"vae": ("vae",), "text": ("text_encoder", "tokenizer")}
+UNSEEN = ("_class_name", "_diffusers_version", "_name_or_path", "transformers_version", "torch_dtype", "dtype")
+"""Settings that differ between copies of the same network."""
+JSON = ("config.json", "tokenizer.json")
+
+
+def encoders(path: str) -> Mapping[str, str]:
+    """{"vae": sha256, "text": sha256} of the pipeline at `path`, a directory or a hub id that was downloaded before.
+
+    Without what is not there, so that nothing is compared with it. The tensors are read, the networks not built.
+    """
+    folder = Path(path) if Path(path).is_dir() else _downloaded(path)
+    found = {} if folder is None else {name: _hash(_stamps(folder, parts)) for name, parts in PARTS.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _downloaded(name: str) -> Path | None:
+    """The directory of a hub id in the local cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        index = try_to_load_from_cache(name, "model_index.json")
+    except ValueError:  # no hub id
+        return None
+    return Path(index).parent if isinstance(index, str) else None
+
+
+Stamps = tuple[tuple[str, int, int], ...]
+
+
+def _stamps(folder: Path, parts: tuple[str, ...]) -> Stamps:
+    """The files that matter, with size and time, so that a hash is made once."""
+    files = [
+        file
+        for part in parts
+        if (folder / part).is_dir()
+        for file in sorted((folder / part).iterdir())
+        if file.suffix == ".safetensors" or file.name in JSON
+    ]
+    return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+
+
+@lru_cache(maxsize=16)
+def _hash(files: Stamps) -> str | None:
+    """None without weights. Names of files do not matter, so another cut into files is the same network."""
+    from safetensors import safe_open
+
+    weights = {Path(name) for name, _, _ in files if name.endswith(".safetensors")}
+    if not weights:
+        return None
+    lines: list[str] = []
+    for file in weights:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118, a file is no mapping
+                value = tensors.get_tensor(name)
+                digest = hashlib.sha256(value.contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()
+                lines.append(f"{name} {value.dtype} {tuple(value.shape)} {digest}")
+    for name, _, _ in files:
+        if not name.endswith(".safetensors"):
+            config = json.loads(Path(name).read_text())
+            lines.append(json.dumps({k: v for k, v in config.items() if k not in UNSEEN}, sort_keys=True))
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
