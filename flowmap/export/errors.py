@@ -1,0 +1,51 @@
+"""What can be wrong with an export, each a kind of its own, said in one sentence before a back end sees anything."""
+
+from __future__ import annotations
+
+
+class ExportError(Exception):
+    """An export cannot be made, or cannot be used."""
+
+
+class MissingPackageError(ExportError):
+    """A back end's library is not installed; the sentence has the line that installs it."""
+
+
+class NoDeviceError(ExportError):
+    """Made for a GPU, and there is none here."""
+
+
+class ArchitectureError(ExportError):
+    """Made for other GPUs than the one here."""
+
+
+class VersionError(ExportError):
+    """Made with another release of a library, one that this release cannot read."""
+
+
+class ProfileError(ExportError):
+    """A dimension of an input is not in the range that the export was made for."""
+
+
+class DtypeError(ExportError):
+    """An input has another type than the export takes, or is on another device."""
+
+
+class CorruptError(ExportError):
+    """A file is missing, or is not the one that was written."""
+
+
+class NotExportedError(ExportError):
+    """The directory holds no finished export."""
+
+
+class BackendError(ExportError):
+    """A back end's library gave up; the cause is the library's own error."""
+
+
+class LintError(ExportError):
+    """A graph has something in it that inference engines do not take."""
+
+
+class ParityError(ExportError):
+    """What was built computes something else than the student; nothing was left behind."""

@@ -1,0 +1,124 @@
+"""`onnx`: a file that ONNX Runtime, TensorRT and TensorRT-RTX accept; run here by ONNX Runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from .backend import Available, Job, quiet, versions
+from .errors import ExportError
+from .graph import Call
+from .manifest import Built, Manifest
+from .spec import Asked
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from .graph import Graph
+
+OPSET = 18
+"""Not 23: its `Attention` fails in TensorRT and TensorRT-RTX in float32."""
+INLINE = 1 << 30
+"""Bytes of weights above which they stand in a file of their own: protobuf ends at 2 GiB."""
+
+
+@frozen
+class Onnx:
+    exact: tuple[str, ...] = ()
+    builds_ahead: bool = True
+    bound: bool = False
+
+    def available(self) -> Available:
+        names = ("onnx", "onnxscript", "onnxruntime")
+        if missing := [name for name in names if find_spec(name) is None]:
+            return Available(
+                False, f"{', '.join(missing)} is not installed: pip install 'flowmap-distill[onnx]'", versions(*names)
+            )
+        return Available(True, versions=versions(*names))
+
+    def check(self, asked: Asked) -> None:
+        asked.known("onnx", ())
+        check_precision(asked)
+
+    def build(self, job: Job) -> str:
+        file = f"{job.graph.name}.onnx"
+        write(job.program, job.graph, job.folder / file)
+        return file
+
+    def compare(self, file: Path, built: Built, manifest: Manifest) -> tuple[Call, str]:
+        return self.load(file, built, manifest), "the file, in ONNX Runtime"
+
+    def load(self, file: Path, built: Built, manifest: Manifest) -> Call:
+        import onnxruntime
+
+        wanted = "CUDAExecutionProvider" if manifest.target.device == "cuda" else "CPUExecutionProvider"
+        if wanted not in (have := onnxruntime.get_available_providers()):
+            raise ExportError(
+                f"this export runs on {manifest.target.device}, and ONNX Runtime here has {', '.join(have)}: install "
+                "onnxruntime-gpu"
+            )
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(str(file), options, providers=[wanted])
+        names = [i.name for i in built.inputs]
+
+        def call(*args: Tensor) -> Tensor:
+            fed = {name: a.detach().cpu().numpy() for name, a in zip(names, args, strict=True)}
+            return torch.from_numpy(session.run(None, fed)[0]).to(args[0].device)
+
+        return call
+
+
+def check_precision(asked: Asked) -> None:
+    """ONNX Runtime on a CPU has no convolution in bf16."""
+    if asked.precision == "bf16" and asked.check and not torch.cuda.is_available():
+        raise ExportError(
+            "bf16 cannot be compared with the student here, ONNX Runtime has no such convolution on a CPU: export "
+            "float32, or do without the comparison (check=False, --no-check)"
+        )
+
+
+def write(program: ExportedProgram, graph: Graph, path: Path) -> None:
+    """By torch's exporter, the inputs' dimensions under the profile's names."""
+    import onnx
+
+    with quiet(), _silent(), torch.no_grad():
+        made: Any = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[i.name for i in graph.inputs],
+            output_names=[graph.output],
+        )
+    size = sum(v.numel() * v.element_size() for v in program.state_dict.values())
+    made.save(str(path), external_data=size > INLINE)
+    model = onnx.load(str(path), load_external_data=False)
+    for i, value in zip(graph.inputs, model.graph.input, strict=True):
+        for name, dim in zip(i.dims, value.type.tensor_type.shape.dim, strict=True):
+            if isinstance(name, str) and dim.dim_param:
+                dim.dim_param = name
+    del model.graph.value_info[:]  # shapes of everything between, under the tracer's names
+    onnx.save(model, str(path))
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Its progress goes to stdout, and it warns of torchvision, which nobody needs here."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,98 @@
+"""What an export would be, without weights: the graphs of a network of any size, traced on the meta device."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from attrs import frozen
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from ..model import FlowMapSpec
+from ..plugins import backbone, installed
+from .api import Sizes, check_sizes, family_of
+from .errors import ExportError
+from .graph import lint, program
+from .spec import DTYPES, Precision, ShapeProfile
+
+META = torch.device("meta")
+
+
+@frozen
+class GraphPlan:
+    """weights: bytes. activations: bytes that are alive at once at the usual sizes where nothing is fused, so that an
+    engine needs less; attention is one operator, which is taken to keep no logits."""
+
+    name: str
+    nodes: int
+    operators: Mapping[str, int]
+    weights: int
+    activations: int
+
+
+def plan(
+    name: str | FlowMapSpec, *, sizes: Sizes | None = None, precision: Precision = "float32", pm: Any = None
+) -> tuple[GraphPlan, ...]:
+    """The graphs of a backbone's student, clean or a `LintError`; name: as for `flowmap.backbone`, or a spec."""
+    spec = name if isinstance(name, FlowMapSpec) else backbone(name, pm)
+    u = spec.outline().build(frozenset({"student"}), device=META, dtype=DTYPES[precision])["student"].eval()
+    _, family = family_of(u, None, pm or installed())
+    asked = ShapeProfile({**family.sizes(u), **(sizes or {})})
+    graphs = family.graphs(u)
+    check_sizes(family, u, asked, graphs)
+    return tuple(measured(g.name, program(g, family.profile(u, asked), DTYPES[precision], META)) for g in graphs)
+
+
+def measured(name: str, traced: ExportedProgram) -> GraphPlan:
+    lint(traced)
+    operators = Counter(str(n.target) for n in traced.graph.nodes if n.op == "call_function")
+    weights = sum(_bytes(value) for value in {**traced.state_dict, **traced.constants}.values())
+    return GraphPlan(name, len(traced.graph.nodes), dict(operators.most_common()), weights, alive(traced))
+
+
+def alive(traced: ExportedProgram) -> int:
+    """The most bytes of what operators make that are still to be read, one operator after the other."""
+    nodes = list(traced.graph.nodes)
+    last = {used: k for k, node in enumerate(nodes) for used in node.all_input_nodes}
+    owner: dict[torch.fx.Node, torch.fx.Node] = {}  # a view holds what it is a view of
+    most, now = 0, 0
+    leaving: dict[int, int] = {}
+    for node in nodes:
+        made = node.meta.get("val")
+        if node.op == "call_function" and isinstance(made, Tensor) and _views(node):
+            owner[node] = owner.get(node.all_input_nodes[0], node.all_input_nodes[0])
+    ends = dict(last)
+    for node, of in owner.items():
+        ends[of] = max(ends.get(of, 0), last.get(node, 0))
+    for k, node in enumerate(nodes):
+        if node.op == "call_function" and node not in owner:
+            size = _bytes(node.meta.get("val"))
+            now += size
+            end = ends.get(node, k)
+            leaving[end] = leaving.get(end, 0) + size
+        most = max(most, now)
+        now -= leaving.get(k, 0)
+    return most
+
+
+def _views(node: torch.fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(r.alias_info is not None for r in schema.returns)
+
+
+def _bytes(value: object) -> int:
+    values = value if isinstance(value, (tuple, list)) else (value,)
+    return sum(_size(v) for v in values if isinstance(v, Tensor))
+
+
+def _size(value: Tensor) -> int:
+    numbers = [n if isinstance(n, int) else n.node.hint for n in value.shape]
+    if any(n is None for n in numbers):
+        raise ExportError("a size of the graph is not known at the usual sizes")
+    total = value.element_size()
+    for n in numbers:
+        total *= int(n)
+    return total

@@ -1,0 +1,82 @@
+"""The steps of an export: graphs to files, files to calls, calls beside the student."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from attrs import evolve
+from torch import Tensor
+
+from ..model import FlowMap, sha256
+from ..training.faults import reach
+from . import verify
+from .backend import Exporter, Job, failing
+from .graph import Family, Graph, lint, program
+from .manifest import Built, Manifest
+from .runner import Checked
+from .spec import DTYPES, Asked, ShapeProfile
+
+if TYPE_CHECKING:
+    from ..model import Codec
+
+
+def build(
+    folder: Path,
+    graphs: Sequence[Graph],
+    profile: ShapeProfile,
+    exporter: Exporter,
+    manifest: Manifest,
+    asked: Asked,
+    device: torch.device,
+) -> Manifest:
+    """Trace every graph on `device`, see that it is clean, build it; the manifest, with what was built."""
+    built: list[Built] = []
+    weights: dict[str, Tensor] = {}
+    for graph in graphs:
+        traced = program(graph, profile, DTYPES[asked.precision], device)
+        lint(traced)
+        weights |= traced.state_dict
+        with failing(f"{manifest.to} cannot build {graph.name!r}"):
+            file = exporter.build(Job(traced, graph, profile, asked, folder))
+        built.append(Built.of(graph, profile, asked.precision, file))
+        reach("export.built")
+    return evolve(manifest, graphs=tuple(built), weights=sha256(weights))
+
+
+def opened(folder: Path, manifest: Manifest, exporter: Exporter) -> dict[str, Checked]:
+    """Every graph, ready to be called."""
+    device, found = torch.device(manifest.target.device), {}
+    for g in manifest.graphs:
+        with failing(f"{manifest.to} cannot load {folder / g.file}"):
+            found[g.name] = Checked(g, exporter.load(folder / g.file, g, manifest), device)
+    return found
+
+
+def compare(
+    folder: Path,
+    u: FlowMap,
+    asked: ShapeProfile,
+    exporter: Exporter,
+    manifest: Manifest,
+    family: Family,
+    steps: Sequence[int],
+    codec: Codec | None,
+) -> float:
+    """Write parity.json and latency.json; the largest error, or a `ParityError`."""
+    device = next(u.parameters()).device
+    calls, said = {}, ""
+    for g in manifest.graphs:
+        with failing(f"{manifest.to} cannot load {g.file!r}"):
+            call, said = exporter.compare(folder / g.file, g, manifest)
+        calls[g.name] = Checked(g, call, device)
+    made = family.runner(calls, manifest.config)
+    found = verify.parity(u, made, family, asked, manifest.precision, steps, manifest.sampler["shift"], codec)
+    found.require()
+    timed = verify.latency({"eager": u, manifest.to: made}, family, u, asked.usual())
+    for name, record in (("parity", found.json()), ("latency", timed)):
+        (folder / f"{name}.json").write_text(json.dumps({"compared": said, **record}, indent=2) + "\n")
+    return found.worst.error
