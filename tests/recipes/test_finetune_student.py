@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 from flowmap import Recipe, distill
 from flowmap.cli import recipes
-from flowmap.distill import RecipeError, build, evaluate
+from flowmap.distill import RecipeError, evaluate
 from flowmap.evaluation.curve import Bench
 from flowmap.evaluation.records import Point, Record
+from flowmap.training.networks import build
 
 CPU = torch.device("cpu")
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"

@@ -1,0 +1,259 @@
+"""plan(recipe) -> what a recipe will take: parameters, operations, memory, hours; before there are weights or a GPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from attrs import evolve, field, frozen
+from torch import Tensor, nn
+
+from .. import validators
+from .._types import Role
+from ..data import Data, TensorData
+from ..data.sized import Sized
+from ..method import Method
+from ..methods.flow_matching import flow_matching
+from ..model import FlowMap
+from ..objectives import Networks
+from ..objectives.distribution_matching import CriticMatching, DistributionMatching
+from ..recipe import Recipe, RecipeError, Stage
+from ..training.networks import precision
+from .draws import DRAWS, Tariff, drawn, mean
+from .hollow import META, hollowed
+from .ledger import Kind
+from .trace import Call, Traced, all_off_diagonal, replaced, trace
+
+GIB = 2**30
+HARDEST_OF = 64  # iterations, of which the one that costs most is traced
+RESERVE = 2 * GIB  # for what torch's allocator does not see or cannot use: context, NCCL, workspaces, fragments
+
+
+@frozen
+class Machine:
+    """gpus: how many, with so many bytes of `memory` each. tflops: of a GPU at its peak, in 10^12 operations a second.
+
+    utilisation: the share of it that training reaches.
+    """
+
+    gpus: int = field(default=8, validator=validators.ge(1))
+    memory: int = field(default=80 * GIB, validator=validators.ge(1))
+    tflops: float = field(default=989.0, validator=validators.gt(0.0))
+    utilisation: float = field(default=0.4, validator=[validators.gt(0.0), validators.le(1.0)])
+
+
+@frozen
+class Shape:
+    """Of the networks, in bytes where nothing else is said: what sharding by blocks puts together for a call."""
+
+    frozen: int  # parameters
+    trained: Mapping[Role, int]  # parameters, that have an optimiser in some stage
+    block: int  # the largest
+    outside: int
+    block_gradients: int
+
+    def gathered(self, gpus: int) -> int:
+        """A block that runs and the next one, what is outside of the blocks, and a block's gradients twice."""
+        return 2 * self.block + self.outside + 2 * self.block_gradients if gpus > 1 else 0
+
+
+@frozen
+class StagePlan:
+    """One stage. parts: operations of an iteration on the global batch, by part, the mean over its draws.
+
+    samples: on a GPU at once. ratios: to an iteration of plain flow matching of the same student; None without one.
+    """
+
+    number: int
+    stage: Stage
+    parts: Mapping[str, float]
+    traced: Traced
+    samples: int
+    ratio: float | None
+    reference_ratio: float | None
+
+    @property
+    def flops(self) -> float:
+        return sum(self.parts.values())
+
+    def peak(self, gpus: int, shape: Shape) -> dict[str, float]:
+        """Bytes on each GPU by kind, at the fullest moment of an iteration."""
+        lasting = {kind: self.traced.lasting[kind] / gpus for kind in LASTING}
+        local = self.stage.batch / gpus
+        scale = min(1.0, local / self.samples)
+        moments = self.traced.highest, self.traced.fullest
+        if local > self.samples:  # gradients of the micro-batches before are there
+            moment, gradients = moments[0], self.traced.lasting["gradients"]
+        else:
+            moment = max(moments, key=lambda m: m.passing() + m.held.get("gradients", 0) / gpus)
+            gradients = moment.held.get("gradients", 0)
+        passing = {kind: scale * moment.held.get(kind, 0) for kind in ("activations", "cache")}
+        return {**lasting, "gradients": gradients / gpus, **passing, "gathered": shape.gathered(gpus)}
+
+    def hours(self, machine: Machine) -> float:
+        rate = machine.gpus * machine.tflops * 1e12 * machine.utilisation
+        return self.flops * self.stage.steps / rate / 3600
+
+
+LASTING: tuple[Kind, ...] = ("weights", "adapters", "optimiser", "average")
+
+
+@frozen
+class Plan:
+    recipe: Recipe
+    machine: Machine
+    shape: Shape
+    stages: tuple[StagePlan, ...]
+
+    def peak(self, gpus: int) -> float:
+        """Bytes, of the stage that needs most, with what is held back."""
+        return max(sum(stage.peak(gpus, self.shape).values()) for stage in self.stages) + RESERVE
+
+    @property
+    def fits(self) -> bool:
+        return self.machine.gpus in self.worlds and self.peak(self.machine.gpus) <= self.machine.memory
+
+    @property
+    def worlds(self) -> list[int]:
+        """The numbers of GPUs over which every global batch divides."""
+        common = math.gcd(*(stage.stage.batch for stage in self.stages))
+        return [n for n in range(1, common + 1) if common % n == 0]
+
+    @property
+    def smallest(self) -> int | None:
+        return next((n for n in self.worlds if self.peak(n) <= self.machine.memory), None)
+
+
+def plan(recipe: Recipe, machine: Machine = Machine()) -> Plan:
+    """Runs a step of each stage at its real size, without data in any tensor that weighs something."""
+    if recipe.equips:
+        raise RecipeError("this recipe equips networks with more than its backbone has, which has no plan yet")
+    frames, sizes = _sizes(recipe)
+    nets = networks(recipe, precision(recipe))
+    stages = tuple(_stage(recipe, nets, machine, number, frames, sizes) for number in range(len(recipe.stages)))
+    return Plan(recipe, machine, _shape(recipe, nets), stages)
+
+
+def networks(recipe: Recipe, dtype: torch.dtype) -> Networks:
+    """All of the recipe, of their real sizes, hollow."""
+    student = recipe.roles if recipe.teacher is None else recipe.roles & frozenset[Role]({"student"})
+    nets: dict[Role, FlowMap] = {}
+    try:
+        for spec, of in ((recipe.backbone, student), (recipe.teacher, recipe.roles - student)):
+            if spec is not None and of:
+                with META:
+                    nets |= spec.outline().build(of, device=META, dtype=dtype)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+    if "teacher" in recipe.trains:
+        with META:
+            nets["teacher"].thaw()
+    hollowed(nets.values())
+    return nets
+
+
+def reference(method: Method) -> Method:
+    """`method` with the calls of AnyFlow's reference code: a difference for every sample, a rollout for the critic.
+
+    arXiv:2605.13724. On the diagonal, where (t - r) is zero, that difference is multiplied by nothing.
+    """
+    rollouts = [o.rollout for u in method.updates for _, o in u.terms if isinstance(o, DistributionMatching)]
+
+    def own(objective: Any) -> Any:
+        alone = isinstance(objective, CriticMatching) and objective.rollout is None and rollouts
+        return evolve(objective, rollout=rollouts[0]) if alone else objective
+
+    return replaced(all_off_diagonal(method), own)
+
+
+def _stage(
+    recipe: Recipe, nets: Networks, machine: Machine, number: int, frames: int, sizes: Mapping[str, tuple[int, ...]]
+) -> StagePlan:
+    stage, seed, text = recipe.stages[number], recipe.seed, frozenset(sizes) - {"x"}
+    samples = min(stage.micro or stage.batch, max(1, stage.batch // machine.gpus))
+    hardest = evolve(stage, method=all_off_diagonal(stage.method), batch=samples, micro=None)
+    length = drawn(hardest, nets, frames, text, _by_frames, seed, number, HARDEST_OF)
+    iteration = max(range(HARDEST_OF), key=lambda i: sum(length[i].values()))
+    found = trace(hardest, nets, _data(samples, sizes), seed, number, iteration)
+    tariff = Tariff(dict(found.prices), lambda call: _ask(nets, call, sizes))
+
+    def parts(method: Method) -> dict[str, float]:
+        forward = mean(drawn(evolve(stage, method=method), nets, frames, text, tariff, seed, number, DRAWS))
+        return {**forward, **{f"{name} backward": cost for name, cost in _backward(found.parts, forward)}}
+
+    own, ratio, theirs = parts(stage.method), None, None
+    if "student" in stage.method.trains:
+        plain = sum(parts(flow_matching(role="student")).values())
+        ratio, theirs = sum(own.values()) / plain, sum(parts(reference(stage.method)).values()) / plain
+    return StagePlan(number, stage, own, found, samples, ratio, theirs)
+
+
+def _backward(traced: Mapping[str, float], forward: Mapping[str, float]) -> list[tuple[str, float]]:
+    """A backward pass costs in proportion to the forward pass before it."""
+    names = [part.removesuffix(" forward") for part in forward if part.endswith(" forward")]
+    return [(n, forward[f"{n} forward"] * traced[f"{n} backward"] / traced[f"{n} forward"]) for n in names]
+
+
+def _by_frames(call: Call) -> float:
+    """A rough price, to find the iteration that costs most."""
+    return call.frames + 0.5 * (call.history + call.past)
+
+
+def _ask(nets: Networks, call: Call, sizes: Mapping[str, tuple[int, ...]]) -> float:
+    """The operations of a call that the traced step did not make."""
+    from .ledger import Ledger
+
+    if call.what != "forward" or call.past:
+        raise RecipeError(f"no price is known of {call}: the step that was traced makes no such call")
+    _, *rest = sizes["x"]
+    cond: dict[str, Tensor] = {name: torch.zeros(1, *size) for name, size in sizes.items() if name != "x"}
+    if call.history:
+        cond["history"] = torch.zeros(1, call.history, *rest)
+    half = torch.full((1,), 0.5)
+    with torch.no_grad(), Ledger() as ledger:
+        nets[call.role](torch.zeros(1, call.frames, *rest), half, half, cond)
+    return float(ledger.flops)
+
+
+def _data(samples: int, sizes: Mapping[str, tuple[int, ...]]) -> TensorData:
+    text = {name: size for name, size in sizes.items() if name != "x"}
+    cond = {name: torch.zeros(samples, *size) for name, size in text.items()}
+    return TensorData(torch.zeros(samples, *sizes["x"]), cond, {n: torch.zeros(1, *size) for n, size in text.items()})
+
+
+def _sizes(recipe: Recipe) -> tuple[int, dict[str, tuple[int, ...]]]:
+    """(frames, of a sample's latents "x" and of each condition)."""
+    data = recipe.data
+    if isinstance(data, Sized):
+        return data.x[0], {"x": data.x, **data.cond}
+    if isinstance(data, Data):
+        one = data.batch([0])
+        return one.x.shape[1], {"x": tuple(one.x.shape[1:]), **{k: tuple(v.shape[1:]) for k, v in one.cond.items()}}
+    what = "no data" if data is None else f"data = {type(data).__name__}(...), which does not say of what size"
+    raise RecipeError(f"the recipe has {what}: a plan needs Sized(data, x=(F, C, H, W), cond={{...}}) of flowmap.data")
+
+
+def _shape(recipe: Recipe, nets: Networks) -> Shape:
+    blocks = {id(block): block for u in nets.values() for block in u.blocks}
+    trained = {role: nets[role].trained() for role in nets if role in recipe.trains}
+    own = {id(p) for of in trained.values() for p in of.values()}
+    everything = _unique(p for u in nets.values() for p in u.parameters())
+    inside = [_unique(block.parameters()) for block in blocks.values()]
+    within = {id(p) for of in inside for p in of}
+    return Shape(
+        frozen=sum(p.numel() for p in everything if id(p) not in own),
+        trained={role: sum(p.numel() for p in of.values()) for role, of in trained.items()},
+        block=max((sum(map(_bytes, of)) for of in inside), default=0),
+        outside=sum(_bytes(p) for p in everything if id(p) not in within),
+        block_gradients=max((sum(_bytes(p) for p in of if id(p) in own) for of in inside), default=0),
+    )
+
+
+def _unique(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    return list({id(p): p for p in parameters}.values())
+
+
+def _bytes(p: Tensor) -> int:
+    return p.numel() * p.element_size()

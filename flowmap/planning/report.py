@@ -1,0 +1,167 @@
+"""A plan as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from attrs import fields_dict
+
+from .draws import DRAWS
+from .plan import GIB, RESERVE, Plan, StagePlan
+
+PARTS = ("student", "derivative", "guidance", "teacher", "critic", "rollout")
+BELONGS = {"history": "rollout", "fine-tuned teacher": "teacher", "critic score": "critic", "critic rollout": "rollout"}
+KINDS = {
+    "weights": "frozen weights",
+    "adapters": "trained parameters",
+    "gradients": "gradients",
+    "optimiser": "optimiser",
+    "average": "average",
+    "activations": "activations",
+    "cache": "cache",
+    "gathered": "put together for a call",
+}
+
+
+def text(plan: Plan) -> str:
+    return "\n".join([*_head(plan), *_parameters(plan), *_operations(plan), *_memory(plan), *_fit(plan), *_hours(plan)])
+
+
+def by_part(stage: StagePlan) -> dict[str, float]:
+    """Operations of forward and backward passes together, by what they are for."""
+    found = dict.fromkeys(PARTS, 0.0)
+    for name, cost in stage.parts.items():
+        part = name.removesuffix(" forward").removesuffix(" backward")
+        part = BELONGS.get(part, part)
+        found[part] = found.get(part, 0.0) + cost
+    return found
+
+
+def _head(plan: Plan) -> Iterator[str]:
+    machine = plan.machine
+    yield f"plan of {plan.recipe.name or type(plan.recipe.backbone).__name__}"
+    yield (
+        f"on {machine.gpus} GPUs of {machine.memory / GIB:.0f} GiB, {machine.tflops:.0f} TFLOP/s at their peak, "
+        f"{machine.utilisation:.0%} of it reached; {plan.recipe.dtype} weights and forward passes"
+    )
+    yield "Found by running a step of each stage at its real size on tensors without data; nothing was measured."
+    yield ""
+
+
+def _parameters(plan: Plan) -> Iterator[str]:
+    trained = ", ".join(f"{role} {count / 1e6:.1f} M" for role, count in sorted(plan.shape.trained.items()))
+    yield "PARAMETERS"
+    yield f"  frozen   {plan.shape.frozen / 1e9:.3f} G, held once for all roles"
+    yield f"  trained  {trained}"
+    yield ""
+
+
+def _operations(plan: Plan) -> Iterator[str]:
+    yield "OPERATIONS of an iteration on the global batch, 10^15, recomputed activations included"
+    columns = [_title(stage) for stage in plan.stages]
+    yield _row("", columns)
+    found = [by_part(stage) for stage in plan.stages]
+    for part in dict.fromkeys(part for of in found for part in of):
+        if any(of.get(part) for of in found):
+            yield _row(part, [_number(of.get(part, 0.0) / 1e15) for of in found])
+    yield _row("in all", [_number(stage.flops / 1e15) for stage in plan.stages])
+    yield _row("over plain flow matching", [_ratio(stage.ratio) for stage in plan.stages])
+    yield _row("  with the reference's calls", [_ratio(stage.reference_ratio) for stage in plan.stages])
+    yield f"  The mean over {DRAWS} iterations' draws of times, jumps and prefixes. Plain flow matching: of the same"
+    yield "  student on the same batch. The reference, AnyFlow's code, takes a difference for every sample, where only"
+    yield "  those off the diagonal need one, and rolls out again for the critic."
+    yield ""
+
+
+def _memory(plan: Plan) -> Iterator[str]:
+    gpus = plan.machine.gpus
+    yield (
+        f"MEMORY of a GPU at the fullest moment, GiB, of {gpus}, sharded by blocks"
+        if gpus > 1
+        else ("MEMORY of the GPU at the fullest moment, GiB")
+    )
+    peaks = [stage.peak(gpus, plan.shape) for stage in plan.stages]
+    yield _row("", [_title(stage) for stage in plan.stages])
+    yield _row("samples at once", [str(min(s.samples, max(1, s.stage.batch // gpus))) for s in plan.stages])
+    for kind, name in KINDS.items():
+        if any(peak[kind] for peak in peaks):
+            yield _row(name, [_number(peak[kind] / GIB) for peak in peaks])
+    yield _row("in all", [_number(sum(peak.values()) / GIB) for peak in peaks])
+    yield _row("while", [stage.traced.highest.part for stage in plan.stages])
+    yield f"  Beside it {RESERVE / GIB:.0f} GiB are held back for CUDA, NCCL and what an allocator loses."
+    yield ""
+
+
+def _fit(plan: Plan) -> Iterator[str]:
+    machine, smallest = plan.machine, plan.smallest
+    batches = ", ".join(str(stage.stage.batch) for stage in plan.stages)
+    if machine.gpus not in plan.worlds:
+        yield f"DOES NOT RUN on {machine.gpus} GPUs: the global batches {batches} divide over {_said(plan.worlds)}"
+    elif plan.fits:
+        yield f"FITS: {plan.peak(machine.gpus) / GIB:.1f} of {machine.memory / GIB:.1f} GiB on each of {machine.gpus}"
+    else:
+        yield f"DOES NOT FIT: {plan.peak(machine.gpus) / GIB:.1f} GiB on each, which has {machine.memory / GIB:.1f}"
+        for advice in _advice(plan):
+            yield f"  {advice}"
+    if smallest is None:
+        yield f"Too much for any number of such GPUs, {_said(plan.worlds)}: what a sample needs is not sharded"
+    else:
+        yield f"The smallest number of such GPUs that fits: {smallest}"
+    yield ""
+
+
+def _advice(plan: Plan) -> Iterator[str]:
+    """The setting to change: what the fullest stage has most of decides which."""
+    gpus = plan.machine.gpus
+    stage = max(plan.stages, key=lambda s: sum(s.peak(gpus, plan.shape).values()))
+    peak = stage.peak(gpus, plan.shape)
+    passing = peak["activations"] + peak["cache"]
+    where = f"stage {stage.number}"
+    if plan.smallest is not None and plan.smallest > gpus:
+        yield f"{plan.smallest} GPUs hold it: weights, optimiser and averages are divided among them"
+    if passing < sum(peak.values()) - passing:
+        return
+    if stage.samples > 1:
+        yield f"Stage.micro = {stage.samples // 2} of {where}: {passing / GIB:.1f} GiB are of {stage.samples} samples"
+    backbone: Any = plan.recipe.backbone
+    if "checkpointing" in fields_dict(type(backbone)) and not backbone.checkpointing:
+        yield "checkpointing=True of the backbone: what each block holds for its backward pass is computed again"
+    if stage.traced.parts.get("history") and stage.traced.parts.get("rollout backward"):
+        yield (
+            f"anyflow.on_policy(replay=True) of {where}: one chunk's graph at a time, for a second forward pass of the "
+            "rollout"
+        )
+    elif stage.samples == 1:
+        yield "fewer frames or a smaller picture: one sample is all that a GPU holds already"
+
+
+def _hours(plan: Plan) -> Iterator[str]:
+    yield f"HOURS at {plan.machine.utilisation:.0%} of {plan.machine.tflops:.0f} TFLOP/s a GPU"
+    yield _row("", [_title(stage) for stage in plan.stages] + ["in all"])
+    seconds = [3600 * stage.hours(plan.machine) / stage.stage.steps for stage in plan.stages]
+    hours = [stage.hours(plan.machine) for stage in plan.stages]
+    yield _row("iterations", [str(stage.stage.steps) for stage in plan.stages])
+    yield _row("seconds an iteration", [_number(s) for s in seconds])
+    yield _row("hours", [_number(h) for h in [*hours, sum(hours)]])
+
+
+def _title(stage: StagePlan) -> str:
+    return f"{stage.number} {stage.stage.method.name}"
+
+
+def _row(name: str, cells: list[str]) -> str:
+    return f"  {name:28}" + "".join(f"{cell:>26}" for cell in cells)
+
+
+def _number(value: float) -> str:
+    return "–" if not value else f"{value:.2f}"
+
+
+def _ratio(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _said(numbers: list[int]) -> str:
+    *most, last = map(str, numbers)
+    return f"{', '.join(most)} or {last}" if most else last

@@ -1,0 +1,226 @@
+"""A real step of a stage, on hollow networks: what it computes, by part and by call, and what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import attrs
+import torch
+from attrs import define, evolve, field, frozen
+from torch import Tensor, nn
+
+from .._types import Cache, Cond, Latent, Rng, Role, Time
+from ..data import Data
+from ..method import Method
+from ..model import FlowMap
+from ..objectives import Networks
+from ..objectives.flow_map_matching import FlowMapMatching
+from ..recipe import Stage
+from ..testing.flops import Meter
+from ..times import TimeSampler
+from ..training.loop import Trainer
+from .ledger import KINDS, Kind, Ledger, Moment
+
+
+@frozen
+class Call:
+    """What decides the cost of a sample's call: frames in z, of history in the condition, and in the cache.
+
+    what: "forward", or "extend", which encodes a finished chunk.
+    """
+
+    role: Role
+    what: str
+    frames: int
+    history: int = 0
+    past: int = 0
+
+
+@define
+class Calls:
+    """What is known of calls by looking at a network's arguments."""
+
+    prices: dict[Call, float] = field(factory=dict)  # operations a sample
+    _past: dict[int, int] = field(factory=dict)  # frames in a cache by its id: to hold it would keep it in memory
+
+    def forward(self, role: Role, z: Latent, cond: Cond, cache: Cache) -> Call:
+        history = cond["history"].shape[1] if "history" in cond else 0
+        return Call(role, "forward", z.shape[1], history, self.past(cache))
+
+    def extended(self, role: Role, cache: Cache, x: Latent, found: Cache) -> Call:
+        """That of encoding the chunk `x` after what is in `cache`, which became `found`."""
+        past = self.past(cache)
+        if found is not None:
+            self._past[id(found)] = past + x.shape[1]
+        return Call(role, "extend", x.shape[1], past=past)
+
+    def past(self, cache: Cache) -> int:
+        return 0 if cache is None else self._past[id(cache)]
+
+
+@frozen
+class Traced:
+    """One iteration. parts: operations; prices: of calls, a sample; bytes by kind, and the fullest moments."""
+
+    parts: Mapping[str, float]
+    prices: Mapping[Call, float]
+    lasting: Mapping[Kind, int]
+    highest: Moment
+    fullest: Moment
+
+
+def trace(stage: Stage, nets: Networks, data: Data, seed: int, number: int, iteration: int) -> Traced:
+    """Iteration `iteration` of stage `number`, as `Trainer` does it; only `stage.batch` samples are there."""
+    parts: list[Meter] = []
+    ledger = Ledger(lambda: parts[0].part)
+    parts.append(meter := Meter(ledger))
+    calls = Calls()
+    adapters = [p for u in nets.values() for p in u.trained().values()]
+    ledger.label("adapters", adapters)
+    own = {id(p) for p in adapters}
+    ledger.label("weights", (t for u in nets.values() for t in _tensors_of(u) if id(t) not in own))
+    with ExitStack() as stack:
+        for role, u in nets.items():
+            stack.enter_context(meter.watch(role, u))
+            stack.enter_context(_priced(role, u, ledger, calls))
+            stack.enter_context(_remembered(role, u, meter, ledger, calls))
+        trainer = Trainer(nets, evolve(stage, method=meter.method(stage.method)), data, seed, number)
+        ledger.label("average", (t for a in trainer.averages.values() for t in a.tensors.values()))
+        for role, optimizer in trainer.optimizers.items():
+            stack.enter_context(_gradients(trainer.trained[role].values(), ledger))
+            stack.enter_context(_optimising(optimizer, ledger))
+        stack.enter_context(ledger)
+        trainer.step(iteration)
+        meter.settle()
+    lasting: dict[Kind, int] = {kind: ledger.held[kind] for kind in KINDS}
+    lasting["gradients"] = sum(_size(p) for role in trainer.trained for p in trainer.trained[role].values())
+    found = {part: float(count) for part, count in meter.spent.items() if count}
+    return Traced(found, calls.prices, lasting, ledger.highest, ledger.fullest)
+
+
+def replaced(method: Method, objective: Any) -> Method:
+    """`method` with each of its objectives as `objective` makes it."""
+    return evolve(
+        method,
+        updates=tuple(evolve(u, terms=tuple((weight, objective(o)) for weight, o in u.terms)) for u in method.updates),
+    )
+
+
+def all_off_diagonal(method: Method) -> Method:
+    """A derivative for every sample, where there is one for any: what a micro-batch can come to, on its own."""
+    return replaced(method, lambda o: evolve(o, times=OffDiagonal(o.times)) if isinstance(o, FlowMapMatching) else o)
+
+
+@frozen
+class OffDiagonal:
+    """`times`, drawn again where r = t, a few times: a sampler of the diagonal alone stays what it is."""
+
+    times: TimeSampler
+
+    def __call__(self, n: int, rng: Rng, like: Tensor) -> tuple[Time, Time]:
+        t, r = self.times(n, rng, like)
+        for k in range(16):
+            other_t, other_r = self.times(n, rng.fork(0x0FF, k), like)
+            on = t == r
+            t, r = torch.where(on, other_t, t), torch.where(on, other_r, r)
+        return t, r
+
+
+# ------------------------------------------------------------------ what is watched
+@contextmanager
+def _priced(role: Role, u: FlowMap, ledger: Ledger, calls: Calls) -> Iterator[None]:
+    before: list[int] = []
+
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        before.append(ledger.flops)
+
+    def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        z, cond, cache = args[0], args[3], args[4] if len(args) > 4 else kwargs.get("cache")
+        calls.prices[calls.forward(role, z, cond, cache)] = (ledger.flops - before.pop()) / len(z)
+
+    handles = (
+        u.register_forward_pre_hook(enter, with_kwargs=True),
+        u.register_forward_hook(leave, with_kwargs=True),
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _remembered(role: Role, u: FlowMap, meter: Meter, ledger: Ledger, calls: Calls) -> Iterator[None]:
+    inner = u.extend
+
+    def extend(cache: Cache, x: Latent, cond: Cond) -> Cache:
+        before = ledger.flops
+        with meter.spending("history"):
+            found = inner(cache, x, cond)
+        calls.prices[calls.extended(role, cache, x, found)] = (ledger.flops - before) / len(x)
+        ledger.label("cache", _tensors_in(found))
+        return found
+
+    u.extend = extend  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del u.extend
+
+
+@contextmanager
+def _gradients(parameters: Iterable[nn.Parameter], ledger: Ledger) -> Iterator[None]:
+    def arrived(p: Tensor) -> None:
+        if p.grad is not None:
+            ledger.label("gradients", [p.grad])
+
+    handles = [p.register_post_accumulate_grad_hook(arrived) for p in parameters]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _optimising(optimizer: torch.optim.Optimizer, ledger: Ledger) -> Iterator[None]:
+    """What it keeps is made in its first step."""
+    before: list[Any] = []
+
+    def enter(*_: Any) -> None:
+        before.append(ledger.now)
+        ledger.now = "optimiser"
+
+    def leave(*_: Any) -> None:
+        ledger.now = before.pop()
+
+    handles = optimizer.register_step_pre_hook(enter), optimizer.register_step_post_hook(leave)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _tensors_of(u: nn.Module) -> Iterator[Tensor]:
+    yield from u.parameters()
+    yield from u.buffers()
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """Of a cache, which is a value of the backbone's own making."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors_in(list(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _tensors_in(part)
+    elif attrs.has(type(value)):
+        yield from _tensors_in([getattr(value, a.name) for a in attrs.fields(type(value))])
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

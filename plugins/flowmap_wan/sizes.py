@@ -1,0 +1,37 @@
+"""The published Wan2.1 text-to-video transformers as data: what can be known of them without their weights.
+
+arXiv:2503.20314; a latent frame is 8 × 8 pixels and, but for the first, four video frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_COMMON: Mapping[str, Any] = {
+    "patch_size": (1, 2, 2),
+    "attention_head_dim": 128,
+    "in_channels": 16,
+    "out_channels": 16,
+    "text_dim": 4096,
+    "freq_dim": 256,
+    "cross_attn_norm": True,
+    "eps": 1e-6,
+    "rope_max_seq_len": 1024,
+}
+T2V_1_3B: Mapping[str, Any] = {**_COMMON, "num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
+T2V_14B: Mapping[str, Any] = {**_COMMON, "num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40}
+PUBLISHED: Mapping[str, Mapping[str, Any]] = {
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": T2V_1_3B,
+    "Wan-AI/Wan2.1-T2V-14B-Diffusers": T2V_14B,
+}
+"""By hub id."""
+LATENT = (21, 16, 60, 104)
+"""81 frames at 480 × 832, [F, C, H, W]."""
+TEXT = (512, 4096)
+"""A prompt's embeddings, [positions, text_dim]."""
+SIZES = (
+    *("patch_size", "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "text_dim"),
+    *("freq_dim", "ffn_dim", "num_layers", "cross_attn_norm", "eps", "image_dim", "rope_max_seq_len"),
+)
+"""What of a transformer's configuration is its size: the same in Wan's and in every student's."""
