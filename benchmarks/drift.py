@@ -28,13 +28,13 @@ from flowmap_digits.videos import prompts_with
 from flowmap import FlowMap, Recipe
 from flowmap.cli import recipes
 from flowmap.cli.errors import UsageError
-from flowmap.distill import build
 from flowmap.evaluation import QualityCurve, Samples
 from flowmap.evaluation.curve import Bench
 from flowmap.evaluation.records import Point
 from flowmap.objectives import Networks
 from flowmap.recipe import describe
 from flowmap.training import checkpoint
+from flowmap.training.networks import build
 
 from . import drift_report as report
 from .drift_report import Value
@@ -97,9 +97,9 @@ class Finished:
 
     def restore(self, nets: Networks, number: int) -> None:
         """The networks as they were at the end of a stage."""
-        _, tensors = checkpoint.stage_end(self.path / "checkpoints", number, self.digest)
+        found = checkpoint.stage_end(self.path / "checkpoints", number, self.digest)
         roles = sorted(self.recipe.trains & {"student", "teacher"})
-        checkpoint.restore_weights(tensors, {role: nets[role].trained() for role in roles}, averaged=True)
+        checkpoint.restore_weights(found, {role: nets[role].trained() for role in roles}, averaged=True)
 
 
 def edges(u: FlowMap, latents: int, frames: int) -> tuple[int, ...]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ._types import Batch, Rng
-from .data import TensorData, VideoFolder
+from .data import LatentFolder, TensorData, VideoFolder
 from .distill import distill
+from .export.api import export
 from .hookspecs import hookimpl
 from .model import FlowMap, FlowMapSpec
 from .module import ModuleSpec
@@ -20,6 +21,7 @@ __all__ = [
     "Ema",
     "FlowMap",
     "FlowMapSpec",
+    "LatentFolder",
     "ModuleSpec",
     "Recipe",
     "Rng",
@@ -28,6 +30,7 @@ __all__ = [
     "VideoFolder",
     "backbone",
     "distill",
+    "export",
     "hookimpl",
     "load",
     "sample",

@@ -1,10 +1,16 @@
-"""python -m flowmap"""
+"""python -m flowmap, also under torchrun."""
 
 from __future__ import annotations
 
+import os
 import sys
 
 from .cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if "RANK" in os.environ:
+        from .training.distributed import leave
+
+        leave(code)
+    sys.exit(code)

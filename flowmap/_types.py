@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, Self, TypeAlias
 
 import torch
@@ -21,6 +22,8 @@ Cond: TypeAlias = Mapping[str, Tensor]  # what the backbone conditions on; every
 Cache: TypeAlias = Any  # owned by the backbone, an immutable snapshot; None before the first chunk
 Role: TypeAlias = Literal["student", "teacher", "critic"]
 BELOW_ONE = 1 - 2**-24
+CPU = torch.device("cpu")
+NOTHING = torch.empty(0)  # on the CPU: `like` for what is decided there, so that no device is waited for
 
 
 @frozen
@@ -40,8 +43,15 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """On `device`, x in float32."""
-        cond, null = ({name: value.to(device) for name, value in part.items()} for part in (self.cond, self.null))
-        return Batch(self.x.to(device, torch.float32), cond, null)
+        cond, null = (
+            {name: to_device(value, device) for name, value in part.items()} for part in (self.cond, self.null)
+        )
+        return Batch(to_device(self.x, device).float(), cond, null)
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """x on `device`. An upload is not waited for; the way back is, since who reads x reads it at once."""
+    return x.to(device, non_blocking=x.device.type == "cpu")
 
 
 def nullify(cond: Cond, null: Cond, where: Tensor | None = None) -> Cond:
@@ -101,7 +111,8 @@ class Rng:
 
     Every draw is a function of (`key`, how many draws this object made before, global sample index) alone, so
     the same global batch sees the same noise on 1, 2 or 3 ranks and under any accumulation, and choices that
-    every rank must agree on (`randint`, `permutation`) need no broadcast.
+    every rank must agree on (`randint`, `permutation`) need no broadcast. A number a sample is drawn on the CPU, the
+    same whatever the device; noise, which is large, on the device.
 
     key: (seed, stage, step, ...). positions: where the local samples stand in the global batch of `total`;
     None means that the local batch is the whole.
@@ -128,11 +139,11 @@ class Rng:
 
     def uniform(self, n: int, like: Tensor) -> Tensor:
         """[n] in [0, 1), float32."""
-        return self._local(torch.rand(self._total(n), generator=self._generator(like.device), device=like.device))
+        return to_device(self._local(torch.rand(self._total(n), generator=self._generator(CPU))), like.device)
 
     def normal(self, n: int, like: Tensor) -> Tensor:
         """[n], float32."""
-        return self._local(torch.randn(self._total(n), generator=self._generator(like.device), device=like.device))
+        return to_device(self._local(torch.randn(self._total(n), generator=self._generator(CPU))), like.device)
 
     def stratified(self, n: int, like: Tensor) -> Tensor:
         """[n] in [0, 1), float32, one in each of `total` equal intervals over the global batch.
@@ -140,16 +151,16 @@ class Rng:
         So a share s of the global batch falls below s: exactly where s · total is whole, on average where not.
         """
         total = self._total(n)
-        drawn = (self._local(self.permutation(total).to(like.device)) + self.uniform(n, like)) / total
-        return drawn.clamp_max(BELOW_ONE)  # float32 rounds the last interval's end up
+        drawn = (self._local(self.permutation(total)) + self.uniform(n, NOTHING)) / total
+        return to_device(drawn.clamp_max(BELOW_ONE), like.device)  # float32 rounds the last interval's end up
 
     def permutation(self, n: int) -> Tensor:
         """[n] a permutation of 0 .. n - 1, the same on every rank."""
-        return torch.randperm(n, generator=self._generator(torch.device("cpu")))
+        return torch.randperm(n, generator=self._generator(CPU))
 
     def randint(self, n: int) -> int:
         """One integer in [0, n), the same on every rank."""
-        return int(torch.randint(n, (), generator=self._generator(torch.device("cpu"))))
+        return int(torch.randint(n, (), generator=self._generator(CPU)))
 
     def _total(self, n: int) -> int:
         if self.positions is not None and len(self.positions) != n:
@@ -159,38 +170,55 @@ class Rng:
     def _local(self, drawn: Tensor) -> Tensor:
         return drawn if self.positions is None else drawn[list(self.positions)]
 
-    def _generator(self, device: torch.device) -> torch.Generator:
+    def _generator(self, device: torch.device) -> torch.Generator | None:
         key = struct.pack(f"<{len(self.key) + 1}q", *self.key, self._draws)
         self._draws += 1
+        if device.type == "meta":  # a step without numbers, whose cost or whose reads are of interest
+            return None
         seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
         return torch.Generator(device).manual_seed(seed)
 
 
 @define
 class Shared:
-    """What the objectives of one iteration share across micro-batches and updates, and what outlives it.
+    """What the objectives of one iteration share across micro-batches, updates and ranks, and what outlives it.
 
-    iteration: of the stage, from 0; for what is warmed up.
+    iteration: of the stage, from 0; for what is warmed up. ranks: how many work on the batch; where there are several
+    all must make the same calls of the same networks, so nothing is left out for want of a sample: see `idle`.
+    whole: whether the global batch is in one forward pass, whatever the number of ranks.
     """
 
     iteration: int = 0
+    ranks: int = 1
+    whole: bool = True
     _now: dict[str, Mean] = field(factory=dict, init=False)
     _last: dict[str, Tensor] = field(factory=dict, init=False)
     _samples: dict[tuple[int, ...] | None, Latent] = field(factory=dict, init=False)
+    _idle: bool = field(default=False, init=False)
 
     def mean(self, name: str, values: Tensor, mask: Tensor) -> Tensor:
-        """[] the mean of `values` [B] where `mask` [B], over all ranks and this iteration's micro-batches so far.
+        """[] the mean of `values` [B] where `mask` [B], over the global batch: all ranks', of this iteration.
 
-        The last iteration's mean where this one has none yet, not a number where that has none either.
+        The last iteration's mean where this one has none, and where the batch is not `whole`: so it is the same in
+        every micro-batch, and on any number of ranks. Not a number where that has none either.
         """
         mean = Mean.of(values, mask)
-        if torch.distributed.is_initialized():
-            both = torch.stack([mean.total, mean.count])
-            torch.distributed.all_reduce(both)
-            mean = Mean(*both.unbind())
-        self._now[name] = mean = self._now[name] + mean if name in self._now else mean
-        last = self._last.get(name, torch.full_like(mean.total, torch.nan)).to(mean.total.device)
-        return torch.where(mean.count > 0, mean.value, last)
+        if self._idle:
+            mean = Mean(torch.zeros_like(mean.total), torch.zeros_like(mean.count))
+        if self.whole and self.ranks > 1:
+            (mean,) = _summed([mean])
+        self._now[name] = now = self._now[name] + mean if name in self._now else mean
+        return self._known(name, now if self.whole else Mean(torch.zeros_like(now.total), torch.zeros_like(now.count)))
+
+    @contextmanager
+    def idle(self) -> Iterator[None]:
+        """While entered, `mean` takes part in what ranks do together, and adds nothing: for calls that make up a share
+        of the batch of which this rank happens to have no sample."""
+        before, self._idle = self._idle, True
+        try:
+            yield
+        finally:
+            self._idle = before
 
     def keep(self, rng: Rng, x: Latent) -> None:
         """Keep the student's samples for this micro-batch, so that another update need not roll out again."""
@@ -201,9 +229,9 @@ class Shared:
 
     def next(self) -> None:
         """The iteration is over."""
-        for name, mean in self._now.items():
-            last = self._last.get(name, torch.full_like(mean.total, torch.nan)).to(mean.total.device)
-            self._last[name] = torch.where(mean.count > 0, mean.value, last)
+        if not self.whole and self.ranks > 1 and self._now:
+            self._now = dict(zip(self._now, _summed([*self._now.values()]), strict=True))
+        self._last |= {name: self._known(name, mean) for name, mean in self._now.items()}
         self._now.clear()
         self._samples.clear()
 
@@ -212,3 +240,14 @@ class Shared:
 
     def load(self, state: Mapping[str, float]) -> None:
         self._last = {name: torch.tensor(value) for name, value in state.items()}
+
+    def _known(self, name: str, mean: Mean) -> Tensor:
+        last = self._last.get(name, torch.full_like(mean.total, torch.nan))
+        return torch.where(mean.count > 0, mean.value, to_device(last, mean.total.device))
+
+
+def _summed(means: Sequence[Mean]) -> list[Mean]:
+    """Merged over all ranks, in one exchange."""
+    both = torch.stack([part for mean in means for part in (mean.total, mean.count)])
+    torch.distributed.all_reduce(both)
+    return [Mean(total, count) for total, count in both.reshape(-1, 2)]

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING
 from .hookspecs import hookimpl
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .export.backend import Exporter
     from .method import Method
+    from .training.tracking import Tracker
 
 
 @hookimpl
@@ -24,3 +28,20 @@ def flowmap_methods() -> Mapping[str, Callable[..., Method]]:
         "improved_meanflow": meanflow.improved,
         "meanflow": meanflow.meanflow,
     }
+
+
+@hookimpl
+def flowmap_exporters() -> Mapping[str, Exporter]:
+    from .export.aoti import Aoti
+    from .export.onnx import Onnx
+    from .export.tensorrt_rtx import TensorRtRtx
+    from .export.torch_export import TorchExport
+
+    return {"aoti": Aoti(), "onnx": Onnx(), "tensorrt-rtx": TensorRtRtx(), "torch-export": TorchExport()}
+
+
+@hookimpl
+def flowmap_trackers() -> Mapping[str, Callable[[Path], Tracker]]:
+    from .training.tensorboard import TensorBoard
+
+    return {"tensorboard": TensorBoard}

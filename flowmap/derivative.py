@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
 import torch
-from attrs import field, frozen, validators
+from attrs import field, frozen
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from . import validators
 from ._types import Cond, Latent, Time, concat
 from .path import expand
 

@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pluggy
 import torch
-from torch import Tensor
 
 from . import plugins
 from ._types import Role
-from .data import Data, Source
+from .data import Data, Source, fingerprint
 from .evaluation import card
 from .model import FlowMap
 from .objectives import Networks, equipped
-from .observers import Observers
-from .recipe import Recipe, digest
-from .training import checkpoint
+from .observers import Observers, tracked
+from .recipe import Recipe, RecipeError, digest, not_data
+from .training import checkpoint, fits, publish, stages
+from .training.agree import rank, ranks
+from .training.distributed import Distribution, first_alone, joined, own_device, world
+from .training.faults import reach
+from .training.files import write_json
+from .training.fingerprint import final_hash
 from .training.interrupt import Interrupt
-from .training.loop import Trainer
-from .training.run import Run, write_json
+from .training.networks import precision, spread, trained, whole_again
+from .training.run import Run
+from .training.saving import MINUTES, Saves
+from .training.sharding import whole
 
-SAVE_SECONDS = 300.0
 STUDENT_FILE = "flowmap.json"
 """Beside the student's weights, what they are; written last."""
-
-
-class RecipeError(ValueError):
-    """The recipe cannot be run; nothing was started."""
 
 
 def distill(
@@ -40,8 +39,11 @@ def distill(
     *,
     out: str | Path | None = None,
     resume: Literal["auto", "never"] = "auto",
+    save_minutes: float = MINUTES,
     device: torch.device | str | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
+    distribution: Distribution = Distribution(),  # noqa: B008, a frozen value
+    track: Sequence[str] = (),
     pm: pluggy.PluginManager | None = None,
 ) -> FlowMap:
     """Run the stages of `recipe` and return the student (or the teacher, of a recipe without a student), averaged.
@@ -49,39 +51,64 @@ def distill(
     data: the batches, or where they come from; the recipe's own by default. out: a run directory, which gets
     checkpoints, metrics, `student/` and what the recipe's evaluation writes; None keeps nothing and judges nothing.
     resume: go on from the newest checkpoint in `out`, if it is of the same recipe; a finished run is only evaluated, if
-    that is missing. device: CUDA where there is one. dtype: float32 or bfloat16, of frozen weights and of their
-    forward passes; what is trained, averages, times and losses are float32.
+    that is missing. track: where records go besides `metrics.jsonl`, by the names of `flowmap_trackers`.
+    save_minutes: between checkpoints; the end of every stage is one, too. device: CUDA where there is one. dtype:
+    in place of the recipe's.
+
+    Under torchrun all processes share the work, as `distribution` says, and the result is that of one process. Once it
+    is trained the first writes and judges the student, and returns it whole; what the others return is their part of
+    it, not to be called.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     path = None if out is None else Path(out)
-    source = _check(recipe, data, path, resume, dtype)
-    found = None if path is None else checkpoint.latest(path / "checkpoints", digest(recipe))
-    run, watch = Run(path), Observers(pm or plugins.installed())
-    run.start(recipe)
-    run.preparing()
-    try:
-        nets = build(recipe, device, dtype, judged=path is not None and recipe.evaluation is not None)
-        if path is not None and found is not None and _finished(recipe, found[0], path):
-            checkpoint.restore_weights(found[1], _weights(recipe, nets), averaged=True)
-        else:
-            batches = source.load(recipe.backbone, path, device=device) if isinstance(source, Source) else source
-            trained = nets
-            if recipe.equips:
-                trained = equipped(nets, recipe.equips, batches.batch([0]).to(device))
-            _train(recipe, trained, batches, run, watch, device, _weights(recipe, trained), found)
-            if path is not None:
-                recipe.backbone.save(nets[recipe.result], path / recipe.result)
-                write_json(path / recipe.result, STUDENT_FILE, card.facts(recipe, batches))
+    dtype = precision(recipe) if dtype is None else dtype
+    source = _check(recipe, data, path, resume, dtype, distribution)
+    device = own_device(device)
+    pm = pm or plugins.installed()
+    judged = path is not None and recipe.evaluation is not None
+    makers = plugins.trackers(track, pm)
+    with (
+        Run(path) as run,
+        Interrupt(at_once=True),
+        Observers(pm, tracked(makers, path if run.speaks else None, run.note)) as watch,
+    ):
+        with joined(distribution, device):
+            found = None if path is None else checkpoint.latest(path / "checkpoints", digest(recipe))
+            run.start(recipe)  # a directory of another recipe stays as it is
+            for passed in () if found is None else found.passed:
+                run.note(passed)
+            run.preparing()
+            nets = spread(recipe, device, dtype, distribution, judged=judged)
+            learning, batches = nets, None
+            if path is not None and found is not None and _finished(recipe, found, path):
+                weights = trained(recipe, nets)
+                checkpoint.restore_weights(found, weights, averaged=True)
+            else:
+                batches = _batches(recipe, source, path, device)
+                run.data_is(fingerprint(batches), resumed=found is not None)
+                sample = batches.batch([0]).to(device)
+                fits.check(nets, sample, _made_of(recipe), type(batches).__name__)
+                if recipe.equips:
+                    learning = equipped(nets, recipe.equips, sample)
+                weights = trained(recipe, learning)
+                saves = Saves(None if path is None else path / "checkpoints", digest(recipe), run, save_minutes)
+                stages.train(recipe, learning, batches, run, watch, saves, device, weights, found)
+            sha256 = final_hash(weights) if path is not None else None
+            alone, first = ranks() == 1, rank() == 0
+            tensors = {} if alone else {role: whole(of) for role, of in weights.items()}
+        if not first:
+            return nets[recipe.result]
+        if not alone:
+            del learning, weights  # the networks in pieces make way for those that are written
+            nets = whole_again(recipe, tensors, device, dtype, judged=judged)
         if path is not None:
+            if batches is not None:
+                with publish.whole(path / recipe.result) as made:
+                    recipe.backbone.save(nets[recipe.result], made)
+                    reach("student.saved")
+                    write_json(made, STUDENT_FILE, card.facts(recipe, batches))
             _judge(recipe, nets, run, path)
-    except BaseException as error:
-        state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        run.status(state, reason=f"{type(error).__name__}: {error}", resumable=path is not None)
-        raise
-    finally:
-        run.close()
-    run.status("finished", stage=len(recipe.stages) - 1)
-    return nets[recipe.result]
+            run.finished(sha256)
+        return nets[recipe.result]
 
 
 def evaluate(
@@ -90,10 +117,11 @@ def evaluate(
     *,
     out: str | Path | None = None,
     device: torch.device | str | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Judge the student in the run directory `run` anew, as `recipe.evaluation` says; write to `out`, or to `run`."""
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = precision(recipe) if dtype is None else dtype
     student = Path(run) / "student"
     if recipe.evaluation is None:
         raise RecipeError(f"the recipe {recipe.name or recipe.backbone} has no evaluation: give one that has")
@@ -112,130 +140,61 @@ def evaluate(
         card.write(recipe, Path(run))
 
 
-def build(recipe: Recipe, device: torch.device, dtype: torch.dtype, *, judged: bool = False) -> Networks:
-    """All networks of the recipe; teacher and critic from `recipe.teacher` where that is given.
+def _batches(recipe: Recipe, source: Data | Source, path: Path | None, device: torch.device) -> Data:
+    if not isinstance(source, Source):
+        return source
+    return first_alone(lambda: source.load(recipe.backbone, path, device=device))
 
-    judged: a teacher too, if no stage needs one, to compare with.
-    """
-    roles = recipe.roles | (frozenset[Role]({"teacher"}) if judged else frozenset[Role]())
-    student = roles if recipe.teacher is None else roles & frozenset[Role]({"student"})
-    nets: dict[Role, FlowMap] = {}
-    try:
-        for spec, of in ((recipe.backbone, student), (recipe.teacher, roles - student)):
-            if spec is not None and of:
-                nets |= spec.build(of, device=device, dtype=dtype)
-    except ValueError as error:
-        raise RecipeError(str(error)) from error
-    return nets
+
+def _made_of(recipe: Recipe) -> Mapping[Role, str]:
+    """Where each network comes from, for messages."""
+    student, teacher = (
+        f"{type(s).__name__}, {s.about().name}" for s in (recipe.backbone, recipe.teacher or recipe.backbone)
+    )
+    return {"student": student, "teacher": teacher, "critic": teacher}
 
 
 def _judge(recipe: Recipe, nets: Networks, run: Run, path: Path) -> None:
     if recipe.evaluation is not None and not recipe.evaluation.written(path):
-        run.status("evaluating")
-        run.close()
+        run.evaluating()
         recipe.evaluation(nets, recipe.backbone, path)
     card.write(recipe, path)
 
 
-def _finished(recipe: Recipe, state: Mapping[str, Any], path: Path) -> bool:
+def _finished(recipe: Recipe, found: checkpoint.Found, path: Path) -> bool:
     """Whether the last stage is at its end and the student written."""
     last = len(recipe.stages) - 1
-    done = (state["stage"], state["iteration"]) == (last, recipe.stages[last].steps)
+    done = (found.stage, found.iteration) == (last, recipe.stages[last].steps)
     return done and (path / recipe.result / STUDENT_FILE).is_file()
 
 
 def _check(
-    recipe: Recipe, data: Data | Source | None, path: Path | None, resume: str, dtype: torch.dtype
+    recipe: Recipe,
+    data: Data | Source | None,
+    path: Path | None,
+    resume: str,
+    dtype: torch.dtype,
+    distribution: Distribution,
 ) -> Data | Source:
-    """Everything that can be known to be wrong before work starts."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise RecipeError("WORLD_SIZE > 1: this version trains in one process; start it without torchrun")
-    if dtype not in (torch.float32, torch.bfloat16):
-        raise RecipeError(f"dtype = {dtype}: must be torch.float32 or torch.bfloat16")
-    if resume not in ("auto", "never"):
-        raise RecipeError(f"resume = {resume!r}: must be 'auto' or 'never'")
+    """Everything that can be known to be wrong before work starts, all of it at once."""
+    wrong = [*recipe.wrong()]
     try:
-        for spec in filter(None, (recipe.backbone, recipe.teacher)):
-            spec.validate()
+        distribution.check(world(), [stage.batch for stage in recipe.stages])
     except ValueError as error:
-        raise RecipeError(str(error)) from error
+        wrong.append(str(error))
+    if dtype not in (torch.float32, torch.bfloat16):
+        wrong.append(f"dtype = {dtype}: must be torch.float32 or torch.bfloat16")
+    if resume not in ("auto", "never"):
+        wrong.append(f"resume = {resume!r}: must be 'auto' or 'never'")
     source = data if data is not None else recipe.data
     if source is None:
-        raise RecipeError("no data: give `data`, or a recipe with one, such as TensorData(x, cond, null)")
-    if not isinstance(source, (Data, Source)):
-        raise RecipeError(f"data is a {type(source).__name__}: must have `batch(index)` and a length, or `load(...)`")
+        wrong.append("no data: give `data`, or a recipe with one, such as TensorData(x, cond, null)")
+    elif (not_one := not_data("data", source)) is not None:
+        wrong.append(not_one)
     if path is not None and path.exists() and not path.is_dir():
-        raise RecipeError(f"out = {path}: is a file: must be a directory, or not exist yet")
+        wrong.append(f"out = {path}: is a file: must be a directory, or not exist yet")
     if resume == "never" and path is not None and (path / "checkpoints").exists():
-        raise RecipeError(f"resume = 'never', but {path} has checkpoints: give an empty directory")
+        wrong.append(f"resume = 'never', but {path} has checkpoints: give an empty directory")
+    if wrong or source is None:
+        raise RecipeError(*wrong)
     return source
-
-
-def _weights(recipe: Recipe, nets: Networks) -> checkpoint.Weights:
-    """What the run trains, by role; a teacher that it fine-tunes is frozen no more."""
-    if "teacher" in recipe.trains:
-        nets["teacher"].thaw()
-    return {role: nets[role].trained() for role in sorted(recipe.trains)}
-
-
-def _train(
-    recipe: Recipe,
-    nets: Networks,
-    data: Data,
-    run: Run,
-    watch: Observers,
-    device: torch.device,
-    weights: checkpoint.Weights,
-    found: tuple[dict[str, Any], dict[str, Tensor]] | None,
-) -> None:
-    folder, key = None if run.path is None else run.path / "checkpoints", digest(recipe)
-    state, tensors = found or ({"stage": 0, "iteration": 0}, None)
-    run.resumed(state["stage"], state["iteration"])
-    if tensors is not None:
-        checkpoint.restore_weights(tensors, weights)
-    for number in range(state["stage"], len(recipe.stages)):
-        resumed = tensors if number == state["stage"] else None
-        if resumed is None:
-            _inherit(recipe, number, weights)
-        trainer = Trainer(nets, recipe.stages[number], data, recipe.seed, number, device)
-        if resumed is not None:
-            checkpoint.restore_trainer(state, resumed, trainer)
-        _stage(trainer, state["iteration"] if resumed is not None else 0, run, watch, weights, folder, key)
-
-
-def _stage(
-    trainer: Trainer, first: int, run: Run, watch: Observers, weights: checkpoint.Weights, folder: Path | None, key: str
-) -> None:
-    stage, saved = trainer.stage, time.monotonic()
-    run.stage(trainer.number, stage.method.name, first, stage.steps)
-    watch.call("flowmap_train_start", trainer=trainer)
-    with Interrupt() as stop:
-        for iteration in range(first, stage.steps):
-            means = trainer.step(iteration)
-            last = iteration + 1 == stage.steps
-            logs = None
-            if last or iteration % run.every == 0:
-                logs = {name: float(mean.value) for name, mean in means.items()}
-                watch.call("flowmap_step_end", trainer=trainer, iteration=iteration, logs=logs)
-            run.step(trainer.number, iteration, logs)
-            if folder is not None and (last or stop.asked or time.monotonic() - saved > SAVE_SECONDS):
-                checkpoint.save(folder, trainer, weights, iteration + 1, key)
-                saved = time.monotonic()
-            if stop.asked:
-                where = f"in stage {trainer.number}, after {iteration + 1} of {stage.steps} iterations"
-                raise KeyboardInterrupt(
-                    where if folder is None else f"{where}; saved: the same call goes on from there"
-                )
-    trainer.finish()
-    watch.call("flowmap_train_end", trainer=trainer)
-    run.close()
-
-
-@torch.no_grad()
-def _inherit(recipe: Recipe, number: int, weights: Mapping[Role, Mapping[str, Tensor]]) -> None:
-    """A critic starts as the teacher: as the fine-tuned one, where an earlier stage trained it."""
-    before = [stage.method for stage in recipe.stages[:number]]
-    new = "critic" in recipe.stages[number].method.trains and not any("critic" in m.trains for m in before)
-    if new and any("teacher" in m.trains for m in before):
-        for name, p in weights["teacher"].items():  # what the critic is equipped with stays as it is
-            weights["critic"][name].copy_(p)

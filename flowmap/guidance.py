@@ -12,11 +12,12 @@ from __future__ import annotations
 from typing import Protocol, final
 
 import torch
-from attrs import field, frozen, validators
+from attrs import field, frozen
 from torch import Tensor
 
-from ._types import Cache, Cond, Latent, Rng, Time, concat, nullify, require_null
-from .model import FlowMap
+from . import validators
+from ._types import Cache, Cond, Latent, Time, concat, nullify, require_null
+from .model import FlowMap, Wrapped
 from .path import expand
 from .times import share
 
@@ -106,7 +107,7 @@ class Fused:
 
 
 @final
-class Guided(FlowMap):
+class Guided(Wrapped):
     """`u` under guidance w as a network of its own, v_∅ + w (v_c - v_∅): both branches in one call.
 
     For sampling from a teacher, in chunks too: each branch has a history of its own, so the cache is of the doubled
@@ -114,8 +115,8 @@ class Guided(FlowMap):
     """
 
     def __init__(self, u: FlowMap, w: float, null: Cond) -> None:
-        super().__init__()
-        self.u, self.w, self.null = u, w, null
+        super().__init__(u)
+        self.w, self.null = w, null
 
     def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
         if self._one(cond):
@@ -124,16 +125,10 @@ class Guided(FlowMap):
         u, u_null = self.u(*both).chunk(2)
         return u_null + self.w * (u - u_null)
 
-    def chunks(self, frames: int) -> tuple[int, ...]:
-        return self.u.chunks(frames)
-
     def extend(self, cache: Cache, x: Latent, cond: Cond) -> Cache:
         if self._one(cond):
             return self.u.extend(cache, x, cond)
         return self.u.extend(cache, torch.cat([x, x]), self._both(cond))
-
-    def teacher_forcing(self, x: Latent, cond: Cond, rng: Rng) -> tuple[Latent, Cond]:
-        return self.u.teacher_forcing(x, cond, rng)
 
     def _one(self, cond: Cond) -> bool:
         """Whether the branches are one: without guidance, or without a condition to compare with its absence."""

@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .export.backend import Exporter
+    from .export.graph import Family
     from .method import Method
     from .model import FlowMapSpec
     from .recipe import Recipe, Stage
     from .training.loop import Trainer
+    from .training.tracking import Tracker
 
 hookspec = pluggy.HookspecMarker("flowmap")
 hookimpl = pluggy.HookimplMarker("flowmap")
@@ -36,8 +41,20 @@ def flowmap_stages() -> Mapping[str, Callable[[Recipe], tuple[Stage, ...]]]:
 
 
 @hookspec
-def flowmap_exporters() -> Mapping[str, Callable[..., object]]:
-    """Exporters by format name."""
+def flowmap_exporters() -> Mapping[str, Exporter]:
+    """Forms of export by name."""
+    raise NotImplementedError
+
+
+@hookspec
+def flowmap_graphs() -> Mapping[str, Family]:
+    """How kinds of networks become graphs that can be exported, by name; the name stands in the manifest."""
+    raise NotImplementedError
+
+
+@hookspec
+def flowmap_trackers() -> Mapping[str, Callable[[Path], Tracker]]:
+    """Where else records go, by name: functions of the run's directory. `flowmap distill --track NAME`."""
     raise NotImplementedError
 
 

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias
 
-from attrs import field, frozen, validators
+from attrs import field, frozen
 
+from . import validators
 from ._types import Role
 from .objectives import Equip, Equips, Objective, united
 
 Sampler: TypeAlias = Literal["flow_map", "consistency"]
+
+
+def _weighted(instance: Any, attribute: Any, terms: Sequence[Any]) -> None:
+    for i, term in enumerate(terms):
+        pair = isinstance(term, (tuple, list)) and len(term) == 2
+        if not pair or not isinstance(term[0], (int, float)) or not callable(term[1]):
+            raise TypeError(f"Update.terms[{i}] = {validators.shown(term)}: must be a pair (weight, objective)")
+
+
+def _updates(instance: Any, attribute: Any, updates: Sequence[Any]) -> None:
+    for i, update in enumerate(updates):
+        if not isinstance(update, Update):
+            raise TypeError(f"Method.updates[{i}] = {validators.shown(update)}: must be an Update")
 
 
 @frozen
@@ -21,7 +35,7 @@ class Update:
     """
 
     role: Role = field(validator=validators.in_(("student", "teacher", "critic")))
-    terms: tuple[tuple[float, Objective], ...] = field(validator=validators.min_len(1))
+    terms: tuple[tuple[float, Objective], ...] = field(validator=[validators.min_len(1), _weighted])
     every: int = field(default=1, validator=validators.ge(1))
     skip: int | None = field(default=None, validator=validators.optional(validators.ge(2)))
 
@@ -37,8 +51,8 @@ class Method:
     its student has built in; None where that is the guidance of a `FlowMapMatching` among its objectives, or none.
     """
 
-    name: str
-    updates: tuple[Update, ...] = field(validator=validators.min_len(1))
+    name: str = field(validator=validators.instance_of(str))
+    updates: tuple[Update, ...] = field(validator=[validators.min_len(1), _updates])
     citations: tuple[str, ...] = ()
     sampler: Sampler = field(default="flow_map", validator=validators.in_(("flow_map", "consistency")), kw_only=True)
     guidance: float | None = field(default=None, kw_only=True)

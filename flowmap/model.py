@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeAlias
 
 import torch
 from attrs import frozen
@@ -18,6 +18,10 @@ from .path import data_from_velocity, expand
 
 class ConditionError(ValueError):
     """A network was given a condition that it does not read, or in a form that it cannot."""
+
+
+class WeightsError(ValueError):
+    """A file's weights are not those of the network that they are for."""
 
 
 class FlowMap(nn.Module, ABC):
@@ -80,6 +84,33 @@ class FlowMap(nn.Module, ABC):
         return data_from_velocity(z, self.velocity(z, t, cond, null, w), t)
 
 
+class Wrapped(FlowMap, ABC):
+    """A network made of another, `u`, that it is like in all but `forward`: what it overrides beyond that, it says."""
+
+    def __init__(self, u: FlowMap) -> None:
+        super().__init__()
+        self.u = u
+
+    def chunks(self, frames: int) -> tuple[int, ...]:
+        return self.u.chunks(frames)
+
+    def extend(self, cache: Cache, x: Latent, cond: Cond) -> Cache:
+        return self.u.extend(cache, x, cond)
+
+    def teacher_forcing(self, x: Latent, cond: Cond, rng: Rng) -> tuple[Latent, Cond]:
+        return self.u.teacher_forcing(x, cond, rng)
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return self.u.blocks
+
+    def trained(self) -> Mapping[str, nn.Parameter]:
+        return self.u.trained()
+
+    def thaw(self) -> None:
+        self.u.thaw()
+
+
 class Codec(Protocol):
     """From what people see to what networks see: prompts and videos to conditions and latents, and back."""
 
@@ -132,6 +163,13 @@ class FlowMapSpec(ABC):
     def example(self, batch: int = 2) -> tuple[Latent, Cond]:
         """(z, cond) of the shapes `tiny` accepts: the conformance kit and the exporters use it."""
 
+    def outline(self) -> FlowMapSpec:
+        """The same networks at full size with random weights, without a file: what `--plan` builds without memory.
+
+        Itself where it reads no file; a ValueError where the size is not known without one.
+        """
+        return self
+
     def validate(self) -> None:
         """Raise a ValueError for what is known to be wrong without loading anything, such as a missing directory."""
         return
@@ -143,6 +181,13 @@ class FlowMapSpec(ABC):
     def fingerprint(self) -> str | None:
         """What tells the weights from others where the fields do not: a run is resumed on the same ones alone."""
         return None
+
+    def encoders(self) -> Mapping[str, str]:
+        """Hashes of what `codec` encodes with, by name, such as "vae" and "text": other data than theirs is refused.
+
+        Without what is not known.
+        """
+        return {}
 
     def save(self, u: FlowMap, path: Path) -> None:
         """Write the student so that it can be used without flowmap; by default its weights as safetensors."""
@@ -156,6 +201,7 @@ class FlowMapSpec(ABC):
         from safetensors.torch import load_model
 
         student = self.build(frozenset[Role]({"student"}), device=device, dtype=dtype)["student"]
+        require_fit(path / "model.safetensors", student)
         load_model(student, path / "model.safetensors")
         return student
 
@@ -164,10 +210,64 @@ class FlowMapSpec(ABC):
         raise NotImplementedError(f"{type(self).__name__} has no codec: give it conditions and latents")
 
 
+Rows: TypeAlias = Callable[[slice], Tensor]
+"""A tensor that is read in part: its rows, by the first dimension."""
+Put: TypeAlias = Callable[[Tensor, Rows], None]
+"""Takes for a parameter what this process holds of it."""
+
+
+class Streamed(FlowMapSpec, ABC):
+    """A spec whose `build` makes networks without numbers on the device "meta", which are filled afterwards.
+
+    So several processes that share a network never hold more of it than their pieces, and what is being read.
+    """
+
+    @abstractmethod
+    def fill(self, nets: Mapping[Role, FlowMap], put: Put, *, dtype: torch.dtype) -> None:
+        """Put into every parameter what `build(..., dtype=dtype)` gives it elsewhere, bit for bit, one by one."""
+
+
+def require_fit(files: Path | Sequence[Path], u: nn.Module, *, more: bool = False) -> None:
+    """A `WeightsError` where the tensors of safetensors files are not, by name and shape, those of `u`.
+
+    more: there may be others beside them. `u` may be on the meta device.
+    """
+    files = [files] if isinstance(files, Path) else files
+    theirs = {name: (file, shape) for file in files for name, shape in _shapes(file).items()}
+    ours = u.state_dict(keep_vars=True)
+    there = {id(value) for name, value in ours.items() if name in theirs}  # what is shared is kept under one name
+    wrong = []
+    for name, value in sorted(ours.items()):
+        file, shape = theirs.get(name, (files[0], None))
+        if shape is None and id(value) not in there:
+            wrong.append(f"{file if len(files) == 1 else file.parent}: there is no {name}, which the network has")
+        elif shape is not None and shape != list(value.shape):
+            wrong.append(f"{file}: {name} is {shape}: must be {list(value.shape)}")
+    wrong += (
+        []
+        if more
+        else [f"{theirs[name][0]}: {name} is not in the network" for name in sorted(theirs) if name not in ours]
+    )
+    if wrong:
+        rest = f" (and {len(wrong) - 1} more tensors do not fit)" if len(wrong) > 1 else ""
+        raise WeightsError(f"{wrong[0]}{rest}")
+
+
+def _shapes(file: Path) -> dict[str, list[int]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {name: list(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise WeightsError(f"{file}: is damaged: {error}") from None
+
+
 def sha256(tensors: Mapping[str, Tensor]) -> str:
     """Of names, types, shapes and values."""
     found = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
+    for name in sorted(tensors):  # one at a time: a mapping may gather them as they are asked for
+        value = tensors[name]
         found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()

@@ -9,9 +9,10 @@ from functools import cached_property
 from typing import Any, Literal, Self, TypeAlias
 
 import torch
-from attrs import field, frozen, validators
+from attrs import field, frozen
 from torch import nn
 
+from . import validators
 from ._types import Cache, Cond, Latent, Role, Time
 from .model import FlowMap, FlowMapSpec, sha256
 from .time_embedding import Delta, check_submodule, keep_exact, lift, pair

@@ -3,20 +3,55 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pluggy
 from attrs import define, field
 
+from .training.loop import Trainer
+from .training.tracking import Tracked, Tracker
+
 STRIKES = 3
+
+
+def tracked(
+    makers: Mapping[str, Callable[[Path], Tracker]], run: Path | None, note: Callable[[str], object]
+) -> list[Tracked]:
+    """The trackers that `makers` make for a run, where it has a directory: at work."""
+    return [] if run is None else [Tracked(name, make, run, note) for name, make in makers.items()]
 
 
 @define
 class Observers:
-    """Calls hooks one implementation at a time; one that raises three times is not called again."""
+    """Calls hooks one implementation at a time; one that raises three times is not called again.
+
+    While entered, records go to `trackers` too, which training does not wait for.
+    """
 
     pm: pluggy.PluginManager
+    trackers: Sequence[Tracked] = ()
     _failures: dict[tuple[str, str], int] = field(factory=dict, init=False)
+
+    def __enter__(self) -> Observers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for tracker in self.trackers:
+            tracker.close()
+
+    def train_start(self, trainer: Trainer) -> None:
+        self.call("flowmap_train_start", trainer=trainer)
+
+    def step_end(self, trainer: Trainer, iteration: int, logs: Mapping[str, float]) -> None:
+        self.call("flowmap_step_end", trainer=trainer, iteration=iteration, logs=MappingProxyType(dict(logs)))
+        for tracker in self.trackers:
+            tracker.put(trainer.number, iteration, logs)
+
+    def train_end(self, trainer: Trainer) -> None:
+        self.call("flowmap_train_end", trainer=trainer)
 
     def call(self, hook: str, **arguments: Any) -> None:
         caller: pluggy.HookCaller = getattr(self.pm.hook, hook)
@@ -26,7 +61,14 @@ class Observers:
                 continue
             try:
                 impl.function(**{name: arguments[name] for name in impl.argnames})
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self._failures[key] = count = self._failures.get(key, 0) + 1
                 end = "; it is switched off" if count >= STRIKES else ""
-                warnings.warn(f"{hook} of plugin {impl.plugin_name!r} raised {error!r}{end}", stacklevel=2)
+                at = _at(**arguments)
+                warnings.warn(f"{hook} of plugin {impl.plugin_name!r} raised {error!r}{at}{end}", stacklevel=2)
+
+
+def _at(trainer: Trainer | None = None, iteration: int | None = None, **more: object) -> str:
+    where = [] if iteration is None else [f"iteration {iteration}"]
+    where += [] if trainer is None else [f"stage {trainer.number}"]
+    return f" (in {' of '.join(where)})" if where else ""

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pluggy
 
 from . import hookspecs
+from .validators import shown
 
 if TYPE_CHECKING:
     import torch
 
     from .model import FlowMap, FlowMapSpec
     from .recipe import Recipe
+    from .training.tracking import Tracker
 
 GROUP = "flowmap"
 KINDS = {"flowmap_stages": "method with stages for a recipe"}
+MUST = {
+    "flowmap_backbones": "a FlowMapSpec",
+    "flowmap_methods": "a function that makes a Method",
+    "flowmap_stages": "a function of a Recipe that makes its stages",
+    "flowmap_trackers": "a function of a directory that makes a Tracker",
+}
 
 
 class PluginError(Exception):
@@ -34,11 +43,30 @@ def manager(*plugins: object, entry_points: bool = True) -> pluggy.PluginManager
     for name in filter(None, os.environ.get("FLOWMAP_DISABLE_PLUGINS", "").split(",")):
         pm.set_blocked(name)
     for plugin in plugins:
-        pm.register(plugin)
-    if entry_points:
-        pm.load_setuptools_entrypoints(GROUP)
-    pm.check_pending()
+        _register(pm, plugin, None)
+    for entry in metadata.entry_points(group=GROUP) if entry_points else ():
+        if pm.is_blocked(entry.name) or pm.get_plugin(entry.name) is not None:
+            continue
+        try:
+            plugin = entry.load()
+        except Exception as error:
+            told = f"plugin {entry.name!r} ({entry.value}) cannot be imported: {type(error).__name__}: {error}"
+            raise PluginError(f"{told}; FLOWMAP_DISABLE_PLUGINS={entry.name} leaves it out") from error
+        _register(pm, plugin, entry.name)
+    try:
+        pm.check_pending()
+    except pluggy.PluginValidationError as error:
+        raise PluginError(str(error)) from error
     return pm
+
+
+def _register(pm: pluggy.PluginManager, plugin: object, name: str | None) -> None:
+    """A hook of the wrong form is its author's to mend, and named."""
+    try:
+        pm.register(plugin, name)
+    except (pluggy.PluginValidationError, ValueError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise PluginError("; ".join(lines)) from error
 
 
 @cache
@@ -60,11 +88,35 @@ def _claims(pm: pluggy.PluginManager, hook: str) -> dict[str, tuple[str, Any]]:
     found: dict[str, tuple[str, Any]] = {}
     caller: pluggy.HookCaller = getattr(pm.hook, hook)
     for impl in caller.get_hookimpls():
-        for name, item in cast(Mapping[str, Any], impl.function()).items():
+        for name, item in _registered(impl.plugin_name, hook, impl.function).items():
             if name in found:
                 raise PluginError(f"{name!r} comes from both {found[name][0]!r} and {impl.plugin_name!r}")
             found[name] = impl.plugin_name, item
     return dict(sorted(found.items()))
+
+
+def _registered(plugin: str, hook: str, function: Callable[[], Any]) -> Mapping[str, Any]:
+    """What a plugin registers, if it is what the hook asks for."""
+    try:
+        items = function()
+    except Exception as error:
+        raise PluginError(f"plugin {plugin!r}: {hook} raised {type(error).__name__}: {error}") from error
+    if not isinstance(items, Mapping):
+        raise PluginError(f"plugin {plugin!r}: {hook} gave {shown(items)}: must be a mapping of names")
+    for name, item in items.items():
+        if not isinstance(name, str):
+            raise PluginError(f"plugin {plugin!r}: {hook} has the name {shown(name)}: must be a string")
+        if not _fits(hook, item):
+            raise PluginError(f"plugin {plugin!r}: {hook} has {shown(item)} for {name!r}: must be {MUST[hook]}")
+    return items
+
+
+def _fits(hook: str, item: object) -> bool:
+    from .model import FlowMapSpec
+
+    if hook == "flowmap_backbones":
+        return isinstance(item, FlowMapSpec)
+    return hook not in MUST or callable(item)
 
 
 def named(pm: pluggy.PluginManager, hook: str, name: str) -> Any:
@@ -78,13 +130,18 @@ def named(pm: pluggy.PluginManager, hook: str, name: str) -> Any:
     return items[name]
 
 
+def trackers(names: Sequence[str], pm: pluggy.PluginManager) -> Mapping[str, Callable[[Path], Tracker]]:
+    """What makes the trackers of these names."""
+    return {name: named(pm, "flowmap_trackers", name) for name in dict.fromkeys(names)}
+
+
 def backbone(name: str, pm: pluggy.PluginManager | None = None) -> FlowMapSpec:
     """The spec for a registered name, a directory or a hub id."""
     pm = pm or installed()
     registered = collect(pm, "flowmap_backbones")
     if name in registered:
         return cast("FlowMapSpec", registered[name])
-    spec: FlowMapSpec | None = pm.hook.flowmap_resolve_backbone(name=name)
+    spec = _resolved(pm, name)
     if spec is None:
         inside = Path(name) / "student"
         hint = f"; did you mean {str(inside)!r}?" if inside.is_dir() else ""
@@ -95,12 +152,35 @@ def backbone(name: str, pm: pluggy.PluginManager | None = None) -> FlowMapSpec:
     return spec
 
 
+def _resolved(pm: pluggy.PluginManager, name: str) -> FlowMapSpec | None:
+    """What the first plugin that knows the name takes it for."""
+    from .model import FlowMapSpec
+
+    caller: pluggy.HookCaller = pm.hook.flowmap_resolve_backbone
+    for impl in reversed(caller.get_hookimpls()):
+        spec = impl.function(name)
+        if isinstance(spec, FlowMapSpec):
+            return spec
+        if spec is not None:
+            gave = f"plugin {impl.plugin_name!r}: flowmap_resolve_backbone gave {shown(spec)}"
+            raise PluginError(f"{gave} for {name!r}: must be a FlowMapSpec, or None")
+    return None
+
+
 def trained_by(recipe: Recipe, method: str, pm: pluggy.PluginManager | None = None) -> Recipe:
     """`recipe` with the stages of another method at its scale in place of its own, named `recipe:method`."""
     import attrs
 
-    stages = named(pm or installed(), "flowmap_stages", method)(recipe)
-    return attrs.evolve(recipe, stages=stages, name=f"{recipe.name}:{method}")
+    pm = pm or installed()
+    make = named(pm, "flowmap_stages", method)
+    try:
+        stages = make(recipe)
+        return attrs.evolve(recipe, stages=stages, name=f"{recipe.name}:{method}")
+    except (ValueError, TypeError) as error:
+        plugin = origins(pm, "flowmap_stages")[method]
+        raise PluginError(
+            f"plugin {plugin!r}: its stages {method!r} for {recipe.name or 'the recipe'}: {error}"
+        ) from error
 
 
 def load(

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FunctionType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import attrs
-from attrs import field, frozen, validators
+from attrs import field, frozen
 from torch import Tensor
 
+from . import validators
 from ._types import Role
-from .data import Data, Source
+from .data import Data, DataError, Source, fingerprint
 from .method import Method
 from .model import FlowMapSpec, sha256
 from .objectives import Equip, Networks, united
@@ -23,12 +24,56 @@ from .times import share
 positive = validators.gt(0.0)
 
 
+class RecipeError(ValueError):
+    """The recipe cannot be run; nothing was started. errors: each a sentence."""
+
+    def __init__(self, *errors: str) -> None:
+        self.errors = errors
+        many = "".join(f"\n  {error}" for error in errors)
+        super().__init__(errors[0] if len(errors) == 1 else f"{len(errors)} errors:{many}")
+
+
 def _roles(value: Mapping[Role, AdamW] | AdamW) -> Mapping[Role, AdamW] | AdamW:
-    return value if isinstance(value, AdamW) else dict(value)
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def _tuple(stages: Sequence[Stage]) -> tuple[Stage, ...]:
-    return tuple(stages)
+    return tuple(stages) if isinstance(stages, Iterable) else stages
+
+
+def _below_one(instance: Any, attribute: Any, betas: Any) -> None:
+    good = isinstance(betas, (tuple, list)) and len(betas) == 2
+    if not good or not all(isinstance(b, (int, float)) and 0 <= b < 1 for b in betas):
+        raise validators.wrong(instance, attribute, betas, "must be two numbers, each at least 0 and below 1")
+
+
+def _by_role(instance: Any, attribute: Any, optimizer: Any) -> None:
+    """An `AdamW` for all, or one for each of some roles."""
+    if isinstance(optimizer, AdamW):
+        return
+    if not isinstance(optimizer, Mapping):
+        must = "must be an AdamW, or one by role, such as {'student': AdamW(...)}"
+        raise validators.wrong(instance, attribute, optimizer, must, kind=False)
+    roles = get_args(Role)
+    for role, settings in optimizer.items():
+        if role not in roles:
+            must = f"must be {validators.listed(roles)}{validators.near(role, roles)}"
+            raise ValueError(f"Stage.optimizer has an entry for {role!r}: {must}")
+        if not isinstance(settings, AdamW):
+            raise TypeError(f"Stage.optimizer[{role!r}] = {validators.shown(settings)}: must be an AdamW")
+
+
+def _data(instance: Any, attribute: Any, data: Any) -> None:
+    if data is not None and (wrong := not_data("Recipe.data", data)) is not None:
+        raise TypeError(wrong)
+
+
+def not_data(what: str, data: object) -> str | None:
+    """What is wrong with what is given as data; None if nothing is."""
+    if isinstance(data, (Data, Source)):
+        return None
+    a = validators.article(type(data).__name__)
+    return f"{what} is {a}: must have `batch(index)` and a length, or `load(...)`"
 
 
 @frozen
@@ -40,7 +85,7 @@ class AdamW:
     """
 
     lr: float = field(default=5e-5, validator=positive)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[float, float] = field(default=(0.9, 0.95), validator=_below_one)
     weight_decay: float = field(default=0.0, validator=validators.ge(0.0))
     warmup: int = field(default=0, validator=validators.ge(0))
     schedule: Literal["constant", "cosine"] = field(
@@ -70,8 +115,8 @@ class Stage:
     steps: int = field(validator=validators.ge(1))
     batch: int = field(default=32, validator=validators.ge(1))
     micro: int | None = field(default=None, validator=validators.optional(validators.ge(1)))
-    optimizer: Mapping[Role, AdamW] | AdamW = field(default=AdamW(), converter=_roles)
-    ema: Ema | None = Ema()
+    optimizer: Mapping[Role, AdamW] | AdamW = field(default=AdamW(), converter=_roles, validator=_by_role)
+    ema: Ema | None = field(default=Ema(), validator=validators.optional(validators.instance_of(Ema)))
 
     def __attrs_post_init__(self) -> None:
         if missing := sorted(role for role in self.method.trains if self.optimizer_of(role) is None):
@@ -81,6 +126,7 @@ class Stage:
         return self.optimizer if isinstance(self.optimizer, AdamW) else self.optimizer.get(role)
 
 
+@runtime_checkable
 class Evaluator(Protocol):
     """Judges a student beside its teacher; a value, like everything in a recipe."""
 
@@ -99,24 +145,31 @@ class Recipe:
     """What `distill` does.
 
     teacher: where teacher and critic come from when not the backbone. data: the batches, or where they come from.
-    evaluation: what judges the student once it is there. name: what the command line knows the recipe by.
+    evaluation: what judges the student once it is there. dtype: of frozen weights and of their forward passes; what is
+    trained, its averages, times and losses are float32. name: what the command line knows the recipe by.
     """
 
     backbone: FlowMapSpec = field(validator=validators.instance_of(FlowMapSpec))
-    stages: tuple[Stage, ...] = field(converter=_tuple, validator=validators.min_len(1))
+    stages: tuple[Stage, ...] = field(converter=_tuple)
     teacher: FlowMapSpec | None = field(
         default=None, validator=validators.optional(validators.instance_of(FlowMapSpec))
     )
-    data: Data | Source | None = None
-    evaluation: Evaluator | None = None
-    seed: int = 0
-    name: str = ""
+    data: Data | Source | None = field(default=None, validator=_data)
+    evaluation: Evaluator | None = field(default=None, validator=validators.optional(validators.instance_of(Evaluator)))
+    seed: int = field(default=0, validator=validators.ge(0))
+    dtype: Literal["float32", "bfloat16"] = field(default="float32", validator=validators.in_(("float32", "bfloat16")))
+    name: str = field(default="", validator=validators.instance_of(str))
 
     @stages.validator
-    def _only_stages(self, attribute: Any, stages: tuple[Any, ...]) -> None:
+    def _only_stages(self, attribute: Any, stages: Any) -> None:
+        if not isinstance(stages, tuple):
+            must = "must be a row of them, such as (Stage(...),)"
+            raise TypeError(f"Recipe.stages is {validators.article(type(stages).__name__)}: {must}")
+        if not stages:
+            raise ValueError("Recipe.stages = (): must have at least 1")
         for i, stage in enumerate(stages):
             if not isinstance(stage, Stage):
-                raise TypeError(f"Recipe.stages[{i}] is a {type(stage).__name__}: must be a Stage")
+                raise TypeError(f"Recipe.stages[{i}] is {validators.article(type(stage).__name__)}: must be a Stage")
 
     def __attrs_post_init__(self) -> None:
         if self.evaluation is not None and self.result != "student":
@@ -141,6 +194,25 @@ class Recipe:
     def result(self) -> Role:
         """What comes out: the student; the teacher of a recipe that has no student."""
         return "student" if "student" in self.roles else "teacher"
+
+    def wrong(self) -> tuple[str, ...]:
+        """All that can be known to be wrong without loading anything, each in a sentence."""
+        found = []
+        for spec in filter(None, (self.backbone, self.teacher)):
+            try:
+                spec.validate()
+            except ValueError as error:
+                found.append(str(error))
+        try:  # a source looks at its files to tell itself from others
+            _ = fingerprint(self.data) if isinstance(self.data, Source) else None
+        except (DataError, OSError) as error:
+            found.append(str(error))
+        return tuple(dict.fromkeys(found))
+
+    def validate(self) -> None:
+        """Raise a `RecipeError` with all that is `wrong`."""
+        if found := self.wrong():
+            raise RecipeError(*found)
 
     def capped(self, steps: int | None) -> Recipe:
         """The same, every stage at most `steps` long and a quick evaluation: a trial."""

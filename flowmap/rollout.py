@@ -7,11 +7,12 @@ from itertools import accumulate, pairwise
 from typing import Protocol, TypeAlias
 
 import torch
-from attrs import field, frozen, validators
+from attrs import field, frozen
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ._types import Cache, Cond, Latent, Rng, Time
+from . import validators
+from ._types import Cache, Cond, Latent, Rng, Time, to_device
 from .model import FlowMap
 from .path import renoise, shift
 
@@ -195,7 +196,8 @@ def _grid(steps: tuple[int, ...]) -> tuple[int, ...]:
 
 def _budgets(instance: object, attribute: object, steps: tuple[int, ...]) -> None:
     if not steps or min(steps) < 1:
-        raise ValueError(f"steps = {steps}: must name at least one budget, each at least 1")
+        name = type(instance).__name__
+        raise ValueError(f"{name}.steps = {steps}: must name at least one budget, each at least 1")
 
 
 @frozen
@@ -216,7 +218,7 @@ class FlowMapBackwardSimulation:
         grid = euler_grid(self.steps[rng.randint(len(self.steps))], self.shift)
         i = rng.randint(len(grid) - 1)
         corners = torch.stack([grid[0], grid[i], grid[i + 1], grid[-1]]).unique().flip(0)
-        return walk(u, noise, cond, corners.to(noise.device), rng, replay=self.replay)
+        return walk(u, noise, cond, to_device(corners, noise.device), rng, replay=self.replay)
 
 
 @frozen
@@ -237,5 +239,5 @@ class ConsistencySimulation:
 
     def __call__(self, u: FlowMap, noise: Latent, cond: Cond, rng: Rng) -> Latent:
         grid = torch.tensor([*self.times[: rng.randint(len(self.times)) + 1], 0.0])
-        grid = grid.to(noise.device)
+        grid = to_device(grid, noise.device)
         return walk(u, noise, cond, grid, rng, step=consistency_step, grad_last=1, replay=self.replay)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-from attrs import field, frozen, validators
+from attrs import field, frozen
 from torch import Tensor
 
+from . import validators
 from ._types import Rng, Time
 from .path import shift
 

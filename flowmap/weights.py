@@ -7,9 +7,10 @@ from functools import cache
 from typing import Protocol
 
 import torch
-from attrs import field, frozen, validators
+from attrs import field, frozen
 from torch import Tensor
 
+from . import validators
 from ._types import Shared, Time
 from .path import shift
 
@@ -96,8 +97,9 @@ class Normalised:
 class Balanced:
     """Off the diagonal, every sample weighs what the diagonal weighs on average: loss · sg(μ / (loss + c)).
 
-    μ is the mean over the diagonal samples of all ranks and of this iteration's micro-batches so far; where there
-    are none, the last iteration's; where there has been none ever, the batch's own mean. AnyFlow, arXiv:2605.13724.
+    μ is the mean over the diagonal samples of the global batch; where there are none, or where the batch comes in
+    several micro-batches, the last iteration's; where there has been none ever, a sample weighs 1. So it is exact on
+    any number of ranks. AnyFlow, arXiv:2605.13724.
     After it the loss reads μ whatever the error: log the raw loss by role.
     """
 
@@ -106,5 +108,5 @@ class Balanced:
     def __call__(self, loss: Tensor, t: Time, r: Time, shared: Shared) -> Tensor:
         on, fixed = t == r, loss.detach()
         mu = shared.mean("diagonal", fixed, on)
-        mu = torch.where(mu.isfinite(), mu, fixed.mean())
+        mu = torch.where(mu.isfinite(), mu, fixed + self.c)
         return torch.where(on, loss, loss * mu / (fixed + self.c))

@@ -89,7 +89,7 @@ DMD, ROLLOUT, TIMES, TYPES = (
     "flowmap.times",
     "flowmap._types",
 )
-LOOP, CHECKPOINT, DISTILL = "flowmap.training.loop", "flowmap.training.checkpoint", "flowmap.distill"
+LOOP, CHECKPOINT, STAGES = "flowmap.training.loop", "flowmap.training.checkpoint", "flowmap.training.stages"
 
 at_rest = partial(matching.test_at_the_true_flow_map_there_is_no_gradient, Triangle(0.0, 0.0), ())
 guided_rest = partial(test_guidance.test_the_exact_form_rests_at_the_flow_map_of_the_guided_field, 0.9, 0.5)
@@ -105,12 +105,12 @@ DEFECTS: list[Defect] = [
     ("r and t swapped in the network", MATCHING, "u = u_θ(z, t, r, c)", "u = u_θ(z, r, t, c)", at_rest),
     (
         "r and t swapped in the derivative",
-        *(MATCHING, "z[off], t[off], r[off]", "z[off], r[off], t[off]"),
+        *(MATCHING, "z[some], t[some], r[some]", "z[some], r[some], t[some]"),
         at_rest,
     ),
     (
         "the derivative of other samples",
-        *(MATCHING, "select(c, off)", "{name: value[: len(off)] for name, value in c.items()}"),
+        *(MATCHING, "select(c, some)", "{name: value[: len(some)] for name, value in c.items()}"),
         matching.test_where_the_prompt_is_dropped_the_target_is_not_guided,
     ),
     (
@@ -186,14 +186,14 @@ DEFECTS: list[Defect] = [
     # times
     (
         "shares counted on each rank",
-        *(TYPES, "(self._local(self.permutation(total).to(like.device)) + self.uniform(n, like)) / total"),
-        "(self.permutation(n).to(like.device) + self.uniform(n, like)) / n",
+        *(TYPES, "(self._local(self.permutation(total)) + self.uniform(n, NOTHING)) / total"),
+        "(self.permutation(n) + self.uniform(n, NOTHING)) / n",
         partial(test_times.test_ranks_and_micro_batches_see_the_pairs_of_the_whole, 8),
     ),
     (
         "shares drawn and not counted",
-        *(TYPES, "(self._local(self.permutation(total).to(like.device)) + self.uniform(n, like)) / total"),
-        "self.uniform(n, like)",
+        *(TYPES, "(self._local(self.permutation(total)) + self.uniform(n, NOTHING)) / total"),
+        "self.uniform(n, NOTHING)",
         partial(test_times.test_ranks_and_micro_batches_see_the_pairs_of_the_whole, 1),
     ),
     (
@@ -223,8 +223,8 @@ DEFECTS: list[Defect] = [
     ),
     (
         "not a number without a diagonal",
-        *("flowmap.weights", "torch.where(mu.isfinite(), mu, fixed.mean())", "mu"),
-        partial(test_weights.test_a_batch_without_a_diagonal_is_finite, torch.tensor([4.0, 1.0])),
+        *("flowmap.weights", "torch.where(mu.isfinite(), mu, fixed + self.c)", "mu"),
+        partial(test_weights.test_before_there_has_been_a_diagonal_a_loss_is_what_it_is, torch.tensor([4.0, 1.0])),
     ),
     # distribution matching
     ("DMD away from the teacher", DMD, "g = (fake - real)", "g = (real - fake)", descends),
@@ -369,12 +369,12 @@ DEFECTS: list[Defect] = [
     ),
     (
         "a step on what is not a number",
-        *(LOOP, "if finite := bool(norm.isfinite()):", "if finite := True:"),
+        *(LOOP, "skip = (~length.isfinite() | (bad > 0)).float()", "skip = torch.zeros_like(length)"),
         test_loop.test_a_gradient_that_is_not_finite_is_skipped_and_counted,
     ),
     (
         "gradients that are not clipped",
-        *(LOOP, "clip_grad_norm_(trained.values(), settings.clip)", "clip_grad_norm_(trained.values(), 1e9)"),
+        *(LOOP, "clip(gradients, length, settings.clip)", "clip(gradients, length, 1e9)"),
         test_loop.test_gradients_are_clipped_by_their_norm_before_the_step,
     ),
 ]
@@ -394,16 +394,21 @@ def test_a_planted_defect_fails_the_test_that_is_there_for_it(module: str, old: 
 
 # Defects of checkpoints: the run is interrupted, and ends otherwise than one that was not.
 RESUMING: list[tuple[str, str, str, str]] = [
-    ("moments that are lost", CHECKPOINT, "optimizer.state[p] = moments", "pass"),
-    ("an average that is lost", CHECKPOINT, 'tensor.copy_(tensors[f"ema/{role}/{name}"])', "pass"),
-    ("weights that are lost", CHECKPOINT, "p.copy_(tensors.get(", "(tensors.get("),
+    ("moments that are lost", CHECKPOINT, "optimizer.state[p] = moments[p]", "pass"),
+    (
+        "an average that is lost",
+        CHECKPOINT,
+        'live |= {f"ema/{role}/{name}": tensor for',
+        'live |= {f"ema/{role}/{name}": tensor.clone() for',
+    ),
+    ("weights that are lost", CHECKPOINT, 'else f"{role}/{name}"] = p', 'else f"{role}/{name}"] = p.clone()'),
     (
         "an iteration made twice",
-        DISTILL,
+        STAGES,
         "for iteration in range(first, stage.steps)",
         "for iteration in range(first - 1, stage.steps)",
     ),
-    ("a damaged file that is believed", CHECKPOINT, "_sum(path / name) == expected", "True"),
+    ("a damaged file that is believed", "flowmap.training.manifest", "found != digest", "False"),
 ]
 
 
@@ -421,7 +426,6 @@ def test_a_defect_of_resuming_is_seen(
     uninterrupted: dict[str, torch.Tensor],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sys.modules[DISTILL], "SAVE_SECONDS", -1.0)
     inside = test_checkpoint.KILLS["inside the second stage"] + 2
     with planted(module, old, new), pytest.raises(AssertionError):
         test_checkpoint.test_a_run_that_was_killed_ends_as_if_it_had_not_been(inside, tmp_path, uninterrupted)
@@ -430,16 +434,15 @@ def test_a_defect_of_resuming_is_seen(
 def test_a_damaged_file_that_is_believed_is_seen(
     tmp_path: Path, uninterrupted: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules[DISTILL], "SAVE_SECONDS", -1.0)
     _, module, old, new = RESUMING[4]
     damaged = partial(test_checkpoint.test_a_damaged_checkpoint_is_put_aside_and_the_one_before_is_taken)
     with planted(module, old, new), pytest.raises(AssertionError):
-        damaged("state.safetensors", test_checkpoint.other_values, tmp_path, uninterrupted)
+        damaged(test_checkpoint.SHARD, test_checkpoint.other_values, tmp_path, uninterrupted)
 
 
 def test_a_critic_that_does_not_inherit_is_seen(tmp_path: Path) -> None:
     line = 'weights["critic"][name].copy_(p)'
-    with planted(DISTILL, line, "pass"), pytest.raises(AssertionError):
+    with planted(STAGES, line, "pass"), pytest.raises(AssertionError):
         test_checkpoint.test_a_critic_starts_as_the_teacher_that_was_fine_tuned(Toy(), tmp_path)
 
 

@@ -122,7 +122,7 @@ def test_an_observer_that_raises_three_times_is_switched_off() -> None:
     pm.register(flaky, name="flaky")
     messages = call(Observers(pm), 6)
     assert flaky.calls == 3
-    assert messages[0] == "flowmap_step_end of plugin 'flaky' raised RuntimeError('at 0')"
+    assert messages[0] == "flowmap_step_end of plugin 'flaky' raised RuntimeError('at 0') (in iteration 0)"
     assert [message.endswith("; it is switched off") for message in messages] == [False, False, True]
 
 

@@ -6,7 +6,11 @@ from attrs import frozen
 
 
 class UsageError(Exception):
-    """What was asked for cannot be done; nothing was started."""
+    """What was asked for cannot be done; nothing was started. errors: each a sentence."""
+
+    def __init__(self, *errors: str) -> None:
+        many = "".join(f"\n  {error}" for error in errors)
+        super().__init__(errors[0] if len(errors) == 1 else f"{len(errors)} errors:{many}")
 
 
 @frozen
@@ -20,16 +24,24 @@ def sentence(error: Exception) -> Said | None:
     if isinstance(error, UsageError):
         return Said(str(error), 2)
     from ..data import DataError
-    from ..distill import RecipeError
-    from ..model import ConditionError
+    from ..export.errors import ExportError, ParityError
+    from ..model import ConditionError, WeightsError
     from ..plugins import PluginError
-    from ..training.checkpoint import CheckpointError
+    from ..recipe import RecipeError
+    from ..training.agree import LostRankError, RankError
+    from ..training.checkpoint import CheckpointError, SaveError
+    from ..training.lock import LockError
     from ..training.loop import TrainingError
+    from ..training.status import StatusError
+    from ..training.tracking import TrackerError
 
-    if isinstance(error, (RecipeError, PluginError, CheckpointError, DataError, ConditionError)):
+    refused = (RecipeError, PluginError, CheckpointError, DataError, ConditionError, WeightsError)
+    if isinstance(error, (*refused, LockError, StatusError, TrackerError)):
         return Said(str(error), 2)
-    if isinstance(error, TrainingError):
+    if isinstance(error, (TrainingError, SaveError, RankError, LostRankError, ParityError)):
         return Said(str(error), 1)
+    if isinstance(error, ExportError):
+        return Said(str(error), 2)
     if isinstance(error, OSError):
         return Said(_of_files(error), 1)
     return None

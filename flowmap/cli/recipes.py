@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import inspect
 import re
 import sys
-import traceback
-from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from .errors import UsageError
 
@@ -83,7 +80,7 @@ def _holds_recipe(path: Path) -> bool:
     """Whether RECIPE or recipe is assigned at the top level; what is not Python says so when it is run."""
     try:
         body = ast.parse(path.read_text()).body
-    except (SyntaxError, UnicodeDecodeError):
+    except (SyntaxError, ValueError):
         return path.parent != folder()
     targets = [t for node in body if isinstance(node, ast.Assign) for t in node.targets]
     targets += [node.target for node in body if isinstance(node, ast.AnnAssign)]
@@ -92,69 +89,26 @@ def _holds_recipe(path: Path) -> bool:
 
 def _run(path: Path) -> ModuleType:
     """As Python runs a script: what lies beside it can be imported."""
-    spec = importlib.util.spec_from_file_location(f"flowmap_recipe_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
+    module = _module(path)
     sys.path.insert(0, str(path.parent.resolve()))
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise UsageError(_told(error, path, vars(module))) from error
+        assert module.__spec__ is not None and module.__spec__.loader is not None
+        module.__spec__.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        from . import mistakes
+
+        if isinstance(error, SystemExit):
+            raise UsageError(mistakes.told(error, path, {})) from error
+        found = mistakes.all_of(path, vars(_module(path)), error)
+        raise UsageError(*found) from error
     finally:
         sys.path.remove(str(path.parent.resolve()))
     return module
 
 
-def _told(error: Exception, path: Path, names: Mapping[str, Any]) -> str:
-    """`my_recipe.py, line 7: AdamW has no 'lrr' (= 1e-3): ...; did you mean 'lr'?`"""
-    if isinstance(error, SyntaxError):
-        return f"{path if error.filename == str(path.resolve()) else error.filename}, line {error.lineno}: {error.msg}"
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno or 0 for frame in frames if Path(frame.filename).resolve() == path.resolve()]
-    place = f"{path}, line {lines[-1]}" if lines else str(path)
-    unexpected = re.fullmatch(r"(.*\()\) got an unexpected keyword argument '(\w+)'.*", str(error))
-    if isinstance(error, TypeError) and unexpected and lines:
-        return f"{place}: {_unknown_field(unexpected[1][:-1], unexpected[2], path, lines[-1], names)}"
-    if isinstance(error, (ValueError, TypeError)):
-        return f"{place}: {_owner(error.__traceback__)}{_message(error)}"
-    return f"{place}: {type(error).__name__}: {error}"
-
-
-def _message(error: Exception) -> str:
-    """Validators of attrs raise (message, attribute, what is allowed, value)."""
-    message = str(error.args[0]) if error.args else type(error).__name__
-    if len(error.args) == 4 and isinstance(error.args[2], (tuple, list)) and isinstance(error.args[3], str):
-        near = get_close_matches(error.args[3], [str(option) for option in error.args[2]], 1)
-        message += f"; did you mean {near[0]!r}?" if near else ""
-    return message
-
-
-def _owner(trace: TracebackType | None) -> str:
-    """The class whose field was refused; our own messages name it themselves."""
-    frames = [frame for frame, _ in traceback.walk_tb(trace)]
-    if frames and "/attr/" in frames[-1].f_code.co_filename.replace("\\", "/"):
-        made = [f.f_locals["self"] for f in frames if f.f_code.co_name == "__init__" and "self" in f.f_locals]
-        return f"{type(made[-1]).__name__}: " if made else ""
-    return ""
-
-
-def _unknown_field(function: str, name: str, path: Path, line: int, names: Mapping[str, Any]) -> str:
-    short = function.removesuffix(".__init__").rpartition(".")[2]
-    values = [*names.values(), *(v for m in names.values() if isinstance(m, ModuleType) for v in vars(m).values())]
-    called = next((v for v in values if callable(v) and getattr(v, "__name__", None) == short), None)
-    allowed = [] if called is None else [p for p in inspect.signature(called).parameters if not p.startswith("_")]
-    near = get_close_matches(name, allowed, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    listed = f": must be one of {', '.join(allowed)}" if allowed else ""
-    return f"{short} has no field {name!r}{_given(path, name, line)}{listed}{hint}"
-
-
-def _given(path: Path, name: str, line: int) -> str:
-    """The value as it stands in the file."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call) and node.lineno <= line <= (node.end_lineno or 0):
-            for keyword in node.keywords:
-                if keyword.arg == name:
-                    return f" (= {ast.unparse(keyword.value)})"
-    return ""
+def _module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"flowmap_recipe_{path.stem}", path)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    return module

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from attrs import evolve, field, frozen, validators
+from attrs import evolve, field, frozen
 from torch import Tensor
 from tqdm import tqdm
 
+from .. import validators
 from .._types import Cond, Latent, Rng, select
 from ..model import Codec, FlowMapSpec
 from ..objectives import Networks

@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from attrs import field, frozen, validators
+from attrs import field, frozen
 from torch import Tensor
 
+from .. import validators
 from .._types import Latent
 
 

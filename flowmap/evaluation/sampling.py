@@ -29,16 +29,18 @@ def grid_of_samples(
     size: tuple[int, int, int] | None,
     out: str | Path,
     context: Tensor | None = None,
+    u: FlowMap | None = None,
+    device: torch.device | None = None,
 ) -> None:
     """One video with a row a prompt and a column a number of steps; along a row the noise is the same.
 
-    context: frames [n, 3, H, W] in [0, 1] that every video goes on from.
+    context: frames [n, 3, H, W] in [0, 1] that every video goes on from. u: takes the place of the student's network.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     codec = backbone.codec(device=device, dtype=torch.float32)
     frames, area = (None, None) if size is None else (size[0], size[1:])
     shape = latent_shape(codec, student, frames, area)
-    u = backbone.load(student, device=device, dtype=torch.float32)
+    u = u or backbone.load(student, device=device, dtype=torch.float32)
     given = encode_context(codec, u, shape, context).expand(len(prompts), *(-1,) * len(shape))
     cond = codec.encode_prompts(prompts)
     noise = Rng.seeded(seed).noise_like(torch.zeros(len(prompts), *shape, device=device))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from attrs import field, frozen, validators
+from attrs import field, frozen
 
+from .. import validators
 from .._types import Batch, Latent, Mean, Rng, Role, Shared, Time
 from ..path import expand, interpolate
 from ..rollout import FlowMapBackwardSimulation, Rollout

@@ -5,10 +5,25 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 import torch
-from attrs import field, frozen, validators
+from attrs import field, frozen
 from torch import Tensor
 
-from .._types import Batch, Cond, Latent, Mean, Rng, Role, Shared, Time, nullify, require_null, select
+from .. import validators
+from .._types import (
+    NOTHING,
+    Batch,
+    Cond,
+    Latent,
+    Mean,
+    Rng,
+    Role,
+    Shared,
+    Time,
+    nullify,
+    require_null,
+    select,
+    to_device,
+)
 from ..derivative import CentralDifference, Derivative
 from ..guidance import Exact, Guidance
 from ..model import FlowMap
@@ -62,7 +77,9 @@ class FlowMapMatching:
         x, c = u_θ.teacher_forcing(batch.x, batch.cond, rng)
         dropped = rng.uniform(n, x) < guide.drop
         null, c = nullify(c, batch.null), nullify(c, batch.null, dropped)
-        t, r = self.times(n, rng, x)
+        t, r = self.times(n, rng, NOTHING)
+        off = (t != r).nonzero()[:, 0]
+        t, r, off = (to_device(a, x.device) for a in (t, r, off))
         z, v = interpolate(x, rng.noise_like(x), t)
 
         u = u_θ(z, t, r, c)
@@ -76,7 +93,7 @@ class FlowMapMatching:
                 u_null = u_θ(z, t, guide.end(t, r), null)
                 v = guide.velocity(v, u_null, dropped)
             ϱ = self.warmup(shared.iteration)
-            y = v - expand(t - r, v) * ϱ * self._derivative(u_θ, z, t, r, v, c) / guide.scale
+            y = v - expand(t - r, v) * ϱ * self._derivative(u_θ, z, t, r, v, c, off, shared) / guide.scale
         raw = (guide.implied(u, u_null) - y).square().flatten(1).mean(1)
 
         loss = raw
@@ -85,10 +102,16 @@ class FlowMapMatching:
         logs = {f"loss/{role}": Mean.of(raw, mask) for role, mask in roles(t, r).items()}
         return Loss(guide.weight * loss.mean(), logs)
 
-    def _derivative(self, u: FlowMap, z: Latent, t: Time, r: Time, v: Latent, c: Cond) -> Tensor:
-        """d/dt u, where it counts: zero on the diagonal, at no cost."""
-        off = (t != r).nonzero()[:, 0]
+    def _derivative(
+        self, u: FlowMap, z: Latent, t: Time, r: Time, v: Latent, c: Cond, off: Tensor, shared: Shared
+    ) -> Tensor:
+        """d/dt u of the samples `off` the diagonal; zero elsewhere, at no cost.
+
+        On several ranks the call is made for one sample where there is none: to be in step with the other ranks.
+        """
         du = torch.zeros_like(v)
-        if len(off):
-            du[off] = self.derivative(u, z[off], t[off], r[off], v[off], select(c, off)).to(du.dtype)
+        some = off if len(off) or shared.ranks == 1 else torch.zeros(1, dtype=torch.long, device=z.device)
+        if len(some):
+            found = self.derivative(u, z[some], t[some], r[some], v[some], select(c, some)).to(du.dtype)
+            du[off] = found[: len(off)]
         return du

@@ -11,7 +11,7 @@ import torch
 from attrs import field, frozen
 from torch import Tensor
 
-from .._types import Batch, Mean, Rng, Role, Shared, select
+from .._types import NOTHING, Batch, Mean, Rng, Role, Shared, select, to_device
 from . import Equip, Equips, Loss, Networks, Objective, united
 
 Parts: TypeAlias = tuple[tuple[float, Objective], ...]
@@ -27,7 +27,7 @@ class Mixture(Equips):
 
     parts: (share, objective); the shares sum to 1 and are stratified over the global batch. On average it is the sum of
     the objectives, weighted by their shares, at the cost of one: as terms of an `Update` each would see the whole
-    batch. An objective whose share of a micro-batch is empty is not called.
+    batch. An objective whose share of a micro-batch is empty is not called, but on several ranks: see `Shared.ranks`.
     """
 
     parts: Parts = field(converter=_parts)
@@ -47,21 +47,35 @@ class Mixture(Equips):
         return united("Mixture.parts", (o.equips for _, o in self.parts if isinstance(o, Equips)))
 
     def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
-        place, value = rng.stratified(len(batch), batch.x), torch.zeros((), device=batch.x.device)
-        ends = torch.tensor([*accumulate(share for share, _ in self.parts[:-1])], device=place.device)
+        place, value = rng.stratified(len(batch), NOTHING), torch.zeros((), device=batch.x.device)
+        ends = torch.tensor([*accumulate(share for share, _ in self.parts[:-1])])
         part, logs = torch.bucketize(place, ends, right=True), dict[str, Mean]()
         for k, (_, objective) in enumerate(self.parts):
-            mine = (part == k).nonzero()[:, 0]
+            mine, own = (part == k).nonzero()[:, 0], rng.fork(k)
             if len(mine):
-                loss = objective(nets, _batch(batch, mine), _rng(rng.fork(k), mine, len(batch)), shared)
-                value = value + len(mine) / len(batch) * loss.value
-                logs |= {name: logs[name] + mean if name in logs else mean for name, mean in loss.logs.items()}
+                loss = objective(nets, _batch(batch, mine), _rng(own, mine, len(batch)), shared)
+            elif shared.ranks > 1:
+                loss = _idle(objective, nets, batch, own, shared)
+            else:
+                continue
+            value = value + len(mine) / len(batch) * loss.value
+            logs |= {name: logs[name] + mean if name in logs else mean for name, mean in loss.logs.items()}
         return Loss(value, logs)
 
 
+def _idle(objective: Objective, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
+    """The calls of `objective` on one sample that counts for nothing: other ranks make them, and wait for this one."""
+    first = torch.zeros(1, dtype=torch.long)
+    with shared.idle():
+        loss = objective(nets, _batch(batch, first), _rng(rng, first, len(batch)), shared)
+    none = torch.zeros((), device=batch.x.device)
+    return Loss(loss.value, {name: Mean(none, none) for name in loss.logs})
+
+
 def _batch(batch: Batch, index: Tensor) -> Batch:
-    null = {name: value if len(value) == 1 else value[index] for name, value in batch.null.items()}
-    return Batch(batch.x[index], select(batch.cond, index), null)
+    rows = to_device(index, batch.x.device)
+    null = {name: value if len(value) == 1 else value[rows] for name, value in batch.null.items()}
+    return Batch(batch.x[rows], select(batch.cond, rows), null)
 
 
 def _rng(rng: Rng, index: Tensor, n: int) -> Rng:

@@ -3,25 +3,23 @@ of them that push a tangent forward too."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
-from torch import nn
 from torch.autograd.forward_ad import unpack_dual
 
-from .._types import Cache, Cond, Latent, Rng, Role, Time
-from ..model import FlowMap
+from .._types import Cache, Cond, Latent, Role, Time
+from ..model import FlowMap, Wrapped
 
 
-class CountingFlowMap(FlowMap):
+class CountingFlowMap(Wrapped):
     """`u`, counting samples: a call on a batch of n is n, and one call of two branches is 2 n.
 
     A Jacobian-vector product is a call too: `graph_j` of `graph` and `plain_j` of `plain` were one.
     """
 
     def __init__(self, u: FlowMap) -> None:
-        super().__init__()
-        self.u = u
+        super().__init__(u)
         self.reset()
 
     def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
@@ -40,25 +38,6 @@ class CountingFlowMap(FlowMap):
     def reset(self) -> None:
         self.graph = self.plain = 0  # G, F
         self.graph_j = self.plain_j = 0  # of which GJ, J
-
-    def chunks(self, frames: int) -> tuple[int, ...]:
-        return self.u.chunks(frames)
-
-    def extend(self, cache: Cache, x: Latent, cond: Cond) -> Cache:
-        return self.u.extend(cache, x, cond)
-
-    def teacher_forcing(self, x: Latent, cond: Cond, rng: Rng) -> tuple[Latent, Cond]:
-        return self.u.teacher_forcing(x, cond, rng)
-
-    @property
-    def blocks(self) -> Sequence[nn.Module]:
-        return self.u.blocks
-
-    def trained(self) -> Mapping[str, nn.Parameter]:
-        return self.u.trained()
-
-    def thaw(self) -> None:
-        self.u.thaw()
 
 
 def counting(nets: Mapping[Role, FlowMap]) -> dict[Role, CountingFlowMap]:

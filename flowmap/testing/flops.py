@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from attrs import Factory, define, evolve, field, frozen
@@ -33,7 +33,7 @@ def flops_by_part(stage: Stage, nets: Networks, data: Data, iterations: int = 1)
     "critic backward", with a "critic rollout" where it makes its own samples. Trains `nets`.
     """
     counter = FlopCounterMode(display=False)
-    meter = _Meter(counter)
+    meter = Meter(counter)
     with ExitStack() as stack:
         for role, u in nets.items():
             stack.enter_context(meter.watch(role, u))
@@ -54,11 +54,15 @@ def flops_of_call(u: FlowMap, z: Latent, cond: Cond) -> int:
     return int(counter.get_total_flops())
 
 
+class Counting(Protocol):
+    def get_total_flops(self) -> int: ...
+
+
 @define
-class _Meter:
+class Meter:
     """Puts down what was counted since it last looked to the part that was running."""
 
-    counter: FlopCounterMode
+    counter: Counting
     spent: Counter[str] = Factory(Counter)
     part: str = ""
     _seen: int = field(default=0, init=False)
@@ -126,7 +130,7 @@ class _Meter:
 class _Named:
     """An objective; what comes after it is its backward pass."""
 
-    meter: _Meter
+    meter: Meter
     name: str
     objective: Any
 
@@ -144,7 +148,7 @@ class _Named:
 
 @frozen
 class _NamedDerivative:
-    meter: _Meter
+    meter: Meter
     derivative: Derivative
 
     def __call__(self, u: MeanVelocity, z: Latent, t: Time, r: Time, v: Latent, cond: Cond) -> Latent:
@@ -154,7 +158,7 @@ class _NamedDerivative:
 
 @frozen
 class _NamedRollout:
-    meter: _Meter
+    meter: Meter
     name: str
     rollout: Rollout
 

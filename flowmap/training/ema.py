@@ -9,11 +9,12 @@ from attrs import define
 from torch import Tensor, nn
 
 from ..recipe import Ema
+from .reduction import local
 
 
 @define
 class Average:
-    """float32, whatever the dtype of the weights; a copy of them until `ema.start`."""
+    """float32, whatever the dtype of the weights; a copy of them until `ema.start`. Sharded as they are."""
 
     ema: Ema
     tensors: dict[str, Tensor]
@@ -23,10 +24,17 @@ class Average:
         return cls(ema, {name: p.detach().to(torch.float32, copy=True) for name, p in trained.items()})
 
     @torch.no_grad()
-    def update(self, trained: Mapping[str, nn.Parameter], iteration: int) -> None:
+    def update(self, trained: Mapping[str, nn.Parameter], iteration: int, skip: Tensor | None = None) -> None:
+        """average <- (1 - w) average + w weights; skip: [] where it is not 0, w is 0. No device is waited for."""
         weight = 1.0 if iteration < self.ema.start else 1.0 - self.ema.decay
-        now = [trained[name].detach().float() for name in self.tensors]
-        torch._foreach_lerp_(list(self.tensors.values()), now, weight)
+        average = [local(tensor) for tensor in self.tensors.values()]
+        now = [local(trained[name].detach()).float() for name in self.tensors]
+        if skip is None:
+            torch._foreach_lerp_(average, now, weight)
+            return
+        w = torch.where(skip > 0, 0.0, weight)
+        torch._foreach_mul_(average, 1 - w)
+        torch._foreach_add_(average, torch._foreach_mul(now, w))
 
     @torch.no_grad()
     def copy_to(self, trained: Mapping[str, nn.Parameter]) -> None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from attrs import define, field
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from .._types import Batch, Mean, Rng, Role, Shared
-from ..data import Data, indices
+from ..data import Data, ReadsAhead, indices
 from ..method import Update
 from ..objectives import Networks
 from ..recipe import AdamW, Stage
+from .agree import rank, ranks
 from .ema import Average
+from .faults import reach
+from .reduction import add_up, clip, norm, read
 
 MAX_SKIPPED = 5  # optimiser steps in a row that a role may skip for a gradient that is not finite
 
@@ -27,7 +32,11 @@ class TrainingError(Exception):
 class Trainer:
     """One stage. `step` is an iteration: every update of the method, in order, each one optimiser step of its role.
 
-    Randomness is keyed by (seed, stage number, iteration, update, term) and the place in the global batch.
+    Randomness is keyed by (seed, stage number, iteration, update, term) and the place in the global batch. Of several
+    ranks each takes its part of every global micro-batch, and all make the same calls.
+
+    A step waits for no device: whether it was skipped, since a loss or a gradient of some rank was not finite, is
+    decided and counted there. `read` looks.
     """
 
     nets: Networks
@@ -40,9 +49,12 @@ class Trainer:
     optimizers: Mapping[Role, torch.optim.Optimizer] = field(init=False)
     averages: dict[Role, Average] = field(factory=dict, init=False)
     shared: Shared = field(factory=Shared, init=False)
-    skipped: dict[Role, int] = field(factory=dict, init=False)  # in a row
+    _skips: dict[Role, Tensor] = field(factory=dict, init=False)  # [2]: in a row, and the most since the last look
 
     def __attrs_post_init__(self) -> None:
+        if self.stage.batch % ranks():
+            raise TrainingError(f"batch = {self.stage.batch} does not divide over {ranks()} processes")
+        self.shared.ranks, self.shared.whole = ranks(), (self.stage.micro or self.stage.batch) >= self.stage.batch
         roles = sorted(self.stage.method.trains)
         self.trained = {role: self.nets[role].trained() for role in roles}
         for role, trained in self.trained.items():
@@ -51,23 +63,67 @@ class Trainer:
         self.optimizers = {role: _optimizer(_settings(self.stage, role), self.trained[role]) for role in roles}
         if self.stage.ema is not None:
             self.averages = {r: Average.of(self.trained[r], self.stage.ema) for r in roles if r != "critic"}
+        self._skips = {role: torch.zeros(2, device=self.device) for role in roles}
 
     def step(self, iteration: int) -> dict[str, Mean]:
-        """One iteration; its logs as means, by `role/name`."""
+        """One iteration; its logs as means over this rank's samples, by `role/name`: see `read`."""
+        if isinstance(self.data, ReadsAhead):
+            self.data.expect([*self._reads(iteration), *self._reads(iteration + 1)])
         index = indices(len(self.data), self.stage.batch, iteration, self.seed, self.number)
         logs: dict[str, Mean] = {}
         self.shared.iteration = iteration
         for number, update in enumerate(self.stage.method.updates):
             if not update.due(iteration):
                 continue
-            for positions in _micro(self.stage):
+            bad = torch.zeros((), device=self.device)
+            for positions in _micro(self.stage, rank(), ranks()):
+                reach("data.next")
                 batch = self.data.batch([index[p] for p in positions]).to(self.device)
                 key = (self.seed, self.number, iteration, number)
-                for name, mean in self._backward(update, batch, key, positions).items():
+                for name, mean in self._backward(update, batch, key, positions, bad).items():
                     logs[name] = logs[name] + mean if name in logs else mean
-            logs |= self._apply(update.role, iteration)
+            logs |= self._apply(update.role, iteration, bad)
         self.shared.next()
         return logs
+
+    def _reads(self, iteration: int) -> Iterator[list[int]]:
+        """The batches that an iteration asks for, in that order."""
+        index = indices(len(self.data), self.stage.batch, iteration, self.seed, self.number)
+        for _ in filter(lambda update: update.due(iteration), self.stage.method.updates):
+            for positions in _micro(self.stage, rank(), ranks()):
+                yield [index[p] for p in positions]
+
+    def read(self, logs: Mapping[str, Mean], iteration: int) -> dict[str, float]:
+        """The logs of an iteration as numbers, over all ranks; every rank must ask.
+
+        A TrainingError where a role has skipped `MAX_SKIPPED` steps in a row since the last look: so the run stops by
+        as many iterations late as there are between looks, with weights that no skipped step has changed.
+        """
+        found = read(logs, {f"/{role}": skips[1] for role, skips in self._skips.items()}, self.device)
+        for role, skips in self._skips.items():
+            if found.pop(f"/{role}") >= MAX_SKIPPED:
+                settings = _settings(self.stage, role)
+                raise TrainingError(
+                    f"the {role}'s loss or gradient was not finite {MAX_SKIPPED} times in a row, by iteration "
+                    f"{iteration} of stage {self.number} ({self.stage.method.name}): lower its lr ({settings.lr}) or "
+                    "look at the data"
+                )
+            skips[1] = skips[0]
+        return found
+
+    @property
+    def skipped(self) -> dict[Role, int]:
+        """Steps in a row that a role has skipped. Waits for the device."""
+        return {role: int(skips[0]) for role, skips in self._skips.items()}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it besides tensors; JSON."""
+        return {"means": self.shared.state(), "skipped": self.skipped}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.shared.load(state["means"])
+        for role, count in state["skipped"].items():
+            self._skips[role].fill_(count)
 
     def finish(self) -> None:
         """The stage is over: its averages take the place of the weights."""
@@ -75,36 +131,41 @@ class Trainer:
             average.copy_to(self.trained[role])
 
     def _backward(
-        self, update: Update, batch: Batch, key: tuple[int, ...], positions: tuple[int, ...]
+        self, update: Update, batch: Batch, key: tuple[int, ...], positions: tuple[int, ...], bad: Tensor
     ) -> dict[str, Mean]:
         logs: dict[str, Mean] = {}
         for term, (weight, objective) in enumerate(update.terms):  # one graph at a time
             rng = Rng((*key, term), positions, self.stage.batch)
             loss = objective(self.nets, batch, rng, self.shared)
             (weight * len(batch) / self.stage.batch * loss.value).backward()
+            bad += ~loss.value.detach().isfinite()
             for short, mean in loss.logs.items():
                 name = f"{update.role}/{short}"
                 logs[name] = logs[name] + mean if name in logs else mean
         return logs
 
-    def _apply(self, role: Role, iteration: int) -> dict[str, Mean]:
+    def _apply(self, role: Role, iteration: int, bad: Tensor) -> dict[str, Mean]:
+        """The optimiser's step, unless a loss or the gradient was not finite. bad: [] how many losses here."""
         settings, optimizer, trained = _settings(self.stage, role), self.optimizers[role], self.trained[role]
         lr = rate(settings, iteration, self.stage.steps)
-        norm = torch.nn.utils.clip_grad_norm_(trained.values(), settings.clip)
-        if finite := bool(norm.isfinite()):
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            optimizer.step()
-            if role in self.averages:
-                self.averages[role].update(trained, iteration)
-        self.skipped[role] = 0 if finite else self.skipped.get(role, 0) + 1
+        add_up(list(trained.values()))
+        gradients = [p.grad for p in trained.values() if p.grad is not None]
+        length, bad = norm(gradients, bad)
+        clip(gradients, length, settings.clip)
+        skip = (~length.isfinite() | (bad > 0)).float()
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.found_inf = skip  # type: ignore[attr-defined]  # what fused kernels read: not 0 changes nothing
+        optimizer.step()
+        reach(f"{role}.after")
+        if role in self.averages:
+            self.averages[role].update(trained, iteration, skip)
+            reach("ema.after")
         optimizer.zero_grad(set_to_none=True)
-        if self.skipped[role] >= MAX_SKIPPED:
-            raise TrainingError(
-                f"the {role}'s gradient was not finite {MAX_SKIPPED} times in a row, last at iteration {iteration} of "
-                f"stage {self.number} ({self.stage.method.name}): lower its lr ({settings.lr}) or look at the data"
-            )
-        scalar = {"gradient_norm": norm, "lr": torch.tensor(lr), "skipped": torch.tensor(float(not finite))}
+        skips = self._skips[role]
+        skips[0] = (skips[0] + 1) * skip
+        skips[1] = torch.maximum(skips[1], skips[0])
+        scalar = {"gradient_norm": length, "lr": torch.tensor(lr), "skipped": skip}
         return {f"{role}/{name}": Mean.of(value.reshape(1)) for name, value in scalar.items()}
 
 
@@ -124,12 +185,21 @@ def _settings(stage: Stage, role: Role) -> AdamW:
 
 
 def _optimizer(settings: AdamW, trained: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(
-        list(trained.values()), settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True
-    )
+    """Tensors in pieces, and tensors that every rank has, are stepped each on their own."""
+    pieces, whole = ([p for p in trained.values() if isinstance(p, DTensor) == sharded] for sharded in (True, False))
+    groups = [{"params": parameters} for parameters in (pieces, whole) if parameters]
+    return torch.optim.AdamW(groups, settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True)
 
 
-def _micro(stage: Stage) -> list[tuple[int, ...]]:
-    """The global batch in pieces of at most `micro`."""
-    size = stage.micro or stage.batch
-    return [tuple(range(i, min(i + size, stage.batch))) for i in range(0, stage.batch, size)]
+def _micro(stage: Stage, rank: int, ranks: int) -> list[tuple[int, ...]]:
+    """Where this rank's micro-batches stand in the global batch: at most `micro` samples of each rank at a time.
+
+    So with as many samples a global micro-batch, the same are together on any number of ranks.
+    """
+    own = stage.batch // ranks
+    size, found = min(stage.micro or own, own), []
+    for i in range(0, own, size):
+        n = min(size, own - i)
+        first = i * ranks + rank * n
+        found.append(tuple(range(first, first + n)))
+    return found

@@ -6,69 +6,187 @@ import json
 import os
 import platform
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
 from attrs import define, field
 from tqdm import tqdm
 
-from ..recipe import Recipe, describe, digest
+from ..recipe import Recipe, RecipeError, describe, digest
+from . import status
+from .files import write_json as write_json
+from .files import write_text as write_text
+from .interrupt import Preempted
+from .lock import Lock, me
+from .metrics import Metrics
+from .status import Status
 
 PACKAGES = ("flowmap-distill", "torch", "diffusers", "transformers", "peft", "safetensors", "numpy")
+DATA = "data.json"
+BETWEEN = 5.0  # seconds, at least, between two writings of status.json that nothing calls for
+
+
+def primary() -> bool:
+    """Whether this process is the one of its job that writes and speaks."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank() == 0
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 @define
 class Run:
-    """recipe.json, env.json, status.json, metrics.jsonl under `path`; None keeps nothing."""
+    """recipe.json, env.json, status.json, metrics.jsonl under `path`; None keeps nothing.
+
+    While entered, the directory is locked; what leaves the block is written into the status. Of several ranks, the
+    first writes. After the start a disk that takes nothing does not end the training: records wait, and are counted.
+    """
 
     path: Path | None
     every: int = 10  # iterations between records
+    speaks: bool = field(factory=primary)
+    _status: Status | None = field(default=None, init=False)
+    _written: float = field(default=0.0, init=False)
+    _refused: int = field(default=0, init=False)
+    _lock: Lock | None = field(default=None, init=False)
+    _metrics: Metrics | None = field(default=None, init=False)
+    _early: list[str] = field(factory=list, init=False)  # notes from before the start
     _bar: Any = field(default=None, init=False)
+    _guard: Any = field(factory=threading.RLock, init=False)  # notes come from the threads of trackers, too
+
+    def __enter__(self) -> Run:
+        if self.speaks and self.path is not None:
+            self._lock = Lock(self.path).__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self.close()
+        if self._status is not None and error is not None:
+            state = "preempted" if isinstance(error, KeyboardInterrupt) else "failed"
+            said = str(error) if isinstance(error, Preempted) else f"{type(error).__name__}: {error}"
+            self._update(state=state, reason=said)
+        if self._lock is not None:
+            self._lock.__exit__(kind, error, trace)
 
     def start(self, recipe: Recipe) -> None:
+        """Say what is to be done; an error where the directory takes nothing."""
+        if self._lock is None or self.path is None:
+            return
         write_json(self.path, "recipe.json", {"digest": digest(recipe), **describe(recipe)})
         write_json(self.path, "env.json", environment())
-        self.status("running")
+        self._metrics = Metrics(self.path / "metrics.jsonl")
+        self._status = Status(
+            "running",
+            **me(),
+            started=self._lock.started,
+            command=status.command(),
+            stages=len(recipe.stages),
+            notes=self._early,
+        )
+        write_json(self.path, status.FILE, attrs.asdict(self._status))
+        if self._lock.taken_over is not None:
+            self.note(f"took over from a run that was killed ({self._lock.taken_over})")
 
-    def resumed(self, stage: int, iteration: int) -> None:
-        """Drop the records that a resumed run writes again."""
-        if self.path is None or not (file := self.path / "metrics.jsonl").is_file():
+    def data_is(self, fingerprint: str | None, *, resumed: bool) -> None:
+        """Note what tells the data from others; a `RecipeError` where a resumed run began with others."""
+        if self._status is None or self.path is None or fingerprint is None:
             return
-        records = [json.loads(line) for line in file.read_text().splitlines()]
-        kept = [r for r in records if (r["stage"], r["iteration"]) < (stage, iteration)]
-        write_text(file, "".join(json.dumps(r) + "\n" for r in kept))
+        file = self.path / DATA
+        before = json.loads(file.read_text())["fingerprint"] if resumed and file.is_file() else fingerprint
+        if before != fingerprint:
+            raise RecipeError(
+                f"{self.path}: its data had the fingerprint {before[:12]}, and these have {fingerprint[:12]}: resume "
+                "with the data that it began with, or give another directory"
+            )
+        write_json(self.path, DATA, {"fingerprint": fingerprint})
 
-    def status(self, state: str, **more: Any) -> None:
-        write_json(self.path, "status.json", {"state": state, "time": time.time(), "pid": os.getpid(), **more})
+    def resumed(self, stage: int, iteration: int, checkpoint: Path | None = None) -> None:
+        """Drop the records that a resumed run writes again."""
+        if self._metrics is not None:
+            self._metrics.rewind(stage, iteration)
+        if checkpoint is not None:
+            self._update(checkpoint=checkpoint.name)
+
+    def saved(self, checkpoint: Path) -> None:
+        """A checkpoint has been published."""
+        self._update(checkpoint=checkpoint.name)
+
+    def note(self, text: str) -> None:
+        """What went wrong and was survived: into the log and the status."""
+        if self.speaks:
+            tqdm.write(f"flowmap: {text}", file=sys.stderr)
+        with self._guard:
+            if self._status is None:
+                self._early.append(text)
+            else:
+                self._status = self._status.noted(text)
+                self._update()
+
+    def evaluating(self) -> None:
+        self._update(state="evaluating")
+        self.close()
+
+    def finished(self, sha256: str | None = None) -> None:
+        """Done. sha256: of what was trained."""
+        self._update(state="finished", reason=None, hash=sha256)
 
     def preparing(self) -> None:
-        self._bar = tqdm(desc="preparing networks and data", bar_format="{desc}")
+        self._bar = tqdm(desc="preparing networks and data", bar_format="{desc}", disable=not self.speaks)
 
     def stage(self, number: int, name: str, first: int, steps: int) -> None:
         self.close()
         often = 0.5 if sys.stderr.isatty() else 10.0  # seconds; a log file gets few lines
         self._bar = tqdm(
-            total=steps, initial=first, desc=f"stage {number} {name}", mininterval=often, dynamic_ncols=True
+            total=steps,
+            initial=first,
+            desc=f"stage {number} {name}",
+            mininterval=often,
+            dynamic_ncols=True,
+            disable=not self.speaks,
         )
+        self._update(stage=number, method=name, step=first, steps=steps)
 
     def step(self, number: int, iteration: int, logs: Mapping[str, float] | None) -> None:
         self._bar.update()
+        with self._guard:
+            if self._status is not None:
+                self._status = attrs.evolve(self._status, step=iteration + 1)
         if logs is None:
             return
         shown = {k.rpartition("/")[2]: f"{v:.3f}" for k, v in logs.items() if "loss" in k or "dmd/gradient" in k}
         self._bar.set_postfix(shown, refresh=False)
-        if self.path is not None:
-            record = {"stage": number, "iteration": iteration, "time": time.time(), **logs}
-            with (self.path / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps({k: v for k, v in record.items() if v == v}) + "\n")
+        if self._metrics is not None:
+            error = self._metrics.add({"stage": number, "iteration": iteration, "time": time.time(), **logs})
+            self._told(error, "metrics.jsonl")
+        if time.monotonic() - self._written > BETWEEN:
+            self._update()
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+    def _update(self, **changes: Any) -> None:
+        with self._guard:
+            if self._status is None or self.path is None:
+                return
+            self._status = attrs.evolve(self._status, updated=time.time(), **changes)
+            self._written = time.monotonic()
+            try:
+                write_json(self.path, status.FILE, attrs.asdict(self._status))
+            except OSError as error:
+                self._told(error, status.FILE)
+
+    def _told(self, error: OSError | None, name: str) -> None:
+        """The log is all there is where the disk takes nothing: say it the 1st, 2nd, 4th, 8th time."""
+        if error is not None:
+            self._refused += 1
+            if self._refused & (self._refused - 1) == 0:
+                tqdm.write(f"flowmap: {name} cannot be written ({self._refused} times): {error}", file=sys.stderr)
 
 
 def environment() -> dict[str, Any]:
@@ -88,19 +206,3 @@ def environment() -> dict[str, Any]:
         "cuda": cuda,
         "packages": packages,
     }
-
-
-def write_json(directory: Path | None, name: str, value: Any) -> None:
-    if directory is not None:
-        directory.mkdir(parents=True, exist_ok=True)
-        write_text(directory / name, json.dumps(value, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
-from attrs import evolve, field, frozen, validators
+from attrs import evolve, field, frozen
 from torch.nn import functional as F
 
-from flowmap import Batch, FlowMap, Rng
+from flowmap import Batch, FlowMap, Rng, validators
 from flowmap._types import Cond, Latent, Mean, Role, Shared, Time, concat
 from flowmap.objectives import Equip, Equips, Loss, Networks, Objective, united
 from flowmap.path import interpolate

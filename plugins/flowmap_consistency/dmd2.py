@@ -67,7 +67,7 @@ def dmd2(
     return Method("dmd2", updates, (DMD2, DMD), sampler="consistency", guidance=w)
 
 
-def stages(recipe: Recipe) -> tuple[Stage, ...]:
+def stages(recipe: Recipe, number: int = 4) -> tuple[Stage, ...]:
     """From the teacher as it is: as many updates of the student as the recipe's own on-policy stage has."""
     scale = Scale.of(recipe)
-    return (scale.alternating(dmd2(shift=scale.shift, w=scale.guidance), 5),)
+    return (scale.alternating(dmd2(number=number, shift=scale.shift, w=scale.guidance), 5),)

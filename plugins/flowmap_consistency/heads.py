@@ -7,12 +7,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, final
 
 import torch
-from attrs import field, frozen, validators
+from attrs import field, frozen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowmap import Batch, FlowMap, Rng
+from flowmap import Batch, FlowMap, Rng, validators
 from flowmap._types import Cache, Cond, Latent, Time
+from flowmap.model import Wrapped
 
 from .chunked import levels
 
@@ -57,15 +58,15 @@ class Heads:
 
 
 @final
-class Judge(FlowMap):
+class Judge(Wrapped):
     """`u` with a head on its features: a critic that also says whether a sample looks like data.
 
     As a flow map it is `u`. What it trains is what `u` trains, and the head, float32.
     """
 
     def __init__(self, u: FlowMap, at: tuple[int, ...], head: nn.Module) -> None:
-        super().__init__()
-        self.u, self.at, self.head = u, at, head
+        super().__init__(u)
+        self.at, self.head = at, head
 
     def logits(self, z: Latent, t: Time, cond: Cond) -> Tensor:
         """[B] float32, D(z, t | c): positive where z looks like data."""
@@ -76,24 +77,8 @@ class Judge(FlowMap):
         u: Latent = self.u(z, t, r, cond, cache)
         return u
 
-    def chunks(self, frames: int) -> tuple[int, ...]:
-        return self.u.chunks(frames)
-
-    def extend(self, cache: Cache, x: Latent, cond: Cond) -> Cache:
-        return self.u.extend(cache, x, cond)
-
-    def teacher_forcing(self, x: Latent, cond: Cond, rng: Rng) -> tuple[Latent, Cond]:
-        return self.u.teacher_forcing(x, cond, rng)
-
-    @property
-    def blocks(self) -> Sequence[nn.Module]:
-        return self.u.blocks
-
     def trained(self) -> Mapping[str, nn.Parameter]:
         return {**self.u.trained(), **{f"judge.{name}": p for name, p in self.head.named_parameters()}}
-
-    def thaw(self) -> None:
-        self.u.thaw()
 
 
 def features(u: FlowMap, at: Sequence[int], z: Latent, t: Time, cond: Cond) -> list[Tensor]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from attrs import field, frozen, validators
+from attrs import field, frozen
 
-from flowmap import Batch, Rng
+from flowmap import Batch, Rng, validators
 from flowmap._types import Mean, Role, Shared, nullify, require_null
 from flowmap.derivative import EndDerivative, EndForwardMode
 from flowmap.guidance import Exact, Guidance

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
-from attrs import evolve, field, frozen, validators
+from attrs import evolve, field, frozen
 from torch import Tensor
 
-from flowmap import AdamW, Batch, FlowMap, Recipe, Rng, Stage
+from flowmap import AdamW, Batch, FlowMap, Recipe, Rng, Stage, validators
 from flowmap._types import Cache, Cond, Latent, Mean, Role, Shared, Time
 from flowmap.method import Method, Update
 from flowmap.methods.citations import DMD

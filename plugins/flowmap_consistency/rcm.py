@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 
 import torch
-from attrs import field, frozen, validators
+from attrs import field, frozen
 from torch import Tensor
 
-from flowmap import AdamW, FlowMap, Recipe, Rng, Stage
+from flowmap import AdamW, FlowMap, Recipe, Rng, Stage, validators
 from flowmap._types import Cond, Latent, Role, Shared, Time
 from flowmap.derivative import Derivative, ForwardMode
 from flowmap.method import Method, Update

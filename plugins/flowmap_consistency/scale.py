@@ -7,7 +7,7 @@ from typing import Literal
 
 from attrs import evolve, frozen
 
-from flowmap import AdamW, Ema, Recipe, Stage
+from flowmap import AdamW, Ema, Recipe, Stage, TensorData
 from flowmap._types import Role
 from flowmap.evaluation import QualityCurve
 from flowmap.method import Method
@@ -21,7 +21,7 @@ class Scale:
     shift: of the backbone's grid. guidance: what the recipe's own student has built in. velocity: whose it learns from,
     the teacher's or the data's. matching: steps, batch, optimiser and average of a regression, those of its first stage
     with a student. on_policy: of a student that learns from what it made and of its critic, those of its last stage
-    with a critic. elements: of a latent, where the recipe's evaluation says it.
+    with a critic. elements: of a latent, where the recipe's evaluation or its tensors say it.
     """
 
     shift: float
@@ -46,7 +46,7 @@ class Scale:
             velocity="teacher" if own.velocity == "teacher" else "data",
             matching=stages[0],
             on_policy=critics[-1] if critics else _derived(stages[0]),
-            elements=math.prod(recipe.evaluation.shape) if isinstance(recipe.evaluation, QualityCurve) else None,
+            elements=_elements(recipe),
         )
 
     def regression(self, method: Method, share: float = 1.0) -> Stage:
@@ -57,6 +57,12 @@ class Scale:
     def alternating(self, method: Method, ratio: int) -> Stage:
         """A stage of a method whose student learns in one of `ratio` iterations: as many of its updates as there."""
         return evolve(self.on_policy, method=method, steps=ratio * self.on_policy.steps)
+
+
+def _elements(recipe: Recipe) -> int | None:
+    if isinstance(recipe.evaluation, QualityCurve):
+        return math.prod(recipe.evaluation.shape)
+    return math.prod(recipe.data.x.shape[1:]) if isinstance(recipe.data, TensorData) else None
 
 
 def _matching(recipe: Recipe) -> FlowMapMatching:

@@ -6,10 +6,10 @@ import math
 from typing import Literal
 
 import torch
-from attrs import field, frozen, validators
+from attrs import field, frozen
 from torch import Tensor
 
-from flowmap import Batch, Recipe, Rng, Stage
+from flowmap import Batch, Recipe, Rng, Stage, validators
 from flowmap._types import Latent, Mean, Role, Shared, Time
 from flowmap.derivative import Derivative, ForwardMode
 from flowmap.method import Method, Update

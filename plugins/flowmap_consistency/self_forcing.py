@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
-from attrs import field, frozen, validators
+from attrs import field, frozen
 
-from flowmap import AdamW, Batch, FlowMap, Recipe, Rng, Stage
+from flowmap import AdamW, Batch, FlowMap, Recipe, Rng, Stage, validators
 from flowmap._types import Latent, Mean, Role, Shared
 from flowmap.method import Method, Update
 from flowmap.methods.citations import DMD
@@ -117,10 +117,10 @@ def self_forcing(
     return Method("self_forcing", updates, (SELF_FORCING, DMD2, DMD), sampler="consistency", guidance=w)
 
 
-def stages(recipe: Recipe) -> tuple[Stage, ...]:
+def stages(recipe: Recipe, number: int = 4) -> tuple[Stage, ...]:
     """Trajectories of 16 steps for a fifth of the iterations of the recipe's first stage, each some six times as dear;
     then as many student updates as its last."""
     scale = Scale.of(recipe)
-    first = ode_init(shift=scale.shift, steps=16, w=scale.guidance)
-    second = self_forcing(shift=scale.shift, w=scale.guidance)
+    first = ode_init(number=number, shift=scale.shift, steps=16, w=scale.guidance)
+    second = self_forcing(number=number, shift=scale.shift, w=scale.guidance)
     return scale.regression(first, share=0.2), scale.alternating(second, 5)

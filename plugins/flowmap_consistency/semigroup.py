@@ -6,10 +6,10 @@ import math
 from typing import Protocol
 
 import torch
-from attrs import field, frozen, validators
+from attrs import field, frozen
 from torch import Tensor
 
-from flowmap import Batch, Rng
+from flowmap import Batch, Rng, validators
 from flowmap._types import Mean, Role, Shared, Time, nullify
 from flowmap.guidance import Exact, Guidance
 from flowmap.objectives import Loss, Networks

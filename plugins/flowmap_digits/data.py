@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from attrs import field, frozen, validators
+from attrs import field, frozen
 
-from flowmap import FlowMapSpec, TensorData
+from flowmap import FlowMapSpec, TensorData, validators
 
 from .videos import PLAIN, Style, clips
 

@@ -18,9 +18,10 @@ from typing import TypeAlias
 import numpy as np
 import torch
 import torch.nn.functional as nnf
-from attrs import field, frozen, validators
+from attrs import field, frozen
 from torch import Tensor
 
+from flowmap import validators
 from flowmap.evaluation import Samples
 
 from . import measure

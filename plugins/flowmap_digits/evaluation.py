@@ -10,9 +10,10 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from attrs import evolve, field, frozen, validators
+from attrs import evolve, field, frozen
 from torch import Tensor
 
+from flowmap import validators
 from flowmap.evaluation import Metric, QualityCurve, Samples, endpoint_error
 
 from . import drift, measure

@@ -17,8 +17,10 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as nnf
-from attrs import field, frozen, validators
+from attrs import field, frozen
 from torch import Tensor
+
+from flowmap import validators
 
 CANVAS = 32
 GLYPH = 16

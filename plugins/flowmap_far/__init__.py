@@ -14,6 +14,7 @@ from .spec import HUB, Far
 
 if TYPE_CHECKING:
     from flowmap import FlowMapSpec
+    from flowmap.export.graph import Family
 
 __all__ = ["Far", "Lora"]
 
@@ -24,6 +25,13 @@ def flowmap_backbones() -> Mapping[str, FlowMapSpec]:
         "far": Far("Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
         "far_14b": Far("Wan-AI/Wan2.1-T2V-14B-Diffusers"),
     }
+
+
+@hookimpl
+def flowmap_graphs() -> Mapping[str, Family]:
+    from .export import FarFamily
+
+    return {"far": FarFamily()}
 
 
 @hookimpl

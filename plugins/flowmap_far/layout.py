@@ -16,6 +16,8 @@ from flowmap_wan.block import Spans
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+from flowmap._types import to_device
+
 COMPRESSED, CLEAN, NOISY = 0, 1, 2
 
 
@@ -91,9 +93,9 @@ def sees(form: Tensor, chunk: Tensor, other_form: Tensor, other_chunk: Tensor) -
 
 def labels(pieces: Sequence[Piece], tokens: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
     """(form, chunk) of every token; tokens: of a frame, (compressed, full)."""
-    counts = torch.tensor([p.frames * tokens[p.form != COMPRESSED] for p in pieces], device=device)
-    both = torch.tensor([[p.form for p in pieces], [p.chunk for p in pieces]], device=device)
-    form, chunk = both.repeat_interleave(counts, dim=1)
+    counts = torch.tensor([p.frames * tokens[p.form != COMPRESSED] for p in pieces])
+    both = torch.tensor([[p.form for p in pieces], [p.chunk for p in pieces]])
+    form, chunk = to_device(both.repeat_interleave(counts, dim=1), device)  # how many there are, no device is asked
     return form, chunk
 
 

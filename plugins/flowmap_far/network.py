@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, Literal, TypeAlias
 
@@ -41,6 +42,26 @@ class Cache:
     @property
     def frames(self) -> int:
         return self.pieces[-1].first + self.pieces[-1].frames if self.pieces else 0
+
+
+Encode: TypeAlias = Callable[[tuple[Piece, ...], Sequence[Latent], Cache], Sequence[Sequence[KeyValue]]]
+"""Keys and values of clean chunks, by piece, by layer, with what came before."""
+
+
+def extended(cache: Cache, x: Latent, full: int, encode: Encode) -> Cache:
+    """`FarFlowMap.extend`, whatever encodes."""
+    done = Piece(CLEAN, len(cache.pieces), cache.frames, x.shape[1])
+    clean = (*(p for p in cache.pieces if p.form == CLEAN), done)
+    recent = (*cache.recent, x)
+    leaving = max(0, len(clean) - full + 1)
+    if not leaving:
+        return Cache((*cache.pieces, done), (*cache.memory, *encode((done,), (x,), cache)), recent)
+    old = len(cache.pieces) - len(cache.recent)
+    kept = Cache(cache.pieces[:old], cache.memory[:old])
+    compressed = tuple(Piece(COMPRESSED, p.chunk, p.first, p.frames) for p in clean[:leaving])
+    new = (*compressed, *clean[leaving:])
+    memory = encode(new, recent, kept)
+    return Cache((*kept.pieces, *new), (*kept.memory, *memory), recent[leaving:])
 
 
 class FarFlowMap(WanFlowMap):
@@ -114,19 +135,7 @@ class FarFlowMap(WanFlowMap):
         Compressed chunks see compressed ones alone, so theirs never change: at most `full` chunks are encoded, however
         long the video. Equal to encoding the whole history.
         """
-        cache = cache or Cache()
-        done = Piece(CLEAN, len(cache.pieces), cache.frames, x.shape[1])
-        clean = (*(p for p in cache.pieces if p.form == CLEAN), done)
-        recent = (*cache.recent, x)
-        leaving = max(0, len(clean) - self.full + 1)
-        if not leaving:
-            return Cache((*cache.pieces, done), (*cache.memory, *self._encode((done,), (x,), cache, cond)), recent)
-        old = len(cache.pieces) - len(cache.recent)
-        kept = Cache(cache.pieces[:old], cache.memory[:old])
-        compressed = tuple(Piece(COMPRESSED, p.chunk, p.first, p.frames) for p in clean[:leaving])
-        new = (*compressed, *clean[leaving:])
-        memory = self._encode(new, recent, kept, cond)
-        return Cache((*kept.pieces, *new), (*kept.memory, *memory), recent[leaving:])
+        return extended(cache or Cache(), x, self.full, partial(self._encode, cond=cond))
 
     def _encode(
         self, pieces: tuple[Piece, ...], x: Sequence[Latent], before: Cache, cond: Cond
@@ -135,7 +144,7 @@ class FarFlowMap(WanFlowMap):
         parts = [self._piece(p.form, latent) for p, latent in zip(pieces, x, strict=True)]
         h, zero = torch.cat(parts, 1), torch.zeros(len(x[0]), device=x[0].device)
         e, rope, mask = self.embed(zero, zero), self._rope(pieces, x[0]), self._mask(pieces, before.pieces, x[0])
-        _, found = self.through(h, e, [h.shape[1]], self.text(cond), rope, mask, before.memory)
+        _, found = self.through(h, e, [h.shape[1]], self.text(cond), rope, mask, before.memory, True)
         ends = [0, *accumulate(part.shape[1] for part in parts)]
         return [  # copies: a view would keep the whole pass in memory for as long as one chunk of it is remembered
             [(k[:, i:j].clone(), v[:, i:j].clone()) for k, v in found] for i, j in pairwise(ends)

@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from attrs import evolve, field, frozen, validators
+from attrs import evolve, field, frozen
 from flowmap_wan.spec import WanSpec, example
 
+from flowmap import validators
 from flowmap.methods.citations import FAR, WAN
 
 if TYPE_CHECKING:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from inspect import signature
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from flowmap._types import Role
+from flowmap.model import require_fit
 
 from .network import Bidirectional, WanFlowMap
 
@@ -24,7 +27,8 @@ def build(
     Teacher and critic of a diffusion model are bidirectional whatever the student is; the teacher of a distilled one is
     that student as it was.
     """
-    net = pretrained(spec, dtype).to(device).requires_grad_(False)
+    meta = device.type == "meta"
+    net = (empty(spec, dtype) if meta else pretrained(spec, dtype).to(device)).requires_grad_(False)
     known = "gate_value" in net.config  # a distilled network: every role reads both times
     if known and "critic" in roles:
         raise ValueError(
@@ -66,12 +70,50 @@ def pretrained(spec: WanSpec, dtype: torch.dtype) -> Any:
             torch.manual_seed(spec.seed)
             net = diffusers.WanTransformer3DModel(**spec.config).eval()
         return net if dtype == torch.float32 else net.to(dtype)
+    if files := sorted((Path(spec.path) / "transformer").glob("diffusion_pytorch_model*.safetensors")):
+        require_fit(files, empty(spec, dtype), more=True)  # diffusers would make up what is missing
+    given = {"subfolder": "transformer", "dtype": dtype, "use_safetensors": True}  # and no pickles where there are none
+    return checked_class(spec).from_pretrained(spec.path, **given).eval()
+
+
+def checked_class(spec: WanSpec) -> Any:
+    """The diffusers class of the transformer at `spec.path`, one that the spec can start from."""
+    import diffusers
+
     name = diffusers.WanTransformer3DModel.load_config(spec.path, subfolder="transformer")["_class_name"]
     if name not in spec.transformers:
         raise ValueError(f"{spec.path}: its transformer is a {name}: must be one of {', '.join(spec.transformers)}")
-    return getattr(diffusers, name).from_pretrained(spec.path, subfolder="transformer", dtype=dtype).eval()
+    return getattr(diffusers, name)
 
 
+def empty(spec: WanSpec, dtype: torch.dtype) -> Any:
+    """`pretrained` on the meta device: shapes and types. What is no parameter, such as positions, has its numbers."""
+    import diffusers
+
+    exact: tuple[str, ...] = ()
+    with torch.device("meta"):
+        if spec.path is None or not spec.pretrained:
+            net: Any = diffusers.WanTransformer3DModel(**spec.config)
+        else:
+            cls = checked_class(spec)
+            net, exact = cls.from_config(cls.load_config(spec.path, subfolder="transformer")), cls._keep_in_fp32_modules
+    for name, p in net.named_parameters():
+        p.data = p.data.to(torch.float32 if {*name.split(".")} & {*exact} else dtype)
+    net.rope = rebuilt(net.rope)
+    if "gate_value" in net.config:
+        net.condition_embedder.delta_emb_gate = torch.tensor([net.config["gate_value"]])
+    return net.eval()
+
+
+def rebuilt(rope: Any) -> Any:
+    """The rotary module of a network made on the meta device, with its tables: the arguments are its attributes."""
+    return type(rope)(
+        **{name: getattr(rope, name) for name in signature(type(rope).__init__).parameters if name in vars(rope)}
+    )
+
+
+PATCH = ("patch_embedding.weight", "patch_embedding.bias")
+"""All that `WanSpec.extra_state` reads."""
 SHAPE = (
     *("patch_size", "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "text_dim"),
     *("freq_dim", "ffn_dim", "num_layers", "cross_attn_norm", "eps", "image_dim", "rope_max_seq_len"),
@@ -94,5 +136,8 @@ def lift(spec: WanSpec, net: Any) -> Any:
         for key in [key for key in state if ".time_embedder." in key]:
             state[key.replace(".time_embedder.", ".delta_embedder.")] = state[key].clone()
     lifted.load_state_dict({**state, **spec.extra_state(state)}, strict=True, assign=True)
-    lifted.condition_embedder.delta_emb_gate = torch.tensor([config["gate_value"]], device=net.device)
+    device = None if net.device.type == "meta" else net.device
+    if device is None:
+        lifted.rope = rebuilt(lifted.rope)
+    lifted.condition_embedder.delta_emb_gate = torch.tensor([config["gate_value"]], device=device)
     return lifted.eval().requires_grad_(False)

@@ -12,7 +12,7 @@ from attrs import evolve
 
 from flowmap import FlowMap
 
-from .build import build, flow_map, pretrained
+from .build import build, flow_map, pretrained, rebuilt
 from .codec import components, no_bar
 from .lora import fuse
 from .network import WanFlowMap
@@ -69,13 +69,6 @@ def fused(u: WanFlowMap) -> Any:
         network.condition_embedder.delta_emb_gate = torch.tensor([u.gamma])
     network.rope = rebuilt(network.rope)
     return network
-
-
-def rebuilt(rope: Any) -> Any:
-    """The rotary module of a network made on the meta device, with its tables: the arguments are its attributes."""
-    return type(rope)(
-        **{name: getattr(rope, name) for name in signature(type(rope).__init__).parameters if name in vars(rope)}
-    )
 
 
 def save_lora(u: WanFlowMap, path: Path) -> None:

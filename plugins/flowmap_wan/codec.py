@@ -24,11 +24,12 @@ def components(path: str, dtype: torch.dtype) -> dict[str, Any]:
     from diffusers import AutoencoderKLWan
     from transformers import AutoTokenizer, UMT5EncoderModel
 
+    given = {"dtype": dtype, "use_safetensors": True}  # the libraries would fall back on pickles
     with no_bar():
         return {
             "tokenizer": AutoTokenizer.from_pretrained(path, subfolder="tokenizer"),
-            "text_encoder": UMT5EncoderModel.from_pretrained(path, subfolder="text_encoder", dtype=dtype).eval(),
-            "vae": AutoencoderKLWan.from_pretrained(path, subfolder="vae", dtype=dtype).eval(),
+            "text_encoder": UMT5EncoderModel.from_pretrained(path, subfolder="text_encoder", **given).eval(),
+            "vae": AutoencoderKLWan.from_pretrained(path, subfolder="vae", **given).eval(),
         }
 
 

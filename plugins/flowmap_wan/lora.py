@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from attrs import field, frozen, validators
+from attrs import field, frozen
+
+from flowmap import validators
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from flowmap.model import Put
 
 BLOCKS = r"blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2))"
 TIMES = r"condition_embedder\.(time|delta)_embedder\.linear_[12]"
@@ -33,7 +38,8 @@ def add_adapter(net: nn.Module, name: str, lora: Lora, *, times: bool) -> None:
     targets = f"({BLOCKS}|{TIMES})" if times else BLOCKS
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, bias="none")
     trained = {id(p) for p in net.parameters() if p.requires_grad}
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    where = torch.device("meta" if next(net.parameters()).is_meta else "cpu")  # peft follows the base, but not there
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), where:
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several sets are what we want
         torch.manual_seed(lora.seed)
         inject_adapter_in_model(config, net, adapter_name=name)
@@ -41,6 +47,26 @@ def add_adapter(net: nn.Module, name: str, lora: Lora, *, times: bool) -> None:
         p.requires_grad_(id(p) in trained or f".{name}." in key)  # peft leaves only its newest adapter trainable
         if f".{name}." in key:
             p.data = p.data.float()
+
+
+def fill_adapter(net: nn.Module, name: str, lora: Lora, put: Put) -> None:
+    """What `add_adapter` gives to the set, a layer at a time: the numbers that peft draws for it, in their order."""
+    import torch
+    from peft.tuners.lora import LoraLayer
+    from torch import nn
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(lora.seed)
+        for layer in net.modules():
+            if not isinstance(layer, LoraLayer) or name not in layer.lora_A:
+                continue
+            base = layer.get_base_layer()
+            first = nn.Linear(base.in_features, lora.rank, bias=False)
+            last = nn.Linear(lora.rank, base.out_features, bias=False)
+            nn.init.kaiming_uniform_(first.weight, a=math.sqrt(5))  # over what the layer was made with
+            nn.init.zeros_(last.weight)
+            put(layer.lora_A[name].weight, first.weight.detach().to(base.weight.dtype).__getitem__)
+            put(layer.lora_B[name].weight, last.weight.detach().__getitem__)
 
 
 def adapter_parameters(net: nn.Module, name: str) -> Mapping[str, nn.Parameter]:

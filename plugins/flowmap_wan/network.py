@@ -123,17 +123,20 @@ class WanFlowMap(FlowMap):
         rope: Rope,
         mask: Mask = None,
         past: Sequence[Sequence[KeyValue]] = (),
+        remember: bool = False,
     ) -> tuple[Tensor, list[KeyValue]]:
         """All blocks, with h [B, S, d] and e [B, G, d] as in `Block`; past: by piece of the history, then by layer.
 
-        Returns the last block's tokens, and the keys and values of every layer.
+        Returns the last block's tokens, and, to `remember`, the keys and values of every layer: of a whole video at 14B
+        they are more than twice what training holds for its backward pass.
         """
         modulation = self.net.condition_embedder.time_proj(F.silu(e).to(h.dtype)).unflatten(-1, (6, -1))
         found: list[KeyValue] = []
         for i, block in enumerate(self.net.blocks):
             own = tuple(piece[i] for piece in past)
             h, k, v = self._block(block, h.contiguous(), modulation, groups, text, rope, mask, own)
-            found.append((k, v))
+            if remember:
+                found.append((k, v))
         return h, found
 
     def latent(self, h: Tensor, e: Tensor, groups: Sequence[int], like: Latent) -> Latent:

@@ -11,20 +11,21 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
-from attrs import evolve, field, frozen, validators
+from attrs import evolve, field, frozen
 
-from flowmap import FlowMapSpec
+from flowmap import validators
 from flowmap.methods.citations import WAN
-from flowmap.model import About
+from flowmap.model import About, Streamed
 
 from .lora import Lora
+from .sizes import PUBLISHED, SIZES
 
 if TYPE_CHECKING:
     import torch
 
     from flowmap import FlowMap
     from flowmap._types import Cond, Role
-    from flowmap.model import Codec
+    from flowmap.model import Codec, Put
 
     from .network import WanFlowMap
 
@@ -47,8 +48,13 @@ def _path(path: str | Path | None) -> str | None:
     return None if path is None else str(path)
 
 
+def _name(path: Path) -> str:
+    """A directory's own name; a run's, too, for those that every run has: `quickstart/student`."""
+    return f"{path.resolve().parent.name}/{path.name}" if path.name in ("student", "teacher") else path.name
+
+
 @frozen
-class WanSpec(FlowMapSpec):
+class WanSpec(Streamed):
     """Wan2.1, lifted to two times as AnyFlow does, arXiv:2605.13724.
 
     path: the directory or hub id of a diffusers pipeline of one of `pipelines`; None for a network of random weights
@@ -123,7 +129,7 @@ class WanSpec(FlowMapSpec):
 
     def about(self) -> About:
         here = self.path is None or Path(self.path).is_dir()
-        name = "random weights" if self.path is None else Path(self.path).name
+        name = "random weights" if self.path is None else _name(Path(self.path))
         return About(name, None if here else self.path, "apache-2.0", self.citations)
 
     def build(self, roles: frozenset[Role], *, device: torch.device, dtype: torch.dtype) -> Mapping[Role, FlowMap]:
@@ -135,12 +141,38 @@ class WanSpec(FlowMapSpec):
         lora, tokens = None if self.lora is None else Lora(rank=4, alpha=4), min(self.text_tokens, 8)
         return evolve(self, path=None, lora=lora, text_length=16, text_tokens=tokens, config=dict(TINY))
 
+    def fill(self, nets: Mapping[Role, FlowMap], put: Put, *, dtype: torch.dtype) -> None:
+        from .streaming import fill
+
+        fill(self, nets, put, dtype)
+
+    def outline(self) -> Self:
+        """Of a published network, whose size is known, or of a directory's `transformer/config.json`."""
+        if self.path is None or not self.pretrained:
+            return evolve(self, path=None)
+        file = Path(self.path) / "transformer" / "config.json"
+        if file.is_file():
+            known = json.loads(file.read_text())
+            return evolve(self, path=None, config={key: known[key] for key in SIZES if key in known})
+        if self.path not in PUBLISHED:
+            raise ValueError(
+                f"{type(self).__name__}.path = {self.path!r}: the size of this network is not known without its files; "
+                f"known are {', '.join(PUBLISHED)}, and directories with a transformer/config.json"
+            )
+        return evolve(self, path=None, config=dict(PUBLISHED[self.path]))
+
     def fingerprint(self) -> str | None:
         """Of the transformer's files, where they are local: other weights are another run."""
         if self.path is None or not self.pretrained or not Path(self.path).is_dir():
             return None
         files = sorted(p for p in (Path(self.path) / "transformer").iterdir() if p.suffix in (".safetensors", ".json"))
         return _hash(tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+    def encoders(self) -> Mapping[str, str]:
+        """Of VAE and text encoder, where they are local."""
+        from .encoders import encoders
+
+        return {} if self.path is None else encoders(self.path)
 
     def save(self, u: FlowMap, path: Path) -> None:
         """A pipeline directory, adapters fused in, and the adapters on their own under `lora/`."""

@@ -14,6 +14,7 @@ from .spec import HUB, Wan21
 
 if TYPE_CHECKING:
     from flowmap import FlowMapSpec
+    from flowmap.export.graph import Family
 
 __all__ = ["Lora", "Wan21"]
 
@@ -24,6 +25,13 @@ def flowmap_backbones() -> Mapping[str, FlowMapSpec]:
         "wan21": Wan21("Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
         "wan21_14b": Wan21("Wan-AI/Wan2.1-T2V-14B-Diffusers"),
     }
+
+
+@hookimpl
+def flowmap_graphs() -> Mapping[str, Family]:
+    from flowmap_wan.export import OneChunkFamily
+
+    return {"wan": OneChunkFamily()}
 
 
 @hookimpl

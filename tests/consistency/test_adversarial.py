@@ -312,5 +312,5 @@ def test_it_needs_and_equips_what_its_terms_do() -> None:
 
 @pytest.mark.parametrize("field, value", [("r1", -1.0), ("sigma", 0.0)])
 def test_a_wrong_value_is_named(field: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"'{field}' must be"):
+    with pytest.raises(ValueError, match=rf"\.{field} = .*: must be"):
         Discrimination(**{field: value})  # type: ignore[arg-type]

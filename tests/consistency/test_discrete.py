@@ -194,11 +194,11 @@ def test_the_presets_are_the_published_ones() -> None:
     "make, message",
     [
         (lambda: Neighbours(4, 5), r"Neighbours.skip = 5: must be at most grid = 4"),
-        (lambda: Neighbours(0), "'grid' must be >= 1"),
+        (lambda: Neighbours(0), r".grid = .*: must be .*>= 1"),
         (lambda: DiscreteConsistency(velocity="data"), r"w = 3.0 with velocity = 'data': guides a teacher; must be 1"),
-        (lambda: DiscreteConsistency(velocity="critic"), "'velocity' must be in"),  # type: ignore[arg-type]
-        (lambda: DiscreteConsistency(w=0.5), "'w' must be >= 1.0"),
-        (lambda: PseudoHuber(0.0), "'c' must be > 0.0"),
+        (lambda: DiscreteConsistency(velocity="critic"), r".velocity = .*: must be '"),  # type: ignore[arg-type]
+        (lambda: DiscreteConsistency(w=0.5), r".w = .*: must be .*>= 1"),
+        (lambda: PseudoHuber(0.0), r".c = .*: must be .*> 0"),
     ],
 )
 def test_a_wrong_value_is_named(make: Any, message: str) -> None:

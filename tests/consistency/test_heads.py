@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,13 +17,13 @@ from torch import Tensor
 
 from flowmap import AdamW, Batch, Ema, Recipe, Rng, Stage, distill, hookimpl
 from flowmap._types import Shared
-from flowmap.distill import build
 from flowmap.method import Method, Update
 from flowmap.methods import anyflow
 from flowmap.objectives import equipped
 from flowmap.plugins import manager
 from flowmap.recipe import describe
 from flowmap.rollout import ConsistencySimulation
+from flowmap.training.networks import build
 from tests.consistency.judges import CPU, ROLES, Flat, Named, one, toy
 from tests.toys import Toy, ToyFlowMap, data
 
@@ -321,18 +320,16 @@ class Deadly:
 
 def run(spec: Toy, out: Path, kill: int | None = None) -> dict[str, Tensor]:
     """Everything in the last checkpoint, and the student."""
-    student = distill(recipe(spec), data(16) if kill is None else Deadly(kill), out=out, device="cpu", pm=QUIET)
-    newest = sorted((out / "checkpoints").glob("step_*"))[-1]
-    return load_file(newest / "state.safetensors") | {f"result/{n}": p.detach() for n, p in student.named_parameters()}
+    seen = data(16) if kill is None else Deadly(kill)
+    student = distill(recipe(spec), seen, out=out, save_minutes=0, device="cpu", pm=QUIET)
+    (newest,) = (sorted((out / "checkpoints").glob("step_*"))[-1] / "state").iterdir()
+    return load_file(newest) | {f"result/{n}": p.detach() for n, p in student.named_parameters()}
 
 
 @pytest.mark.parametrize("spec", [Toy(), Toy(shared=True)])
 @pytest.mark.parametrize("kill", [1 + 2, 1 + 2 * STEPS + 2, 1 + 2 * STEPS + 4 + 2 + 1])
-def test_a_run_with_heads_that_was_killed_ends_as_if_it_had_not_been(
-    spec: Toy, kill: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_with_heads_that_was_killed_ends_as_if_it_had_not_been(spec: Toy, kill: int, tmp_path: Path) -> None:
     """In the stage before, after the first iteration with heads, and after the second (4 + 2 micro-batches)."""
-    monkeypatch.setattr(sys.modules["flowmap.distill"], "SAVE_SECONDS", -1.0)
     whole = run(spec, tmp_path / "whole")
     with pytest.raises(Killed):
         run(spec, tmp_path / "parts", kill)
@@ -371,7 +368,7 @@ def test_a_critic_with_heads_starts_as_the_teacher_that_was_fine_tuned(spec: Toy
     )
 
 
-def test_without_anything_to_equip_no_batch_is_looked_at_and_nothing_is_wrapped() -> None:
+def test_without_anything_to_equip_nothing_is_wrapped() -> None:
     made = Recipe(toy(), (Stage(dmd2(gan=0.0, gan_critic=0.0), 1, batch=2),))
-    distill(made, Deadly(2), device="cpu", pm=QUIET)  # a batch for the student and one for the critic
+    distill(made, Deadly(3), device="cpu", pm=QUIET)  # one to see that it fits, one for the student, one for the critic
     assert isinstance(build(made, CPU, torch.float32)["critic"], ToyFlowMap)

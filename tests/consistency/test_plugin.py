@@ -145,7 +145,7 @@ def test_without_out_the_directory_names_recipe_and_method(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["distill", f"{recipe}:consistency", "--steps", "1"]) == 0
-    assert (tmp_path / "runs" / "mine_consistency" / "student").is_dir()
+    assert (tmp_path / "runs" / "mine_consistency_trial" / "student").is_dir()
 
 
 def test_a_recipe_with_a_method_is_cited(capsys: pytest.CaptureFixture[str]) -> None:

@@ -207,8 +207,8 @@ def test_the_presets_are_the_published_ones() -> None:
     "make, message",
     [
         (lambda: ContinuousConsistency(velocity="data"), r"w = 3.0 with velocity = 'data'"),
-        (lambda: ContinuousConsistency(form="sct"), "'form' must be in"),  # type: ignore[arg-type]
-        (lambda: ContinuousConsistency(w=0.0), "'w' must be >= 1.0"),
+        (lambda: ContinuousConsistency(form="sct"), r".form = .*: must be '"),  # type: ignore[arg-type]
+        (lambda: ContinuousConsistency(w=0.0), r".w = .*: must be .*>= 1"),
     ],
 )
 def test_a_wrong_value_is_named(make: Any, message: str) -> None:

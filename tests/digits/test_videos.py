@@ -26,7 +26,7 @@ def test_a_prompt_reads_as_a_sentence(prompt: Prompt, text: str) -> None:
 
 @pytest.mark.parametrize("fault", [(10, "left", "slowly"), (1, "sideways", "slowly"), (1, "left", "fast")])
 def test_a_prompt_refuses_what_no_clip_shows(fault: tuple[int, str, str]) -> None:
-    with pytest.raises(ValueError, match="must be in"):
+    with pytest.raises(ValueError, match="must be"):
         Prompt(*fault)
 
 
@@ -124,7 +124,7 @@ def test_a_heavy_digit_goes_on_by_whole_pixels_at_half_the_speed(prompt: Prompt)
 
 @pytest.mark.parametrize("pace", [0.0, 1.5])
 def test_a_pace_that_does_not_fit_is_refused(pace: float) -> None:
-    with pytest.raises(ValueError, match="'pace' must be"):
+    with pytest.raises(ValueError, match=r".pace = .*: must be"):
         Style(pace=pace)
 
 

@@ -199,14 +199,14 @@ def test_lines_have_names_that_tell_them_apart() -> None:
 @pytest.mark.parametrize(
     "field, value, said",
     [
-        ("teacher_sampler", "consistency", "'teacher_sampler' must be in"),
+        ("teacher_sampler", "consistency", r".teacher_sampler = .*: must be '"),
         ("steps", (), r"steps = \(\): must increase from at least 1"),
         ("steps", (0, 1), r"steps = \(0, 1\)"),
         ("steps", (4, 2), r"steps = \(4, 2\): must increase"),
-        ("samples", 1, "'samples' must be >= 2: 1"),
-        ("guidance", 0.5, "'guidance' must be >= 1.0: 0.5"),
-        ("seeds", (), "'seeds' must be >= 1: 0"),
-        ("reference", 0, "'reference' must be >= 1: 0"),
+        ("samples", 1, r".samples = .*: must be .*>= 2"),
+        ("guidance", 0.5, r".guidance = .*: must be .*>= 1"),
+        ("seeds", (), r".seeds = .*: must have at least 1"),
+        ("reference", 0, r".reference = .*: must be .*>= 1"),
     ],
 )
 def test_settings_are_checked_when_the_value_is_made(field: str, value: object, said: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,18 +10,21 @@ import pluggy
 import pytest
 import torch
 from attrs import define, evolve
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flowmap import AdamW, Batch, Ema, Recipe, Stage, TensorData, distill
-from flowmap.distill import build
+from flowmap import AdamW, Batch, Ema, FlowMapSpec, Recipe, Stage, TensorData, distill
 from flowmap.methods import anyflow
+from flowmap.objectives import Networks
 from flowmap.plugins import manager
 from flowmap.recipe import digest
 from flowmap.training import checkpoint
 from flowmap.training.checkpoint import CheckpointError
+from flowmap.training.networks import build
 from tests.toys import Toy, data
 
+SHARD = "state/shard-00001-model-00001-of-00001.safetensors"
 STEPS = 3  # of each of three stages
 QUIET = manager(entry_points=False)
 
@@ -52,23 +54,25 @@ class Deadly:
         return len(self.data)
 
     def batch(self, index: Sequence[int]) -> Batch:
-        self.n -= 1
+        self.n -= len(index) > 1  # not the one sample that is looked at before training
         if self.n < 0:
             raise Killed
         return self.data.batch(index)
 
 
-@pytest.fixture(autouse=True)
-def save_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["flowmap.distill"], "SAVE_SECONDS", -1.0)
-
-
 def run(out: Path, pm: pluggy.PluginManager = QUIET, **options: object) -> dict[str, Tensor]:
     """The student, and everything in the last checkpoint: critic, averages, optimisers."""
     made: Recipe = options.pop("recipe", None) or recipe()  # type: ignore[assignment]
-    student = distill(made, options.pop("data", None) or data(), out=out, device="cpu", pm=pm)  # type: ignore[arg-type]
-    tensors = load_file(newest(out) / "state.safetensors")
+    seen = options.pop("data", None) or data()
+    student = distill(made, seen, out=out, save_minutes=0, device="cpu", pm=pm)  # type: ignore[arg-type]
+    tensors = tensors_of(newest(out))
     return tensors | {f"result/{name}": p.detach() for name, p in student.named_parameters()}
+
+
+def tensors_of(path: Path) -> dict[str, Tensor]:
+    """Everything in a checkpoint that one process wrote."""
+    (file,) = (path / "state").iterdir()
+    return load_file(file)
 
 
 def newest(out: Path) -> Path:
@@ -144,7 +148,7 @@ def test_only_what_is_trained_is_written_and_two_checkpoints_are_kept_and_the_en
     run(tmp_path)
     names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     assert names == [f"step_0{k}_0000000{i}" for k, i in ((0, STEPS), (1, STEPS), (2, STEPS - 1), (2, STEPS))]
-    tensors = load_file(newest(tmp_path) / "state.safetensors")
+    tensors = tensors_of(newest(tmp_path))
     assert not any("sets" not in name for name in tensors if name.partition("/")[0] in ("student", "teacher", "critic"))
     assert {name.partition("/")[0] for name in tensors} == {"student", "teacher", "critic", "ema", "optim"}
 
@@ -203,7 +207,9 @@ def truncate(file: Path) -> None:
 
 def other_values(file: Path) -> None:
     if file.suffix == ".safetensors":
-        save_file({name: value + 1 for name, value in load_file(file).items()}, file)
+        with safe_open(file, "pt") as old:
+            said = old.metadata()
+        save_file({name: value + 1 for name, value in load_file(file).items()}, file, said)
     else:
         file.write_text(file.read_text().replace("1", "2"))
 
@@ -215,7 +221,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "no file": Path.unlink,
     "other values": other_values,
 }
-FILES = ["state.safetensors", "train_state.json", "MANIFEST.json"]
+FILES = [SHARD, "train_state.json", "MANIFEST.json"]
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
@@ -235,7 +241,7 @@ def test_if_none_is_whole_that_is_an_error_and_stays_one(tmp_path: Path) -> None
     with pytest.raises(Killed):
         run(tmp_path, data=Deadly(data(), 2 * STEPS + 4))
     for path in (tmp_path / "checkpoints").glob("step_*"):
-        flip(path / "state.safetensors")
+        flip(path / SHARD)
     for _ in range(2):  # not a fresh start at the second attempt
         with pytest.raises(CheckpointError, match=r"no checkpoint is whole; 3 are kept as \*.corrupt"):
             run(tmp_path)
@@ -261,25 +267,37 @@ def test_another_recipes_checkpoint_is_refused_and_nothing_of_that_run_is_touche
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
+class Judge:
+    """Judges nothing."""
+
+    def __call__(self, nets: Networks, backbone: FlowMapSpec, out: Path) -> None: ...
+
+    def written(self, out: Path) -> bool:
+        return True
+
+    def quick(self) -> Judge:
+        return self
+
+
 def test_how_a_recipe_is_judged_does_not_change_what_it_is() -> None:
-    assert digest(recipe()) == digest(evolve(recipe(), evaluation=lambda *a, **k: ""))
+    assert digest(recipe()) == digest(evolve(recipe(), evaluation=Judge()))
     assert digest(recipe()) != digest(recipe(seed=1))
 
 
 def test_publishing_twice_changes_nothing(tmp_path: Path) -> None:
     run(tmp_path)
     final = newest(tmp_path)
-    before = (final / "state.safetensors").stat().st_mtime_ns
+    before = (final / SHARD).stat().st_mtime_ns
     run(tmp_path)
-    assert (newest(tmp_path) / "state.safetensors").stat().st_mtime_ns == before
+    assert (newest(tmp_path) / SHARD).stat().st_mtime_ns == before
 
 
 def ended(out: Path, number: int) -> dict[str, Tensor]:
     """The student of a run at the end of a stage."""
     made = recipe()
     nets = build(made, torch.device("cpu"), torch.float32)
-    _, tensors = checkpoint.stage_end(out / "checkpoints", number, digest(made))
-    checkpoint.restore_weights(tensors, {"student": nets["student"].trained()}, averaged=True)
+    found = checkpoint.stage_end(out / "checkpoints", number, digest(made))
+    checkpoint.restore_weights(found, {"student": nets["student"].trained()}, averaged=True)
     return {name: p.detach().clone() for name, p in nets["student"].trained().items()}
 
 
@@ -301,7 +319,7 @@ def test_a_stage_end_that_cannot_be_used_says_why(tmp_path: Path) -> None:
         ended(tmp_path, 2)
     with pytest.raises(CheckpointError, match="is of another recipe"):
         checkpoint.stage_end(tmp_path / "checkpoints", 0, "other")
-    flip(tmp_path / "checkpoints" / f"step_00_0000000{STEPS}" / "state.safetensors")
+    flip(tmp_path / "checkpoints" / f"step_00_0000000{STEPS}" / SHARD)
     before = sorted((tmp_path / "checkpoints").iterdir())
     with pytest.raises(CheckpointError, match="what stage 0 ended with is lost"):
         ended(tmp_path, 0)

@@ -1,0 +1,56 @@
+"""flowmap plugins, check, cite: what is installed, whether it keeps its promises, and whom to thank."""
+
+from __future__ import annotations
+
+import os
+from argparse import ArgumentParser, Namespace
+
+from . import recipes
+from .command import Command
+
+
+def plugins(options: Namespace) -> None:
+    from ..plugins import installed, origins
+
+    for hook in ("backbones", "methods", "exporters"):
+        found = origins(installed(), f"flowmap_{hook}")
+        width = max(map(len, found), default=0)
+        print(hook)
+        for name, plugin in found.items():
+            print(f"  {name:{width}}  from {plugin}")
+        if not found:
+            print("  none")
+
+
+def check(options: Namespace) -> int:
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # casting tiny networks, the checks do what it warns of
+    from ..plugins import backbone
+    from ..testing import check_backbone
+
+    found = check_backbone(backbone(options.backbone))
+    width = max(len(name) for name, _, _ in found)
+    for name, outcome, message in found:
+        print(f"{outcome:7}  {name:{width}}  {message}".rstrip())
+    outcomes = [outcome for _, outcome, _ in found]
+    print(", ".join(f"{outcomes.count(o)} {o}" for o in dict.fromkeys(outcomes)))
+    return 1 if "failed" in outcomes else 0
+
+
+def cite(options: Namespace) -> None:
+    recipe = recipes.load(options.recipe)
+    from ..evaluation.card import citations
+
+    print("\n\n".join(citations(recipe)))
+
+
+def _backbone(parser: ArgumentParser) -> None:
+    parser.add_argument("backbone", metavar="BACKBONE", help="a name from `flowmap plugins`, a directory, or a hub id")
+
+
+def _recipe(parser: ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE")
+
+
+PLUGINS = Command("plugins", "list backbones, methods and exporters", "flowmap plugins", plugins)
+CHECK = Command("check", "run the conformance kit on a backbone", "flowmap check wan21", check, _backbone)
+CITE = Command("cite", "print BibTeX of a recipe's methods and backbone", "flowmap cite quickstart", cite, _recipe)

@@ -1,0 +1,84 @@
+"""flowmap distill: run a recipe."""
+
+from __future__ import annotations
+
+import argparse
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from . import plan, recipes
+from .command import Command, positive
+from .threads import wait_passively
+
+
+def arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe's name, or a Python file with RECIPE = Recipe(...)")
+    parser.add_argument(
+        "--out", metavar="DIR", help="the run directory; by default runs/NAME, of a trial runs/NAME_trial"
+    )
+    parser.add_argument(
+        "--resume", type=resume, default="auto", metavar="auto|never", help="go on from a checkpoint in DIR"
+    )
+    parser.add_argument("--steps", type=positive, metavar="N", help="a trial: at most N iterations of every stage")
+    parser.add_argument(
+        "--method", metavar="NAME", help="train with another method, at the recipe's scale; also written RECIPE:NAME"
+    )
+    parser.add_argument(
+        "--track", action="append", default=[], metavar="NAME", help="send records there too, such as to tensorboard"
+    )
+    plan.arguments(parser)
+
+
+def run(options: Namespace) -> None:
+    plan.refuse_alone(options)
+    if options.plan:
+        return plan.run(options)
+    name, method = recipes.split(options.recipe)
+    if (method := options.method or method) is not None:
+        name = f"{name}:{method}"
+    recipes.find(name)
+    wait_passively(options.console)
+    recipe = recipes.load(name).capped(options.steps)
+    from ..distill import distill
+    from ..training.run import primary
+
+    out = Path(options.out or default_out(name, trial=options.steps is not None))
+    distill(recipe, out=out, resume=options.resume, track=options.track)
+    if primary():
+        report(out)
+
+
+def default_out(name: str, *, trial: bool) -> Path:
+    """runs/NAME or runs/NAME_METHOD; a trial has its own, for it is another recipe."""
+    recipe, method = recipes.split(name)
+    parts = [Path(recipe).stem, *([method] if method else []), *(["trial"] if trial else [])]
+    return Path("runs") / "_".join(parts)
+
+
+def report(out: Path) -> None:
+    """The table, and the paths of what was written."""
+    table = out / "evaluation" / "table.txt"
+    if table.is_file():
+        print(f"\n{table.read_text()}")
+    written = {
+        "the student, a pipeline that diffusers loads": "student",
+        "the teacher": "teacher",
+        "its model card": "student/README.md",
+        "quality against steps, drawn": "plots/nfe.png",
+        "quality against steps, as numbers": "evaluation/nfe.json",
+        "samples, side by side": "samples/grid.png",
+        "samples, as videos": "samples",
+        "what was asked, where it ran, how it went": "status.json",
+    }
+    for what, name in written.items():
+        if (out / name).exists():
+            print(f"{what:42}  {out / name}")
+
+
+def resume(text: str) -> str:
+    if text not in ("auto", "never"):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be auto or never")
+    return text
+
+
+COMMAND = Command("distill", "run a recipe", "flowmap distill quickstart --out runs/quickstart", run, arguments)

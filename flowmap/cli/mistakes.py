@@ -1,0 +1,131 @@
+"""All that is wrong with a recipe's file at once, each in a sentence with its line.
+
+A file that failed is run a second time, statement by statement, with every call in it watched: one that fails leaves a
+`Broken` value behind, and what is made from that is left out, for it cannot be judged.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from attrs import define, field
+
+from .calls import mistakes
+
+WATCH = "__flowmap_watch__"
+FRAMES = frozenset({"super", "locals", "globals", "vars", "dir", "eval", "exec", "__import__"})  # see their caller
+
+
+class Broken:
+    """What a failed call would have given: anything made from it is as broken, and no second error."""
+
+    def __getattr__(self, name: str) -> Broken:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __call__(self, *arguments: object, **named: object) -> Broken:
+        return self
+
+    def __getitem__(self, key: object) -> Broken:
+        return self
+
+    def __iter__(self) -> Iterator[Broken]:
+        return iter(())
+
+
+BROKEN = Broken()
+
+
+@define
+class Watch:
+    path: Path
+    found: list[str] = field(factory=list)
+
+    def call(self, line: int, function: Any, *arguments: Any, **named: Any) -> Any:
+        if any(map(_broken, (function, *arguments, *named.values()))):
+            return BROKEN
+        try:
+            return function(*arguments, **named)
+        except Exception as error:
+            place = _place(self.path, error.__traceback__) or f"{self.path}, line {line}"
+            self.found += [f"{place}: {text}" for text in mistakes(function, arguments, named, error)]
+            return BROKEN
+
+    def statement(self, node: ast.stmt, names: dict[str, Any]) -> None:
+        """Run a statement; where it fails, its names are broken."""
+        try:
+            exec(compile(ast.Module([node], []), str(self.path), "exec", annotations.compiler_flag), names)
+        except Exception as error:
+            if not _broken_in(node, names):
+                self.found.append(told(error, self.path, names))
+            names.update(dict.fromkeys(_bound(node), BROKEN))
+
+
+def all_of(path: Path, names: dict[str, Any], first: Exception) -> list[str]:
+    """The mistakes in the file at `path`, which failed with `first`; `names`: of a fresh module, to run it in."""
+    try:
+        tree = ast.parse(path.read_text())
+    except (SyntaxError, ValueError):
+        return [told(first, path, names)]
+    watch = Watch(path)
+    names[WATCH] = watch.call
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        for node in ast.fix_missing_locations(_Watched().visit(tree)).body:
+            watch.statement(node, names)
+    return [*dict.fromkeys(watch.found)] or [told(first, path, names)]
+
+
+def told(error: BaseException, path: Path, names: Mapping[str, Any]) -> str:
+    """`my_recipe.py, line 7: ...`, of what is wrong with no call."""
+    if isinstance(error, SyntaxError):
+        file = path if error.filename in (None, str(path), str(path.resolve())) else error.filename
+        line = "" if error.lineno is None else f", line {error.lineno}"
+        return f"{file}{line}: {error.msg}"
+    place = _place(path, error.__traceback__) or str(path)
+    (text,) = mistakes(None, (), {}, error, names)
+    return f"{place}: {text}"
+
+
+class _Watched(ast.NodeTransformer):
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        self.generic_visit(node)
+        if isinstance(node.func, ast.Name) and node.func.id in FRAMES:
+            return node
+        watch = ast.Name(WATCH, ast.Load())
+        made = ast.Call(watch, [ast.Constant(node.lineno), node.func, *node.args], node.keywords)
+        return ast.copy_location(made, node)
+
+
+def _place(path: Path, trace: TracebackType | None) -> str | None:
+    """The innermost line of the file that the error went through."""
+    frames = traceback.extract_tb(trace)
+    lines = [frame.lineno or 0 for frame in frames if Path(frame.filename).resolve() == path.resolve()]
+    return f"{path}, line {lines[-1]}" if lines else None
+
+
+def _broken(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_broken, value.values()))
+    return isinstance(value, Broken) or (isinstance(value, (tuple, list, set)) and any(map(_broken, value)))
+
+
+def _broken_in(node: ast.stmt, names: Mapping[str, Any]) -> bool:
+    """Whether a statement reads what is broken: then its own failure says nothing."""
+    return any(isinstance(n, ast.Name) and _broken(names.get(n.id)) for n in ast.walk(node))
+
+
+def _bound(node: ast.stmt) -> list[str]:
+    """The names that a statement makes."""
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        return [alias.asname or alias.name.partition(".")[0] for alias in node.names]
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        return [node.name]
+    return [n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]

@@ -1,0 +1,28 @@
+"""flowmap status: how a run goes, and what to do next."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from .command import Command
+
+
+def arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="the run directory")
+
+
+def run(options: Namespace) -> int:
+    """1 for a run that has failed or was killed."""
+    from ..training import status
+
+    path = Path(options.run)
+    told = status.lines(path)
+    width = max(map(len, told))
+    for name, text in told.items():
+        print(f"{name + ':':{width + 1}}  {text}")
+    found = status.read(path)
+    return int(found.lost or found.state == "failed")
+
+
+COMMAND = Command("status", "say how a run goes and what to do next", "flowmap status runs/quickstart", run, arguments)

@@ -1,0 +1,106 @@
+"""Whether networks and data fit, found with one sample before any training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from attrs import define
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from .._types import Batch, Rng, Role
+from ..model import ConditionError, FlowMap
+from ..objectives import Networks
+from ..recipe import RecipeError
+from ..validators import listed
+
+T, R = 0.75, 0.25
+
+
+def check(nets: Networks, sample: Batch, made_of: Mapping[Role, str], source: str) -> None:
+    """A `RecipeError` with what each network says to `sample`, one sample of the data: one forward pass a role.
+
+    made_of: where each network comes from; source: where the data does, both for the message. Every rank must call it.
+    """
+    wrong = _null(sample, source)
+    for role in () if wrong else sorted(nets):
+        if (error := _forward(nets[role], sample)) is not None:
+            wrong.append(f"the {role} ({made_of[role]}) does not take the data ({source}: {_shapes(sample)}): {error}")
+    if wrong:
+        raise RecipeError(*wrong)
+
+
+def _null(sample: Batch, source: str) -> list[str]:
+    """What guidance would put in place of a condition must be shaped as that is."""
+    wrong = []
+    for name, value in sample.null.items():
+        if name not in sample.cond:
+            there = listed([*sample.cond]) if sample.cond else "no entry"
+            wrong.append(f"null[{name!r}] of the data ({source}): cond has {there}")
+        elif value.shape[1:] != sample.cond[name].shape[1:]:
+            wrong.append(
+                f"null[{name!r}] of the data ({source}) is {_shape(value)}: must be as cond[{name!r}], "
+                f"{_shape(sample.cond[name])}, in all but samples"
+            )
+    return wrong
+
+
+@torch.no_grad()
+def _forward(u: FlowMap, sample: Batch) -> str | None:
+    """What is wrong with a forward pass on `sample`; None if nothing is."""
+    last = Last()
+    try:
+        z, cond = u.teacher_forcing(sample.x, sample.cond, Rng.seeded(0))
+        t = torch.full((len(z),), T, device=z.device)
+        with _watched(last):
+            made = u(z, t, t * (R / T), cond)
+    except ConditionError as error:
+        return str(error)
+    except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        said = str(error).strip().partition("\n")[0]
+        return f"{last.told(u)}{type(error).__name__}: {said}"
+    if made.shape != z.shape:
+        return f"it gives {_shape(made)} for {_shape(z)}: must be the same"
+    return None
+
+
+@define
+class Last:
+    """The innermost layer with weights that was entered, and what it was given."""
+
+    layer: nn.Module | None = None
+    given: tuple[Tensor, ...] = ()
+
+    def __call__(self, module: nn.Module, arguments: tuple[object, ...]) -> None:
+        if next(module.parameters(recurse=False), None) is not None:
+            self.layer, self.given = module, tuple(a for a in arguments if isinstance(a, Tensor))
+
+    def told(self, u: FlowMap) -> str:
+        """`net.text: weight is [16, 3], and it was given [1, 4]: `"""
+        name = next((name for name, module in u.named_modules() if module is self.layer), None)
+        if self.layer is None or name is None:
+            return ""
+        weights = ", ".join(f"{key} is {_shape(p)}" for key, p in self.layer.named_parameters(recurse=False))
+        return f"{name}: {weights}, and it was given {', '.join(map(_shape, self.given)) or 'nothing'}: "
+
+
+@contextmanager
+def _watched(last: Last) -> Iterator[None]:
+    handle = register_module_forward_pre_hook(last)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _shapes(sample: Batch) -> str:
+    cond = [f"cond[{name!r}] {_shape(value)}" for name, value in sample.cond.items()]
+    return ", ".join([f"x {_shape(sample.x)}", *cond])
+
+
+def _shape(value: Tensor) -> str:
+    return str(list(value.shape))

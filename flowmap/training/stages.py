@@ -1,0 +1,88 @@
+"""A recipe's stages, one after the other, from the start or from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .._types import Role
+from ..data import Data
+from ..objectives import Networks
+from ..recipe import Recipe
+from . import checkpoint
+from .interrupt import Interrupt, Preempted
+from .loop import Trainer
+from .run import Run
+from .saving import Saves
+
+if TYPE_CHECKING:
+    from ..observers import Observers
+
+
+def train(
+    recipe: Recipe,
+    nets: Networks,
+    data: Data,
+    run: Run,
+    watch: Observers,
+    saves: Saves,
+    device: torch.device,
+    weights: checkpoint.Weights,
+    found: checkpoint.Found | None,
+) -> None:
+    stage, iteration = (0, 0) if found is None else (found.stage, found.iteration)
+    run.resumed(stage, iteration)
+    if found is not None:
+        checkpoint.restore_weights(found, weights)
+    for number in range(stage, len(recipe.stages)):
+        resumed = found if number == stage else None
+        if resumed is None:
+            _inherit(recipe, number, weights)
+        trainer = Trainer(nets, recipe.stages[number], data, recipe.seed, number, device)
+        if resumed is not None:
+            checkpoint.restore_trainer(resumed, trainer)
+        final = number + 1 == len(recipe.stages)
+        _stage(trainer, iteration if resumed is not None else 0, run, watch, weights, saves, final=final)
+
+
+def _stage(
+    trainer: Trainer, first: int, run: Run, watch: Observers, weights: checkpoint.Weights, saves: Saves, *, final: bool
+) -> None:
+    stage = trainer.stage
+    run.stage(trainer.number, stage.method.name, first, stage.steps)
+    watch.train_start(trainer)
+    with Interrupt() as stop:
+        for iteration in range(first, stage.steps):
+            means = trainer.step(iteration)
+            last = iteration + 1 == stage.steps
+            logs = None
+            if last or iteration % run.every == 0:
+                logs = trainer.read(means, iteration)
+                watch.step_end(trainer, iteration, logs)
+            run.step(trainer.number, iteration, logs)
+            stopping, due = saves.agreed(stop.asked)
+            if last or stopping or due:
+                saves.save(trainer, weights, iteration + 1, last=stopping or (last and final))
+            if last:  # a signal while the stage's end was saved would find no iteration after it
+                stopping, _ = saves.agreed(stop.asked)
+            if stopping:
+                where = f"in stage {trainer.number}, after {iteration + 1} of {stage.steps} iterations"
+                raise Preempted(
+                    where if saves.folder is None else f"{where}; saved: the same call goes on from there", stop.number
+                )
+    trainer.finish()
+    watch.train_end(trainer)
+    run.close()
+
+
+@torch.no_grad()
+def _inherit(recipe: Recipe, number: int, weights: Mapping[Role, Mapping[str, Tensor]]) -> None:
+    """A critic starts as the teacher: as the fine-tuned one, where an earlier stage trained it."""
+    before = [stage.method for stage in recipe.stages[:number]]
+    new = "critic" in recipe.stages[number].method.trains and not any("critic" in m.trains for m in before)
+    if new and any("teacher" in m.trains for m in before):
+        for name, p in weights["teacher"].items():  # what the critic is equipped with stays as it is
+            weights["critic"][name].copy_(p)

@@ -1,0 +1,134 @@
+"""How a run goes: `status.json`, written whole or not at all, and what to make of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import attrs
+from attrs import field, frozen
+
+from .lock import alive
+
+FILE = "status.json"
+NOTES = 20
+State = Literal["running", "evaluating", "preempted", "failed", "finished"]
+
+
+class StatusError(Exception):
+    """There is no run in a directory, or its status cannot be read."""
+
+
+def _row(notes: Iterable[str]) -> tuple[str, ...]:
+    return tuple(notes)
+
+
+@frozen
+class Status:
+    """stage: counted from 0, as are iterations; step: iterations of it that are done, of `steps`.
+
+    method: of the stage. reason: why it ended early. resumable: whether the same call goes on from a checkpoint, or
+    starts again where there is none yet. checkpoint: the newest that was published and read again. hash: sha256 of
+    what was trained, once finished. notes: what went wrong and was survived, the last few. command: what started it.
+    """
+
+    state: State
+    host: str
+    pid: int
+    ticks: int | None = None
+    started: str = ""
+    updated: float = 0.0  # seconds since 1970
+    command: str = ""
+    stage: int | None = None
+    stages: int | None = None
+    method: str | None = None
+    step: int | None = None
+    steps: int | None = None
+    checkpoint: str | None = None
+    reason: str | None = None
+    resumable: bool = True
+    hash: str | None = None
+    notes: tuple[str, ...] = field(default=(), converter=_row)
+
+    def noted(self, text: str) -> Status:
+        return attrs.evolve(self, notes=(*self.notes, text)[-NOTES:])
+
+    @property
+    def lost(self) -> bool:
+        """It says that it goes on, and its process is no more: killed, or the machine went down."""
+        return self.state in ("running", "evaluating") and alive(attrs.asdict(self)) is False
+
+
+def read(run: Path) -> Status:
+    try:
+        found = json.loads((run / FILE).read_text())
+        known = {f.name for f in attrs.fields(Status)}
+        return Status(**{name: value for name, value in found.items() if name in known})
+    except FileNotFoundError:
+        raise StatusError(f"{run}: there is no {FILE} in it, so it is no run directory") from None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise StatusError(f"{run / FILE} cannot be read: {error}") from None
+
+
+def command() -> str:
+    """What started this process, to be given again."""
+    program, *arguments = sys.argv
+    names = ("flowmap", "__main__.py")
+    start = ["flowmap"] if os.path.basename(program) in names else ["python", program]
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        ranks = os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
+        start = ["torchrun", "--nproc-per-node", ranks, *(["-m"] if start == ["flowmap"] else []), start[-1]]
+    return shlex.join([*start, *arguments])
+
+
+def lines(run: Path) -> dict[str, str]:
+    """What `flowmap status` prints, by its heading."""
+    status = read(run)
+    told = {"state": _state(status)}
+    if status.stage is not None:
+        told["stage"] = f"{status.stage} of {status.stages} ({status.method}), counted from 0"
+        told["step"] = f"{status.step} of {status.steps}"
+    told["checkpoint"] = status.checkpoint or "none yet"
+    told["process"] = f"pid {status.pid} on {status.host}, started {status.started}"
+    told["updated"] = f"{_ago(time.time() - status.updated)} ago"
+    if status.reason is not None:
+        told["reason"] = status.reason
+    for number, note in enumerate(status.notes, 1):
+        told[f"note {number}"] = note
+    if status.hash is not None:
+        told["hash"] = status.hash
+    if (after := _next(status, run)) is not None:
+        told["next"] = after
+    return told
+
+
+def _state(status: Status) -> str:
+    if status.lost:
+        return f"killed? It says {status.state}, but its process is no more"
+    if status.state in ("running", "evaluating") and alive(attrs.asdict(status)) is None:
+        return f"{status.state}, it says; whether its process lives is known on {status.host} alone"
+    return status.state
+
+
+def _next(status: Status, run: Path) -> str | None:
+    on = f"go on with: {status.command}"
+    if status.lost or status.state == "preempted":
+        return on
+    if status.state == "failed":
+        return f"mend what the reason says, then {on}" if status.resumable else "it kept nothing: start it again"
+    if status.state == "finished" and (run / "student").is_dir():
+        return f"flowmap sample {shlex.quote(str(run / 'student'))} --prompt '...'"
+    return None
+
+
+def _ago(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} seconds"

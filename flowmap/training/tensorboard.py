@@ -1,0 +1,27 @@
+"""Records for TensorBoard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class TensorBoard:
+    """`tensorboard --logdir RUN/tensorboard`: a curve a stage and value, over the iterations of the stage.
+
+    Needs the extra `flowmap-distill[tensorboard]`.
+    """
+
+    def __init__(self, run: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer: Any = SummaryWriter(run / "tensorboard")
+
+    def log(self, stage: int, iteration: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(f"stage {stage}/{name}", value, iteration)
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()

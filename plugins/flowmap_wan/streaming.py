@@ -1,0 +1,98 @@
+"""The numbers of networks that were built without: read tensor by tensor, of each as many rows as are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from flowmap import FlowMap
+from flowmap._types import Role
+from flowmap.model import Put, Rows
+
+from .build import PATCH, checked_class, pretrained
+from .lora import fill_adapter
+from .network import WanFlowMap
+
+if TYPE_CHECKING:
+    from .spec import WanSpec
+
+
+def fill(spec: WanSpec, nets: Mapping[Role, FlowMap], put: Put, dtype: torch.dtype) -> None:
+    """What `WanSpec.build` gives to networks that were built on the meta device.
+
+    Random weights are drawn as one process draws them, all of them on the CPU.
+    """
+    source = Source.of(spec, dtype)
+    members = {role: u for role, u in nets.items() if isinstance(u, WanFlowMap)}
+    for net in {id(u.net): u.net for u in members.values()}.values():
+        for name, p in net.named_parameters():
+            if ".lora_" not in name:
+                put(p, source.rows(name.replace(".base_layer.", ".")))
+    for u in members.values():
+        if u.lora is not None and u.adapter is not None:
+            fill_adapter(u.net, u.adapter, u.lora, put)
+
+
+@frozen
+class Source:
+    """The tensors of a lifted network, by name: those of its base, or made of them.
+
+    stored: where the base's are; exact: parts of names whose tensors stay float32 whatever `dtype` is.
+    """
+
+    spec: WanSpec
+    stored: Mapping[str, Any]
+    exact: tuple[str, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, spec: WanSpec, dtype: torch.dtype) -> Source:
+        if spec.path is None or not spec.pretrained:
+            return cls(
+                spec, {name: Whole(value) for name, value in pretrained(spec, dtype).state_dict().items()}, (), dtype
+            )
+        exact = tuple(checked_class(spec)._keep_in_fp32_modules or ())
+        return cls(spec, stored(spec.path), exact, dtype)
+
+    def rows(self, name: str) -> Rows:
+        if name not in self.stored and ".delta_embedder." in name:
+            name = name.replace(".delta_embedder.", ".time_embedder.")
+        if name in self.stored:
+            part, dtype = self.stored[name], self.dtype_of(name)
+            return lambda rows: part[rows].to(dtype)
+        base = {key: self.rows(key)(slice(None)) for key in PATCH}
+        return self.spec.extra_state(base)[name].__getitem__
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        return torch.float32 if {*name.split(".")} & {*self.exact} else self.dtype
+
+
+@frozen(eq=False)
+class Whole:
+    """A tensor in memory, as if it were in a file."""
+
+    value: Tensor
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return self.value[rows]
+
+
+def stored(path: str) -> dict[str, Any]:
+    """Every tensor of the transformer in a pipeline's directory or hub id, as a slice that is read when it is cut."""
+    from safetensors import safe_open
+
+    folder = Path(path) / "transformer"
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(path, allow_patterns=["transformer/*"])) / "transformer"
+    files = sorted(folder.glob("diffusion_pytorch_model*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder}: has no diffusion_pytorch_model*.safetensors, which several processes could share")
+    opened = [safe_open(file, framework="pt") for file in files]
+    return {name: file.get_slice(name) for file in opened for name in file.keys()}  # noqa: SIM118, not a dict

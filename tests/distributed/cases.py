@@ -1,0 +1,82 @@
+"""The recipes that are trained on one, two and three ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from attrs import evolve
+from flowmap_consistency.dmd2 import dmd2
+from flowmap_far import Far
+from flowmap_wan import Lora
+from flowmap_wan.spec import WanSpec
+from flowmap_wan21 import Wan21
+
+from flowmap import AdamW, Ema, Recipe, Stage, TensorData
+from flowmap.method import Method, Update
+from flowmap.methods import anyflow
+from flowmap.objectives.flow_map_matching import FlowMapMatching
+from flowmap.objectives.mixture import Mixture
+from flowmap.times import Diagonal, Triangle
+from flowmap.training.distributed import Distribution
+from flowmap.weights import Balanced
+
+BATCH, STEPS, LR = 6, 20, 5e-5
+
+
+def recipe(
+    spec: WanSpec,
+    *methods: Method,
+    micro: int | None = None,
+    lora: bool = True,
+    steps: int = STEPS,
+    batch: int = BATCH,
+) -> Recipe:
+    """Global batches of 6, so that 1, 2 and 3 ranks share them."""
+    spec = evolve(spec.tiny(), lora=Lora(4, 4.0) if lora else None)
+    z, cond = spec.example(10)
+    data = TensorData(z, dict(cond), {"text": torch.zeros(1, *cond["text"].shape[1:])})
+    stages = (Stage(m, steps, batch, micro, AdamW(LR), Ema(0.9, 10)) for m in methods)
+    return Recipe(spec, tuple(stages), data=data)
+
+
+def on_policy(replay: bool = False) -> Method:
+    return anyflow.on_policy(steps=(2, 4), replay=replay)
+
+
+def mixture() -> Method:
+    """Shares so small that most ranks have no sample of one of them; the mean of the diagonal is of all."""
+    flow = FlowMapMatching(Diagonal(), reweight=(Balanced(),))
+    rest = FlowMapMatching(Triangle(0.3, 0.0), reweight=(Balanced(),))
+    return Method("mixture", (Update("student", ((1.0, Mixture(((0.7, flow), (0.3, rest)))),)),))
+
+
+def adversarial() -> Method:
+    """A critic with a head of its own, which is not sharded."""
+    return dmd2(number=2, gan=0.1)
+
+
+REPLICATED, HYBRID = Distribution(shard=False, timeout=60.0), Distribution(group=2, timeout=60.0)
+EVERYTHING = {
+    "bidirectional, adapters": recipe(Wan21(), anyflow.forward(), on_policy()),
+    "bidirectional, whole": recipe(Wan21(), on_policy(), lora=False),
+    "causal, adapters": recipe(Far(), anyflow.forward(), on_policy()),
+    "causal, whole": recipe(Far(), on_policy(), lora=False),
+}
+"""AnyFlow, 20 iterations a stage; the second goes on with the objective of the first."""
+SOME = {
+    "replayed and recomputed": recipe(evolve(Far(), checkpointing=True), on_policy(replay=True), steps=3),
+    "accumulated": recipe(Wan21(), on_policy(), micro=1, steps=8),
+    "mixture": recipe(Wan21(), mixture(), steps=8),
+    "adversarial": recipe(Wan21(), adversarial(), steps=8),
+    "fine-tuned": recipe(Wan21(), anyflow.teacher(), anyflow.forward(velocity="teacher"), steps=6),
+    "whole, fine-tuned": recipe(Wan21(), anyflow.teacher(), lora=False, steps=6),
+    "replicated": recipe(Wan21(), on_policy(), steps=6),
+}
+"""What takes another way through the ranks, some iterations of each."""
+FOUR = {"hybrid": recipe(Wan21(), on_policy(), batch=8, steps=5)}
+CASES: Mapping[str, Recipe] = {**EVERYTHING, **SOME, **FOUR}
+
+
+def distribution(name: str) -> Distribution:
+    return {"replicated": REPLICATED, "hybrid": HYBRID}.get(name, Distribution(timeout=60.0))

@@ -1,0 +1,120 @@
+"""When a run saves, what becomes of failures, and what ranks do together (here: one)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from attrs import define, field
+
+from flowmap.training import checkpoint, faults, publish, saving
+from flowmap.training.agree import RankError, anywhere, everywhere, on_first
+from flowmap.training.checkpoint import SaveError
+from flowmap.training.run import Run
+from flowmap.training.saving import FAILURES, Saves
+
+
+@define
+class Disk:
+    """In place of `checkpoint.save`: works or not, as it is told."""
+
+    works: list[bool] = field(factory=list)
+
+    def save(self, folder: Path, *rest: object) -> Path:
+        if not self.works.pop(0):
+            raise SaveError("no room")
+        return folder / "step"
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    made = Disk()
+    monkeypatch.setattr(checkpoint, "save", made.save)
+    return made
+
+
+def saves(tmp_path: Path, minutes: float = 0.0) -> Saves:
+    return Saves(tmp_path, "digest", Run(None), minutes)
+
+
+def test_failures_are_counted_in_a_row(tmp_path: Path, disk: Disk) -> None:
+    made = saves(tmp_path)
+    disk.works = [False, False, True, False, False, True]
+    for _ in range(6):
+        made.save(None, {}, 1, last=False)  # type: ignore[arg-type]
+    assert (made.failed, made.lost) == (0, 4)
+    disk.works = [False] * FAILURES
+    for _ in range(FAILURES - 1):
+        made.save(None, {}, 1, last=False)  # type: ignore[arg-type]
+    with pytest.raises(SaveError, match=f"no room \\({FAILURES} in a row\\): make room in .*, then go on"):
+        made.save(None, {}, 1, last=False)  # type: ignore[arg-type]
+
+
+def test_the_last_one_of_a_run_may_not_fail(tmp_path: Path, disk: Disk) -> None:
+    disk.works = [False]
+    with pytest.raises(SaveError, match="the last one of the run"):
+        saves(tmp_path).save(None, {}, 1, last=True)  # type: ignore[arg-type]
+
+
+def test_it_is_time_after_some_minutes(tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(saving.time, "monotonic", lambda: now)
+    made = saves(tmp_path, minutes=5.0)
+    made._last = now
+    now += 299
+    assert made.agreed(False) == (False, False) and made.agreed(True) == (True, False)
+    now += 1
+    assert made.agreed(False) == (False, True)
+    disk.works = [True]
+    made.save(None, {}, 1, last=False)  # type: ignore[arg-type]
+    assert made.agreed(False) == (False, False)
+    assert Saves(None, "digest", Run(None), 0.0).agreed(False) == (False, False)  # nothing is kept
+
+
+def test_an_error_of_a_rank_is_one_of_all() -> None:
+    def full() -> int:
+        raise OSError(28, "No space left on device", "a file")
+
+    assert everywhere(lambda: 3) == [3] and on_first(lambda: 4) == 4 and anywhere(True, False) == (True, False)
+    with pytest.raises(RankError, match=r"^No space left on device: a file$"):
+        everywhere(full)
+    with pytest.raises(KeyboardInterrupt):  # no error, but the end
+        on_first(lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+
+
+FAULTS = [
+    ("here", [True, False, False]),
+    ("here:2", [False, True, False]),
+    ("here:2-", [False, True, True]),
+    ("here:1-2", [True, True, False]),
+    ("there", [False, False, False]),
+    ("here:3@1", [False, False, False]),
+    ("there:1,here:3", [False, False, True]),
+]
+
+
+@pytest.mark.parametrize("fault, hit", FAULTS)
+def test_faults_happen_where_and_when_they_are_asked_for(
+    fault: str, hit: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faults, "_reached", faults.Counter())
+    given = ",".join(f"{one.partition('@')[0]}:raise{''.join(one.partition('@')[1:])}" for one in fault.split(","))
+    monkeypatch.setenv("FLOWMAP_FAULT", given)
+    for expected in hit:
+        if expected:
+            with pytest.raises(RuntimeError, match="here: a fault was asked for"):
+                faults.reach("here")
+        else:
+            faults.reach("here")
+
+
+def test_a_directory_is_replaced_at_once(tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        with publish.whole(tmp_path / "deep" / "student") as folder:
+            (folder / "a").write_text(text)
+        assert [p.name for p in (tmp_path / "deep").iterdir()] == ["student"]
+        assert (tmp_path / "deep" / "student" / "a").read_text() == text
+    with pytest.raises(FileNotFoundError), publish.whole(tmp_path / "deep" / "student") as folder:
+        (folder / "there is no" / "such folder").touch()
+    assert (tmp_path / "deep" / "student" / "a").read_text() == "two"
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["student"]
