@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, share_comm_ctx
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from .._types import Cache, Cond, Latent, Role, Time
@@ -89,7 +89,8 @@ def sharded(nets: Networks, mesh: DeviceMesh) -> dict[Role, FlowMap]:
             if isinstance(module, FSDPModule):  # plain sums: the loss is divided by the global batch already
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
-    share_comm_ctx([root for root in roots if isinstance(root, FSDPModule)])
+    # No share_comm_ctx: roots would have one order of prefetching, which the end of a backward pass clears, that of a
+    # critic inside of the student's, too.
     return {role: Sharded(nets[role], root) for root in roots for role in nets if role in root.roles}
 
 

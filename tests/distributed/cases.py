@@ -69,6 +69,7 @@ SOME = {
     "accumulated": recipe(Wan21(), on_policy(), micro=1, steps=8),
     "mixture": recipe(Wan21(), mixture(), steps=8),
     "adversarial": recipe(Wan21(), adversarial(), steps=8),
+    "adversarial, whole": recipe(Wan21(), adversarial(), lora=False, steps=2),
     "fine-tuned": recipe(Wan21(), anyflow.teacher(), anyflow.forward(velocity="teacher"), steps=6),
     "whole, fine-tuned": recipe(Wan21(), anyflow.teacher(), lora=False, steps=6),
     "replicated": recipe(Wan21(), on_policy(), steps=6),

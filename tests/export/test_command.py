@@ -43,7 +43,7 @@ def test_export_and_sample(directory: Path, tmp_path: Path, capsys: pytest.Captu
     [
         (["--to", "tensorrtt", "--out", "out"], "no exporter is called 'tensorrtt'"),
         (["--to", "onnx", "--out", "out", "--sizes", "frames"], "argument --sizes: 'frames': '': must be one size"),
-        (["--to", "onnx", "--out", "out", "--sizes", "height=7"], "no size is given for frames, width"),
+        (["--to", "torch-export", "--out", "out", "--sizes", "height=7"], "no size is given for frames, width"),
         (["--to", "aoti", "--out", "out", "--device", "cuda"], "built on one, and there is none here"),
         (["--to", "onnx", "--out", "."], ".: is there already"),
         (["--to", "onnx"], "the following arguments are required: --to, --out"),

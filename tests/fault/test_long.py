@@ -46,7 +46,8 @@ class Meter:
     @hookimpl
     def flowmap_step_end(self, trainer: Any, iteration: int) -> None:
         if self.leak is not None:
-            self.leak += [torch.ones(20_000) for _ in range(10)]  # as if 80 kB a step were kept
+            # as if 800 kB a step were kept: more than the allocator of a process with a past has to give again
+            self.leak += [torch.ones(200_000) for _ in range(10)]
         if iteration % 100 == 0:
             gc.collect()
             tensors = sum(issubclass(type(each), Tensor) for each in gc.get_objects())
