@@ -200,7 +200,8 @@ class Shared:
         """[] the mean of `values` [B] where `mask` [B], over the global batch: all ranks', of this iteration.
 
         The last iteration's mean where this one has none, and where the batch is not `whole`: so it is the same in
-        every micro-batch, and on any number of ranks. Not a number where that has none either.
+        every micro-batch, and on any number of ranks. Not a number where that has none either. A mean that is not
+        finite counts as none: of a step that is skipped nothing is remembered.
         """
         mean = Mean.of(values, mask)
         if self._idle:
@@ -243,7 +244,7 @@ class Shared:
 
     def _known(self, name: str, mean: Mean) -> Tensor:
         last = self._last.get(name, torch.full_like(mean.total, torch.nan))
-        return torch.where(mean.count > 0, mean.value, to_device(last, mean.total.device))
+        return torch.where(mean.value.isfinite(), mean.value, to_device(last, mean.total.device))
 
 
 def _summed(means: Sequence[Mean]) -> list[Mean]:

@@ -8,6 +8,7 @@ from typing import Literal
 
 import pluggy
 import torch
+from attrs import evolve
 
 from . import plugins
 from ._types import Role
@@ -16,7 +17,7 @@ from .evaluation import card
 from .model import FlowMap
 from .objectives import Networks, equipped
 from .observers import Observers, tracked
-from .recipe import Recipe, RecipeError, digest, not_data
+from .recipe import Precision, Recipe, RecipeError, digest, not_data
 from .training import checkpoint, fits, publish, stages
 from .training.agree import rank, ranks
 from .training.distributed import Distribution, first_alone, joined, own_device, world
@@ -29,6 +30,7 @@ from .training.run import Run
 from .training.saving import MINUTES, Saves
 from .training.sharding import whole
 
+NAMES: Mapping[torch.dtype, Precision] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 STUDENT_FILE = "flowmap.json"
 """Beside the student's weights, what they are; written last."""
 
@@ -60,7 +62,9 @@ def distill(
     it, not to be called.
     """
     path = None if out is None else Path(out)
-    dtype = precision(recipe) if dtype is None else dtype
+    if dtype is not None and dtype in NAMES:
+        recipe = evolve(recipe, dtype=NAMES[dtype])  # so that a run goes on with what it began with
+    dtype = dtype or precision(recipe)
     source = _check(recipe, data, path, resume, dtype, distribution)
     device = own_device(device)
     pm = pm or plugins.installed()
@@ -92,13 +96,14 @@ def distill(
                 weights = trained(recipe, learning)
                 saves = Saves(None if path is None else path / "checkpoints", digest(recipe), run, save_minutes)
                 stages.train(recipe, learning, batches, run, watch, saves, device, weights, found)
-            sha256 = final_hash(weights) if path is not None else None
+            # without what objectives equip: a finished run is opened again without it, and says the same
+            sha256 = final_hash(trained(recipe, nets)) if path is not None else None
             alone, first = ranks() == 1, rank() == 0
             tensors = {} if alone else {role: whole(of) for role, of in weights.items()}
         if not first:
             return nets[recipe.result]
         if not alone:
-            del learning, weights  # the networks in pieces make way for those that are written
+            del learning, nets, weights  # the networks in pieces make way for those that are written
             nets = whole_again(recipe, tensors, device, dtype, judged=judged)
         if path is not None:
             if batches is not None:
@@ -182,7 +187,7 @@ def _check(
         distribution.check(world(), [stage.batch for stage in recipe.stages])
     except ValueError as error:
         wrong.append(str(error))
-    if dtype not in (torch.float32, torch.bfloat16):
+    if dtype not in NAMES:
         wrong.append(f"dtype = {dtype}: must be torch.float32 or torch.bfloat16")
     if resume not in ("auto", "never"):
         wrong.append(f"resume = {resume!r}: must be 'auto' or 'never'")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import FunctionType
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
 import attrs
 from attrs import field, frozen
@@ -74,6 +76,9 @@ def not_data(what: str, data: object) -> str | None:
         return None
     a = validators.article(type(data).__name__)
     return f"{what} is {a}: must have `batch(index)` and a length, or `load(...)`"
+
+
+Precision: TypeAlias = Literal["float32", "bfloat16"]
 
 
 @frozen
@@ -157,7 +162,7 @@ class Recipe:
     data: Data | Source | None = field(default=None, validator=_data)
     evaluation: Evaluator | None = field(default=None, validator=validators.optional(validators.instance_of(Evaluator)))
     seed: int = field(default=0, validator=validators.ge(0))
-    dtype: Literal["float32", "bfloat16"] = field(default="float32", validator=validators.in_(("float32", "bfloat16")))
+    dtype: Precision = field(default="float32", validator=validators.in_(("float32", "bfloat16")))
     name: str = field(default="", validator=validators.instance_of(str))
 
     @stages.validator
@@ -232,6 +237,11 @@ def describe(value: Any) -> Any:
         if isinstance(value, FlowMapSpec) and (fingerprint := value.fingerprint()) is not None:
             fields["fingerprint"] = fingerprint
         return {"type": f"{type(value).__module__}.{type(value).__qualname__}", **fields}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        own = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init and f.repr}
+        return {"type": f"{type(value).__module__}.{type(value).__qualname__}", **own}
+    if isinstance(value, partial):
+        return {"type": "functools.partial", "of": describe([value.func, value.args, value.keywords])}
     if isinstance(value, Mapping):
         return {str(k): describe(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):

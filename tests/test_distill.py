@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from attrs import evolve
+from flowmap_wan21 import Wan21
 
 from flowmap import AdamW, Ema, FlowMapSpec, Recipe, Rng, Stage, TensorData, distill, hookimpl, sample
+from flowmap._types import Role
+from flowmap.method import Method, Update
 from flowmap.methods import anyflow, flow_matching
 from flowmap.plugins import manager
-from flowmap.recipe import RecipeError, describe
+from flowmap.recipe import RecipeError, describe, digest
+from flowmap.training.checkpoint import CheckpointError
+from tests.distributed import cases
 from tests.toys import Toy, data
 
 QUIET = manager(entry_points=False)
@@ -250,3 +257,47 @@ def test_a_bfloat16_run_trains_float32_adapters() -> None:
     assert {p.dtype for p in student.trained().values()} == {torch.float32}
     assert student.net.inp.weight.dtype == torch.bfloat16
     assert Rng.seeded(0).noise_like(student.net.inp.weight).dtype == torch.float32
+
+
+@dataclass(frozen=True)
+class Own:
+    """An objective of somebody's own, which need not be a value of attrs."""
+
+    weight: float
+    solver: Callable[..., Any]
+
+    @property
+    def needs(self) -> frozenset[Role]:
+        return frozenset({"student"})
+
+    def __call__(self, nets: Any, batch: Any, rng: Any, shared: Any) -> Any:
+        raise NotImplementedError
+
+
+def test_settings_of_dataclasses_and_partials_tell_recipes_apart() -> None:
+    """Or a run would go on with others than it began with."""
+
+    def of(weight: float, order: int) -> str:
+        own = Own(weight, partial(round, ndigits=order))
+        stage = evolve(STAGE, method=Method("own", (Update("student", ((1.0, own),)),)))
+        return digest(evolve(RECIPE, stages=(stage,)))
+
+    assert of(1.0, 1) == of(1.0, 1)
+    assert len({of(1.0, 1), of(2.0, 1), of(1.0, 2)}) == 3
+
+
+def test_a_finished_run_that_is_opened_again_says_the_same_hash(tmp_path: Path) -> None:
+    """Of a method whose critic has a head that only training builds."""
+    made = cases.recipe(Wan21(), cases.adversarial(), steps=1)
+
+    def said() -> str:
+        distill(made, out=tmp_path, device="cpu")
+        return str(json.loads((tmp_path / "status.json").read_text())["hash"])
+
+    assert said() == said()
+
+
+def test_a_run_does_not_go_on_in_another_precision(tmp_path: Path) -> None:
+    distill(RECIPE, out=tmp_path, device="cpu", dtype=torch.float32, pm=QUIET)
+    with pytest.raises(CheckpointError, match="is of another recipe"):
+        distill(RECIPE, out=tmp_path, device="cpu", dtype=torch.bfloat16, pm=QUIET)

@@ -170,3 +170,15 @@ def test_a_ramp_rises_to_its_top_and_stays_there() -> None:
     assert [Ramp()(i) for i in (0, 1000)] == [1.0, 1.0]
     with pytest.raises(ValueError, match=r".steps = .*: must be .*>= 0"):
         Ramp(-1)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_of_a_loss_that_is_not_finite_nothing_is_remembered(whole: bool) -> None:
+    """The step is skipped, and the next one weighs as if it had not been."""
+    shared, t = Shared(whole=whole), torch.tensor([0.5, 0.5])
+    for diagonal in (2.0, torch.nan):
+        Balanced()(torch.tensor([diagonal, 8.0]), t, torch.tensor([0.5, 0.1]), shared)
+        shared.next()
+    assert shared.state() == {"diagonal": 2.0}
+    off = Balanced()(torch.tensor([8.0, 8.0]), t, torch.tensor([0.2, 0.1]), shared)
+    torch.testing.assert_close(off, torch.tensor([2.0, 2.0]), rtol=1e-4, atol=0)

@@ -158,3 +158,21 @@ def lint(program: ExportedProgram) -> None:
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             if isinstance(node.target, torch._ops.HigherOrderOperator):
                 raise LintError(f"the graph has a higher-order operator: {node.name} ({node.target})")
+
+
+PRODUCTS = ("linear", "matmul", "mm", "bmm", "addmm", "conv1d", "conv2d", "conv3d")
+
+
+def require_precision(program: ExportedProgram, dtype: torch.dtype) -> None:
+    """An `ExportError` where no product of matrices is of `dtype`: what was asked for is not what the network does."""
+    found = set()
+    for node in program.graph_module.graph.nodes:
+        made = node.meta.get("val")
+        if isinstance(made, Tensor) and getattr(node.target, "__name__", "").partition(".")[0] in PRODUCTS:
+            found.add(made.dtype)
+    if found and dtype not in found:
+        own = ", ".join(sorted(str(d).removeprefix("torch.") for d in found))
+        raise ExportError(
+            f"precision = {str(dtype).removeprefix('torch.')}, and the network that was given computes in {own}: build "
+            "it in that precision, or give its directory"
+        )

@@ -15,7 +15,7 @@ from ..model import FlowMap, sha256
 from ..training.faults import reach
 from . import verify
 from .backend import Exporter, Job, failing
-from .graph import Family, Graph, lint, program
+from .graph import Family, Graph, lint, program, require_precision
 from .manifest import Built, Manifest
 from .runner import Checked
 from .spec import DTYPES, Asked, ShapeProfile
@@ -39,6 +39,7 @@ def build(
     for graph in graphs:
         traced = program(graph, profile, DTYPES[asked.precision], device)
         lint(traced)
+        require_precision(traced, DTYPES[asked.precision])
         weights |= traced.state_dict
         with failing(f"{manifest.to} cannot build {graph.name!r}"):
             file = exporter.build(Job(traced, graph, profile, asked, folder))

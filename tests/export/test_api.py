@@ -311,3 +311,11 @@ def test_a_causal_student_with_no_past_at_full_resolution_is_refused(tmp_path: P
 def test_every_kind_of_error_is_a_sentence_of_its_own() -> None:
     kinds = [k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, ExportError)]
     assert len(kinds) == len({k.__doc__ for k in kinds}) and all(k.__doc__ for k in kinds)
+
+
+@pytest.mark.parametrize("kind", ["fixed", "causal fixed"])
+def test_a_network_of_another_precision_is_not_said_to_be_of_this_one(kind: str, tmp_path: Path) -> None:
+    u, _, sizes = student(kind)
+    with pytest.raises(ExportError, match="precision = bfloat16, and the network that was given computes in float32"):
+        flowmap.export(u, "torch-export", tmp_path / "out", sizes=dict(sizes.dims), precision="bf16")
+    assert not (tmp_path / "out").exists()
