@@ -61,6 +61,7 @@ def test_the_hash_is_of_the_recipe_not_of_how_often_it_was_called(
     distill(evolve(RECIPE, seed=1), out=tmp_path / "c", device="cpu", pm=QUIET)
     a, b, c = (told(tmp_path / name, capsys)["hash"] for name in "abc")
     assert a == b != c
+    assert told(tmp_path / "a", capsys)["checkpoint"] == "step_00_00000002, of an earlier start"
 
 
 def test_a_failed_run_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the run directory")
     parser.add_argument("--steps", type=positive, nargs="+", metavar="N", help="as in the recipe by default")
     parser.add_argument("--recipe", metavar="RECIPE", help="whose evaluation; the run's own by default")
-    parser.add_argument("--out", metavar="DIR", help="where to write; the run directory by default")
+    parser.add_argument("--out", metavar="DIR", help="where to write; by default the run, whose evaluation it replaces")
 
 
 def run(options: Namespace) -> None:

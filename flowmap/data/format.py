@@ -25,6 +25,7 @@ from attrs import asdict, frozen
 from torch import Tensor
 
 FORMAT = 2
+MADE_BY = "`flowmap data synth` and `flowmap data encode` make it"
 INDEX, NULL, HEAD = "index.json", "null.safetensors", "flowmap"
 SHARD = re.compile(r"shard-[0-9]{5,7}\.safetensors")
 MOST_BYTES = 1 << 28
@@ -120,7 +121,7 @@ class Index:
                 raise DataError(f"{path / INDEX} has more than {MOST_BYTES} bytes")
             found = json.loads((path / INDEX).read_text())
         except OSError as error:
-            raise DataError(f"{path} holds no encoded data: {INDEX}: {error.strerror}") from None
+            raise DataError(f"{path} holds no encoded data: {INDEX}: {error.strerror}; {MADE_BY}") from None
         except (ValueError, RecursionError) as error:
             if isinstance(error, DataError):
                 raise

@@ -94,7 +94,8 @@ def lines(run: Path) -> dict[str, str]:
     if status.stage is not None:
         told["stage"] = f"{status.stage} of {status.stages} ({status.method}), counted from 0"
         told["step"] = f"{status.step} of {status.steps}"
-    told["checkpoint"] = status.checkpoint or "none yet"
+    there = sorted(p.name for p in (run / "checkpoints").glob("step_*") if p.suffix != ".corrupt")
+    told["checkpoint"] = status.checkpoint or (f"{there[-1]}, of an earlier start" if there else "none yet")
     told["process"] = f"pid {status.pid} on {status.host}, started {status.started}"
     told["updated"] = f"{_ago(time.time() - status.updated)} ago"
     if status.reason is not None:

@@ -10,6 +10,7 @@ from attrs import evolve
 from flowmap import AdamW, Recipe, Stage, distill
 from flowmap.cli import main, recipes
 from flowmap.data import LatentFolder
+from flowmap.data.format import MADE_BY
 from flowmap.methods import anyflow
 from flowmap.plugins import manager
 from flowmap.recipe import RecipeError
@@ -231,7 +232,7 @@ def test_what_two_values_together_make_wrong_is_said_at_once_too(tmp_path: Path)
     assert error.value.errors == (
         "Gone.seed = 1: there is no such file",
         "Gone.seed = 2: there is no such file",
-        f"{tmp_path / 'data'} holds no encoded data: index.json: No such file or directory",
+        f"{tmp_path / 'data'} holds no encoded data: index.json: No such file or directory; {MADE_BY}",
         "dtype = <class 'float'>: must be torch.float32 or torch.bfloat16",
         "resume = 'maybe': must be 'auto' or 'never'",
     )
