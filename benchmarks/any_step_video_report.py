@@ -14,7 +14,8 @@ import torch
 from attrs import frozen
 
 import flowmap
-from flowmap.training.run import environment, write_text
+from flowmap.training.files import write_text
+from flowmap.training.run import environment
 
 from .curves import (
     EXPECTED,

@@ -29,10 +29,7 @@ class Average:
         weight = 1.0 if iteration < self.ema.start else 1.0 - self.ema.decay
         average = [local(tensor) for tensor in self.tensors.values()]
         now = [local(trained[name].detach()).float() for name in self.tensors]
-        if skip is None:
-            torch._foreach_lerp_(average, now, weight)
-            return
-        w = torch.where(skip > 0, 0.0, weight)
+        w = weight if skip is None else torch.where(skip > 0, 0.0, weight)
         torch._foreach_mul_(average, 1 - w)
         torch._foreach_add_(average, torch._foreach_mul(now, w))
 

@@ -20,8 +20,7 @@ from tqdm import tqdm
 
 from ..recipe import Recipe, RecipeError, describe, digest
 from . import status
-from .files import write_json as write_json
-from .files import write_text as write_text
+from .files import write_json
 from .interrupt import Preempted
 from .lock import Lock, me
 from .metrics import Metrics

@@ -23,7 +23,6 @@ from torch import Tensor
 from flowmap import validators
 
 CANVAS = 32
-GLYPH = 16
 FRAMES = 9
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
