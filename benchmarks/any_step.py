@@ -30,11 +30,11 @@ from flowmap.recipe import describe, digest
 
 from . import any_step_report as report
 from . import budget, jobs
-from .any_step_report import Line, Results
+from .any_step_results import Line, Results
 from .jobs import key
 from .methods2d import Entry
 from .mixture2d import Mixture2D, Mlp
-from .plane import SMOKE, TRIAL, Job, Settings, beginning, recipe, score
+from .plane import SMOKE, TRIAL, Job, Settings, beginning, recipe
 
 RESULTS = Path(__file__).parent / "results"
 CACHE = Path(__file__).parents[1] / "runs" / "any_step"
@@ -110,7 +110,8 @@ class Benchmark:
         return [self.job(None, "final", seed) for seed in self.settings.seeds]
 
     def _score(self, entry: Entry, factor: float) -> float | None:
-        return score(self.job(entry, "sweep", TRIAL, factor).found)
+        found = self.job(entry, "sweep", TRIAL, factor).found
+        return None if found is None else report.score(found)
 
     def factors(self, entry: Entry) -> list[float]:
         """Of the learning rates, as far as they can be known from the trials that are there."""
@@ -224,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = options.out or RESULTS
     report.write(found, out)
     print(report.markdown(found))
-    print(out / f"{report.NAME}.md")
+    print(out / f"{report.STUDY.name}.md")
     if failed:
         print("\n".join(["failed:", *failed]), file=sys.stderr)
     return 1 if failed else 0

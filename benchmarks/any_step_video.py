@@ -34,6 +34,7 @@ from flowmap.recipe import describe, digest
 
 from . import any_step_video_report as report
 from . import jobs
+from .any_step_results import Results
 from .budget import ROLES, Calls, Cost, count
 from .jobs import ROOT
 from .video_jobs import BUDGETS, ENTRIES, NAMES, SMOKE, TRIAL, Entry, Job, Settings, recipe
@@ -152,10 +153,10 @@ class Benchmark:
         found = self._trial(entry, factor).found
         return None if found is None else report.score(found)
 
-    def results(self) -> report.Results:
+    def results(self) -> Results:
         """What is there."""
         entries = self.settings.entries
-        return report.Results(
+        return Results(
             settings={name: value for name, value in describe(self.settings).items() if name != "type"},
             lines=report.lines([(entry.name, entry.title, entry.renoised) for entry in entries]),
             plans={entry.name: _told(self.plans[entry.name]) for entry in entries},

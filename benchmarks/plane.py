@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 import time
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +21,7 @@ from flowmap.training.loop import TrainingError
 from flowmap.training.run import environment
 
 from . import budget, jobs, methods2d
-from .any_step_report import PRIMARY
+from .any_step_report import STUDY
 from .curves import FEW, MANY
 from .jobs import code, key
 from .judge2d import Judge
@@ -188,7 +186,7 @@ class Job:
         found = self.found
         if found is None or found["state"] != "finished":
             return "diverged"
-        values = [v["value"] for v in found["values"] if v["metric"] == PRIMARY and v["method"] == self.name]
+        values = [v["value"] for v in found["values"] if v["metric"] == STUDY.primary and v["method"] == self.name]
         return "sliced W2 " + " ".join("–" if v is None else f"{v:.3f}" for v in values)
 
 
@@ -199,11 +197,3 @@ def _path(job: Job) -> Path:
     renoised = job.entry is not None and job.entry.renoised
     told = key(trained, job.steps, job.settings.samples, renoised)
     return job.folder / job.kind / f"{job.name}_seed{job.seed}_{told[:12]}.json"
-
-
-def score(result: Mapping[str, Any] | None) -> float | None:
-    """Of a trial: the primary metric at FEW steps; infinite where there is none, None of no trial."""
-    if result is None:
-        return None
-    found = [v["value"] for v in result["values"] if v["metric"] == PRIMARY and v["steps"] == FEW]
-    return math.inf if not found or found[0] is None else float(found[0])

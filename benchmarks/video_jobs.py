@@ -38,7 +38,7 @@ from . import any_step_video_report as report
 from . import budget, jobs
 from .curves import FEW, number
 
-METRICS = {m.name: m for m in MEASURED if m.name in report.METRICS}
+METRICS = {m.name: m for m in MEASURED if m.name in report.STUDY.metrics}
 BUDGETS = {"tiny": 1500, "small": 8000, "full": 32_000}
 TRIAL = 1000
 """The seed of the sweep, of its training and of its noise: of no result."""
@@ -194,8 +194,8 @@ class Job:
     def brief(self) -> str:
         if (found := self.found) is None or found["state"] != "finished":
             return "diverged"
-        values = [v for v in found["values"] if v["metric"] == report.PRIMARY and v["steps"]]
-        return report.PRIMARY.replace("_", " ") + " " + " ".join(number(v["value"]) for v in values)
+        values = [v for v in found["values"] if v["metric"] == report.STUDY.primary and v["steps"]]
+        return report.STUDY.primary.replace("_", " ") + " " + " ".join(number(v["value"]) for v in values)
 
 
 def trained(job: Job) -> tuple[FlowMap, dict[str, Any]]:

@@ -9,7 +9,7 @@ from attrs import evolve
 
 from benchmarks import any_step, any_step_report, jobs, plane
 from benchmarks.any_step import Benchmark
-from benchmarks.any_step_report import Line, Results
+from benchmarks.any_step_results import Line, Results
 from benchmarks.curves import slope_of
 from benchmarks.methods2d import ENTRIES, NAMES, recipe
 from benchmarks.metrics2d import directions, outliers, paired_error, sliced_w2, slope, weight_tv
@@ -182,7 +182,7 @@ def test_every_line_has_a_value_for_every_seed_and_number_of_steps(found):
     assert [line["sampler"] for line in found["lines"]] == ["euler", "euler", "flow_map", "consistency", "consistency"]
     assert all(line["seeds"] == [0, 1] for line in found["lines"])
     records = {(r["method"], r["metric"], r["steps"]): r for r in found["records"]}
-    assert len(records) == 5 * len(any_step_report.METRICS) * len(TINY.steps)
+    assert len(records) == 5 * len(any_step_report.STUDY.metrics) * len(TINY.steps)
     assert all(math.isfinite(r["mean"]) and r["seeds"] == 2 for r in records.values())
     assert found["fresh"]["sliced_w2"]["seeds"] == 2 and found["fresh"]["paired_error"]["seeds"] == 0
 

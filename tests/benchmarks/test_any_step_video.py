@@ -8,9 +8,11 @@ import torch
 from attrs import evolve
 
 from benchmarks import any_step_video, any_step_video_report, jobs, video_jobs
+from benchmarks.any_step_results import Line, Results
 from benchmarks.any_step_video import NAMES, Benchmark, main
-from benchmarks.any_step_video_report import Line, Results, reading, score
+from benchmarks.any_step_video_report import score
 from benchmarks.budget import Calls, Meter
+from benchmarks.curves import reading
 from flowmap.training.loop import TrainingError
 from tests.toys import CHUNK, FRAMES, Toy, data
 
@@ -44,7 +46,7 @@ def test_every_line_has_a_value_for_every_seed_and_number_of_steps(found):
     assert [line["sampler"] for line in found["lines"]] == ["euler", "flow_map", "consistency", "consistency"]
     assert all(line["seeds"] == [0, 1] for line in found["lines"])
     records = {(r["method"], r["metric"], r["steps"]): r for r in found["records"]}
-    assert len(records) == 4 * len(any_step_video_report.METRICS) * len(TINY.steps)
+    assert len(records) == 4 * len(any_step_video_report.STUDY.metrics) * len(TINY.steps)
     assert all(math.isfinite(r["mean"]) and r["seeds"] == 2 for r in records.values())
     assert all(one["seeds"] == 2 for one in found["real"].values())
 
