@@ -21,7 +21,7 @@ Curves = Mapping[tuple[str, str], Curve]  # (line, metric)
 
 @frozen
 class Line:
-    """A method under a sampler. family: of those that are drawn together. other: the sampler is not the method's own."""
+    """A method under a sampler. family: with which it is drawn. other: the sampler is not the method's own."""
 
     method: str
     title: str
