@@ -109,10 +109,10 @@ def _head(found: Mapping[str, Any]) -> list[str]:
         "",
         f"Written by `python -m benchmarks.any_step_video` (flowmap {found['flowmap']}); `{STUDY.name}.json` holds "
         "all. Students of one teacher, the shipped tiny Wan of 1.2 M parameters that makes clips of moving digits, "
-        f"trained whole (no adapters) in batches of {s['batch']} with the same number of calls of the student, {s['budget']} "
-        f"on one sample. Judged with the sampler that its method names, on held-out prompts: {s['samples']} samples "
-        f"for each of {len(s['seeds'])} training seeds, the noise of a seed the same for every method. Mean ± standard "
-        "deviation over the training seeds, which holds that of the samples too.",
+        f"trained whole (no adapters) in batches of {s['batch']} with the same number of calls of the student, "
+        f"{s['budget']} on one sample. Judged with the sampler that its method names, on held-out prompts: "
+        f"{s['samples']} samples for each of {len(s['seeds'])} training seeds, the noise of a seed the same for every "
+        "method. Mean ± standard deviation over the training seeds, which holds that of the samples too.",
         "",
     ]
 
