@@ -186,6 +186,7 @@ class Shared:
     iteration: of the stage, from 0; for what is warmed up. ranks: how many work on the batch; where there are several
     all must make the same calls of the same networks, so nothing is left out for want of a sample: see `idle`.
     whole: whether the global batch is in one forward pass, whatever the number of ranks.
+    A mean belongs to the place that asks for it, such as role, update, term and reweight: see `at`.
     """
 
     iteration: int = 0
@@ -195,21 +196,32 @@ class Shared:
     _last: dict[str, Tensor] = field(factory=dict, init=False)
     _samples: dict[tuple[int, ...] | None, Latent] = field(factory=dict, init=False)
     _idle: bool = field(default=False, init=False)
+    _place: tuple[str | int, ...] = field(default=(), init=False)
 
     def mean(self, name: str, values: Tensor, mask: Tensor) -> Tensor:
         """[] the mean of `values` [B] where `mask` [B], over the global batch: all ranks', of this iteration.
 
+        Of all that ask by `name` from where this is asked, and of no others: two terms share none.
         The last iteration's mean where this one has none, and where the batch is not `whole`: so it is the same in
         every micro-batch, and on any number of ranks. Not a number where that has none either. A mean that is not
         finite counts as none: of a step that is skipped nothing is remembered.
         """
-        mean = Mean.of(values, mask)
+        name, mean = "/".join(map(str, (*self._place, name))), Mean.of(values, mask)
         if self._idle:
             mean = Mean(torch.zeros_like(mean.total), torch.zeros_like(mean.count))
         if self.whole and self.ranks > 1:
             (mean,) = _summed([mean])
         self._now[name] = now = self._now[name] + mean if name in self._now else mean
         return self._known(name, now if self.whole else Mean(torch.zeros_like(now.total), torch.zeros_like(now.count)))
+
+    @contextmanager
+    def at(self, *place: str | int) -> Iterator[None]:
+        """While entered, what is asked for belongs to `place`, within the place before."""
+        before, self._place = self._place, (*self._place, *place)
+        try:
+            yield
+        finally:
+            self._place = before
 
     @contextmanager
     def idle(self) -> Iterator[None]:
@@ -232,7 +244,10 @@ class Shared:
         """The iteration is over."""
         if not self.whole and self.ranks > 1 and self._now:
             self._now = dict(zip(self._now, _summed([*self._now.values()]), strict=True))
-        self._last |= {name: self._known(name, mean) for name, mean in self._now.items()}
+        known = {name: self._known(name, mean) for name, mean in self._now.items()}
+        for name in known:
+            self._last.pop(_unplaced(name), None)
+        self._last |= known
         self._now.clear()
         self._samples.clear()
 
@@ -243,8 +258,13 @@ class Shared:
         self._last = {name: torch.tensor(value) for name, value in state.items()}
 
     def _known(self, name: str, mean: Mean) -> Tensor:
-        last = self._last.get(name, torch.full_like(mean.total, torch.nan))
+        last = self._last.get(name, self._last.get(_unplaced(name), torch.full_like(mean.total, torch.nan)))
         return torch.where(mean.value.isfinite(), mean.value, to_device(last, mean.total.device))
+
+
+def _unplaced(name: str) -> str:
+    """As checkpoints of 0.1 have it, whose means had no place: where there is one, it is the last of every place."""
+    return name.rpartition("/")[2]
 
 
 def _summed(means: Sequence[Mean]) -> list[Mean]:

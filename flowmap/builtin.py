@@ -34,10 +34,17 @@ def flowmap_methods() -> Mapping[str, Callable[..., Method]]:
 def flowmap_exporters() -> Mapping[str, Exporter]:
     from .export.aoti import Aoti
     from .export.onnx import Onnx
+    from .export.tensorrt import TensorRt
     from .export.tensorrt_rtx import TensorRtRtx
     from .export.torch_export import TorchExport
 
-    return {"aoti": Aoti(), "onnx": Onnx(), "tensorrt-rtx": TensorRtRtx(), "torch-export": TorchExport()}
+    return {
+        "aoti": Aoti(),
+        "onnx": Onnx(),
+        "tensorrt": TensorRt(),
+        "tensorrt-rtx": TensorRtRtx(),
+        "torch-export": TorchExport(),
+    }
 
 
 @hookimpl

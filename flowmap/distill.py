@@ -20,6 +20,8 @@ from .observers import Observers, tracked
 from .recipe import Precision, Recipe, RecipeError, digest, not_data
 from .training import checkpoint, fits, publish, stages
 from .training.agree import rank, ranks
+from .training.context import unsplit
+from .training.directory import others
 from .training.distributed import Distribution, first_alone, joined, own_device, world
 from .training.faults import reach
 from .training.files import write_json
@@ -80,7 +82,7 @@ def distill(
             run.start(recipe)  # a directory of another recipe stays as it is
             for passed in () if found is None else found.passed:
                 run.note(passed)
-            run.preparing()
+            run.say(_begins(recipe, path, found))
             nets = spread(recipe, device, dtype, distribution, judged=judged)
             learning, batches = nets, None
             if path is not None and found is not None and _finished(recipe, found, path):
@@ -95,7 +97,8 @@ def distill(
                     learning = equipped(nets, recipe.equips, sample)
                 weights = trained(recipe, learning)
                 saves = Saves(None if path is None else path / "checkpoints", digest(recipe), run, save_minutes)
-                stages.train(recipe, learning, batches, run, watch, saves, device, weights, found)
+                context = distribution.context
+                stages.train(recipe, learning, batches, run, watch, saves, device, weights, found, context)
             # without what objectives equip: a finished run is opened again without it, and says the same
             sha256 = final_hash(trained(recipe, nets)) if path is not None else None
             alone, first = ranks() == 1, rank() == 0
@@ -166,6 +169,17 @@ def _judge(recipe: Recipe, nets: Networks, run: Run, path: Path) -> None:
     card.write(recipe, path)
 
 
+def _begins(recipe: Recipe, path: Path | None, found: checkpoint.Found | None) -> str:
+    """What a run is about to do, for whoever started it."""
+    if path is None or found is None:
+        return "preparing networks and data"
+    if _finished(recipe, found, path):
+        return f"{path} is trained already, and is not trained again"
+    stage = recipe.stages[found.stage]
+    at = f"stage {found.stage} ({stage.method.name}), {found.iteration} of {stage.steps} iterations done"
+    return f"{path} goes on from its checkpoint {found.path.name}: {at}"
+
+
 def _finished(recipe: Recipe, found: checkpoint.Found, path: Path) -> bool:
     """Whether the last stage is at its end and the student written."""
     last = len(recipe.stages) - 1
@@ -187,6 +201,7 @@ def _check(
         distribution.check(world(), [stage.batch for stage in recipe.stages])
     except ValueError as error:
         wrong.append(str(error))
+    wrong += unsplit(recipe, distribution.context)
     if dtype not in NAMES:
         wrong.append(f"dtype = {dtype}: must be torch.float32 or torch.bfloat16")
     if resume not in ("auto", "never"):
@@ -198,6 +213,8 @@ def _check(
         wrong.append(not_one)
     if path is not None and path.exists() and not path.is_dir():
         wrong.append(f"out = {path}: is a file: must be a directory, or not exist yet")
+    if path is not None and (other := others(path)) is not None:
+        wrong.append(f"out = {path}: holds other things, such as {other!r}: give one that is empty or not there yet")
     if resume == "never" and path is not None and (path / "checkpoints").exists():
         wrong.append(f"resume = 'never', but {path} has checkpoints: give an empty directory")
     if wrong or source is None:

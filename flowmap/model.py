@@ -6,14 +6,18 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Protocol, Self, TypeAlias
 
 import torch
 from attrs import frozen
 from torch import Tensor, nn
 
 from ._types import Cache, Cond, Latent, Rng, Role, Time, concat, nullify, require_null
+from .context import Context
 from .path import data_from_velocity, expand
+
+if TYPE_CHECKING:
+    from .export.forms import Form
 
 
 class ConditionError(ValueError):
@@ -205,6 +209,10 @@ class FlowMapSpec(ABC):
         load_model(student, path / "model.safetensors")
         return student
 
+    def forms(self) -> Mapping[str, Form]:
+        """What a student that `save` wrote can be turned into for other programs, by name: `flowmap export --to`."""
+        return {}
+
     def codec(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
         """What turns prompts and videos into conditions and latents."""
         raise NotImplementedError(f"{type(self).__name__} has no codec: give it conditions and latents")
@@ -225,6 +233,22 @@ class Streamed(FlowMapSpec, ABC):
     @abstractmethod
     def fill(self, nets: Mapping[Role, FlowMap], put: Put, *, dtype: torch.dtype) -> None:
         """Put into every parameter what `build(..., dtype=dtype)` gives it elsewhere, bit for bit, one by one."""
+
+
+class Splits(FlowMapSpec, ABC):
+    """A spec whose networks can work on a sample on several ranks, each of which has some of its tokens."""
+
+    @abstractmethod
+    def splits(self, ranks: int) -> None:
+        """Raise a ValueError where so many cannot share them, as far as that is known without loading anything."""
+
+    @abstractmethod
+    def split(self, nets: Mapping[Role, FlowMap], context: Context) -> None:
+        """From now on `nets`, which `build` made, work together with the context's other ranks; a ValueError where
+        they cannot.
+
+        They are called with whole samples, and give out whole ones, all the same on each of these ranks.
+        """
 
 
 def require_fit(files: Path | Sequence[Path], u: nn.Module, *, more: bool = False) -> None:

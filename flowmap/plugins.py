@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from importlib import metadata
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .training.tracking import Tracker
 
 GROUP = "flowmap"
-KINDS = {"flowmap_stages": "method with stages for a recipe"}
+KINDS = {"flowmap_stages": "method for a whole recipe"}
 MUST = {
     "flowmap_backbones": "a FlowMapSpec",
     "flowmap_methods": "a function that makes a Method",
@@ -119,10 +119,11 @@ def _fits(hook: str, item: object) -> bool:
     return hook not in MUST or callable(item)
 
 
-def named(pm: pluggy.PluginManager, hook: str, name: str) -> Any:
-    """The item of that name, or an error that lists the names there are."""
+def named(pm: pluggy.PluginManager, hook: str, name: str, also: Iterable[str] = ()) -> Any:
+    """The item of that name, or an error that lists the names there are; also: those that are to be had elsewhere."""
     items = collect(pm, hook)
     if name not in items:
+        items |= dict.fromkeys(also)
         near = get_close_matches(name, items, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         kind = KINDS.get(hook) or hook.removeprefix("flowmap_").removesuffix("s")
@@ -172,6 +173,12 @@ def trained_by(recipe: Recipe, method: str, pm: pluggy.PluginManager | None = No
     import attrs
 
     pm = pm or installed()
+    parts = collect(pm, "flowmap_methods")
+    if method in parts and method not in (whole := collect(pm, "flowmap_stages")):
+        raise PluginError(
+            f"the method {method!r} is of one stage: put it into a Stage of a recipe file; for a whole recipe there "
+            f"are {', '.join(whole)}"
+        )
     make = named(pm, "flowmap_stages", method)
     try:
         stages = make(recipe)

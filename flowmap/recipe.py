@@ -8,14 +8,14 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any, Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
 import attrs
 from attrs import field, frozen
 from torch import Tensor
 
-from . import validators
+from . import functions, validators
 from ._types import Role
 from .data import Data, DataError, Source, fingerprint
 from .method import Method
@@ -244,14 +244,23 @@ def describe(value: Any) -> Any:
         return {"type": "functools.partial", "of": describe([value.func, value.args, value.keywords])}
     if isinstance(value, Mapping):
         return {str(k): describe(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
+    if isinstance(value, (set, frozenset)):  # of strings, in another order in every process
+        return sorted((describe(v) for v in value), key=json.dumps)
+    if isinstance(value, (list, tuple)):
         return [describe(v) for v in value]
     if isinstance(value, Tensor):
         return {"type": "torch.Tensor", "shape": list(value.shape), "sha256": sha256({"": value})}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, FunctionType):
-        return f"{value.__module__}.{value.__qualname__}"
+        try:
+            return functions.function(value, describe)
+        except functions.UnknownValueError as error:
+            raise RecipeError(str(error)) from None
+    if isinstance(value, MethodType):
+        return {"type": "method", "name": value.__func__.__qualname__, "of": describe(value.__self__)}
+    if (name := functions.named(value)) is not None:
+        return name
     return str(value) if isinstance(value, Path) else f"<{type(value).__name__}>"
 
 

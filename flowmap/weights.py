@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Protocol
 
@@ -19,6 +19,14 @@ positive = validators.gt(0.0)
 
 class Reweight(Protocol):
     def __call__(self, loss: Tensor, t: Time, r: Time, shared: Shared) -> Tensor: ...
+
+
+def reweighted(loss: Tensor, t: Time, r: Time, reweights: Sequence[Reweight], shared: Shared) -> Tensor:
+    """[B] `loss` after all of them, one after the other; what each shares over the global batch is its own."""
+    for number, reweight in enumerate(reweights):
+        with shared.at(number):
+            loss = reweight(loss, t, r, shared)
+    return loss
 
 
 @frozen
@@ -99,7 +107,8 @@ class Balanced:
 
     μ is the mean over the diagonal samples of the global batch; where there are none, or where the batch comes in
     several micro-batches, the last iteration's; where there has been none ever, a sample weighs 1. So it is exact on
-    any number of ranks. AnyFlow, arXiv:2605.13724.
+    any number of ranks. Each `Balanced` has a mean of its own, by the role, the update, the term and the reweight that
+    it is: one whose objective never samples the diagonal has none. AnyFlow, arXiv:2605.13724.
     After it the loss reads μ whatever the error: log the raw loss by role.
     """
 

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from flowmap.cli import COMMANDS, build_parser, main, recipes
+from flowmap.cli.errors import HELD_BACK
+from flowmap.training.directory import others
+from flowmap.training.tensorboard import TensorBoard
 
 NAMES = ", ".join(recipes.known())
 THERE_ARE = ", ".join(COMMANDS)
@@ -42,6 +45,9 @@ REQUESTS = {
 }
 RECIPES = {
     "X = 1": "mine.py defines no recipe: it needs RECIPE = Recipe(...) at the top level",
+    "from nowhere import RECIPE": "mine.py, line 1: ModuleNotFoundError: No module named 'nowhere'",
+    "from math import *": "mine.py defines no recipe: it needs RECIPE = Recipe(...) at the top level",
+    "recipe = 1": "mine.py: recipe is of type int: must be a Recipe",
     "RECIPE = 1": "mine.py: RECIPE is of type int: must be a Recipe",
     "RECIPE = (1": "mine.py, line 1: '(' was never closed",
     "import flowmap_nowhere\nRECIPE = 1": ("mine.py, line 1: ModuleNotFoundError: No module named 'flowmap_nowhere'"),
@@ -58,9 +64,9 @@ RECIPES = {
         "edge, velocity, parity; did you mean 'guidance'?"
     ),
     ANYFLOW + "RECIPE = anyflow.forward(diagonal=0.8, edge=0.5)": (
-        "mine.py, line 2: Triangle.diagonal + edge = 1.3: the shares must not sum to more than 1"
+        "mine.py, line 2: forward.diagonal + edge = 1.3: the shares must not sum to more than 1"
     ),
-    ANYFLOW + "RECIPE = anyflow.forward(guidance=0.5)": "mine.py, line 2: Exact.w = 0.5: must be >= 1",
+    ANYFLOW + "RECIPE = anyflow.forward(guidance=0.5)": "mine.py, line 2: forward.guidance = 0.5: must be >= 1",
 }
 BASE = """
 from flowmap_digits import TINY_WAN
@@ -129,6 +135,123 @@ def test_a_recipe_that_cannot_be_run(recipe: str, message: str, capsys: pytest.C
     assert not Path("runs").exists()
 
 
+def told(capsys: pytest.CaptureFixture[str], text: str) -> list[str]:
+    """The errors in a recipe, without its name."""
+    Path("mine.py").write_text(f"{BASE}\n{text}\n")
+    assert main(["distill", "mine.py"]) == 2
+    lines = capsys.readouterr().err.removeprefix("flowmap: ").splitlines()
+    return [line.partition(": ")[2] for line in (lines if len(lines) == 1 else lines[1:])]
+
+
+def test_all_that_is_wrong_is_told_at_once_whatever_is_wrong_within(capsys: pytest.CaptureFixture[str]) -> None:
+    """What holds a broken value is judged by its other fields."""
+    assert told(
+        capsys,
+        "stage = Stage(anyflow.forward(shift=0, guidance=0.5), steps=0, batch=-1)\n"
+        "RECIPE = Recipe(Wan21(TINY_WAN, shift=-1), (stage,), data=MovingDigits(0), seed=-4, dtype='half', nme='x')",
+    ) == [
+        "forward.shift = 0: must be > 0",
+        "forward.guidance = 0.5: must be >= 1",
+        "Stage.steps = 0: must be >= 1",
+        "Stage.batch = -1: must be >= 1",
+        "Wan21.shift = -1: must be > 0",
+        "MovingDigits.count = 0: must be >= 1",
+        "Recipe has no field 'nme' (= 'x'): must be one of backbone, stages, teacher, data, evaluation, seed, dtype, "
+        "name; did you mean 'name'?",
+        "Recipe.seed = -4: must be >= 0",
+        "Recipe.dtype = 'half': must be 'float32' or 'bfloat16'",
+    ]
+
+
+@pytest.mark.parametrize(
+    "fields, errors",
+    [
+        ("shift=-1, text_tokens=12", ["Wan21.shift = -1: must be > 0"]),
+        ("text_length=0, text_tokens=12", ["Wan21.text_length = 0: must be >= 1"]),
+        ("text_length='x', text_tokens=12", ["Wan21.text_length = 'x': must be a whole number >= 1"]),
+        ("text_length=4, text_tokens=12", ["Wan21.text_tokens = 12: must be at most text_length, 4"]),
+    ],
+)
+def test_a_validator_of_two_fields_is_silent_where_the_other_is_wrong(
+    fields: str, errors: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert told(capsys, f"RECIPE = Recipe(Wan21(TINY_WAN, {fields}), {STAGES})") == [*errors]
+
+
+def test_a_run_does_not_go_among_other_things(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    Path("mine.py").write_text(
+        f"{BASE}\nRECIPE = Recipe(Wan21(TINY_WAN, pretrained=False), {STAGES}, data=MovingDigits(4))\n"
+    )
+    Path("photos").mkdir()
+    Path("photos/cat.png").touch()
+    assert said(capsys, "distill", "mine.py", "--out", "photos") == (
+        "out = photos: holds other things, such as 'cat.png': give one that is empty or not there yet"
+    )
+    assert [*Path("photos").iterdir()] == [Path("photos/cat.png")]
+
+
+@pytest.mark.parametrize(
+    "names, found",
+    [
+        ([], None),
+        (["run.log", "slurm-1.out", ".hidden"], None),
+        (["checkpoints", "metrics.jsonl"], None),
+        (["index.json"], "index.json"),
+        (["run.log", "thesis.tex"], "thesis.tex"),
+        (["recipe.json", "thesis.tex"], None),
+        ([".lock", "thesis.tex"], None),
+    ],
+)
+def test_what_may_lie_where_a_run_goes(names: list[str], found: str | None) -> None:
+    Path("out").mkdir()
+    for name in names:
+        (Path("out") / name).touch()
+    assert others(Path("out")) == found and others(Path("nowhere")) is None
+
+
+def test_a_method_that_there_is_not_and_one_of_a_single_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys, "distill", "quickstart", "--method", "rmc").startswith(
+        "no method for a whole recipe is called 'rmc': there are apt, "
+    )
+    assert said(capsys, "distill", "quickstart:anyflow_forward").startswith(
+        "the method 'anyflow_forward' is of one stage: put it into a Stage of a recipe file; for a whole recipe there "
+        "are apt, "
+    )
+
+
+def test_no_prompts(capsys: pytest.CaptureFixture[str]) -> None:
+    request = ["data", "synth", "quickstart", "--prompts", "/dev/null", "--out", "data"]
+    assert said(capsys, *request) == "/dev/null has no prompts: must have one a line"
+    assert not Path("data").exists()
+
+
+def test_a_tracker_whose_package_is_missing_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ImportError, match=r"pip install 'flowmap-distill\[tensorboard\]'"):
+        TensorBoard(Path())
+
+
+def test_of_several_processes_the_first_speaks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others wait for their end, and speak only if it does not come."""
+    waited: list[float] = []
+    monkeypatch.setattr("flowmap.cli.errors.time.sleep", waited.append)
+    for rank, expected in (("0", []), ("1", [HELD_BACK])):
+        monkeypatch.setenv("RANK", rank)
+        assert said(capsys, "cite", "mine.py") == "recipe 'mine.py': there is no such file"
+        assert waited == expected
+
+
+def test_a_run_whose_recipe_cannot_be_read(capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("{", "[]", ""):
+        Path("recipe.json").write_text(text)
+        message = said(capsys, "curve", ".")
+        assert message.startswith("recipe.json is damaged (") and message.endswith(
+            "say --recipe NAME or --recipe FILE.py"
+        )
+
+
 def test_a_file_is_no_run_directory(capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine.py").write_text(
         f"{BASE}\nRECIPE = Recipe(Wan21(TINY_WAN, pretrained=False), {STAGES}, data=MovingDigits(4))\n"
@@ -173,6 +296,14 @@ def test_a_recipe_that_comes_with_flowmap_can_be_read(name: str) -> None:
     recipe = recipes.load(name)
     assert recipe.name == name
     assert all(stage.steps == 2 for stage in recipe.capped(2).stages)
+
+
+def test_a_recipe_beside_it_that_fails_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("base.py").write_text("X = 1\nimport nowhere\n")
+    Path("mine.py").write_text("from base import RECIPE\n")
+    assert said(capsys, "distill", "mine.py") == (
+        "mine.py, line 1: ModuleNotFoundError: No module named 'nowhere' (in base.py, line 2)"
+    )
 
 
 def test_a_recipe_can_build_on_another_beside_it() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,17 @@ from pathlib import Path
 import imageio.v3 as iio
 import numpy as np
 import pytest
+from attrs import evolve, frozen
 
 import flowmap
-from flowmap.cli import main
+from flowmap import distill
+from flowmap.cli import main, recipes
+from flowmap.cli.curve import place
+from flowmap.evaluation import QualityCurve
 from flowmap.evaluation.records import Record
 from flowmap.methods.citations import ANYFLOW, WAN
+from flowmap.model import FlowMapSpec
+from flowmap.objectives import Networks
 
 RECIPE = """
 from flowmap_digits import TINY_WAN
@@ -97,6 +104,7 @@ def test_a_second_call_trains_and_judges_nothing(recipe: Path, run: Path, capsys
     assert written() == before
     out, err = capsys.readouterr()
     assert "evaluating" not in err and "stage" not in err
+    assert f"flowmap: {run} is trained already, and is not trained again\n" in err
     assert "frechet distance (lower is better)" in out
     assert f"{run / 'plots' / 'nfe.png'}" in out
 
@@ -196,6 +204,58 @@ def test_curve_judges_again_with_other_steps(recipe: Path, run: Path, tmp_path: 
     assert json.loads((tmp_path / "curve" / "evaluation" / "manifest.json").read_text())["seeds"] == [5]
 
 
+def test_another_curve_goes_beside_the_runs_own(recipe: Path, run: Path, tmp_path: Path) -> None:
+    """Nothing that was measured is replaced by something else."""
+    own = evaluated(recipe)
+    assert place(own, run, "small", None) == run  # the very same
+    other = evolve(own, steps=(1,))
+    assert place(other, run, "small", (1,)) == run / "curves" / "small_1"
+    taken = run / "curves" / "small_1" / "evaluation"
+    taken.mkdir(parents=True)
+    assert place(other, run, "small", (1,)) == run / "curves" / "small_1_2"
+    (taken / "manifest.json").write_text(json.dumps({"digest": other.digest()}))
+    assert place(other, run, "small", (1,)) == run / "curves" / "small_1"
+    shutil.rmtree(run / "curves")
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    quick = tmp_path / "quick.py"
+    quick.write_text(recipe.read_text().replace("reference=3", "reference=3, samples=2, seeds=(5,)"))
+    assert main(["curve", str(run), "--recipe", str(quick), "--steps", "1"]) == 0
+    assert {r.steps for r in records(run / "curves" / "quick_1")} == {1, 3}
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def evaluated(recipe: Path) -> QualityCurve:
+    """What the trial was judged by."""
+    found = recipes.load(str(recipe)).capped(2).evaluation
+    assert isinstance(found, QualityCurve)
+    return found
+
+
+def test_a_run_that_goes_on_says_from_where(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = recipes.load(str(recipe)).capped(2)
+    with pytest.raises(ZeroDivisionError):
+        distill(evolve(short, evaluation=Fails()), out=tmp_path)
+    shutil.rmtree(tmp_path / "student")
+    capsys.readouterr()
+    distill(evolve(short, evaluation=None), out=tmp_path)
+    said = capsys.readouterr().err
+    at = "stage 1 (anyflow_on_policy), 2 of 2 iterations done"
+    assert f"flowmap: {tmp_path} goes on from its checkpoint step_01_00000002: {at}\n" in said
+    assert "preparing" not in said
+
+
+@frozen
+class Fails:
+    def __call__(self, nets: Networks, backbone: FlowMapSpec, out: Path) -> None:
+        raise ZeroDivisionError
+
+    def written(self, out: Path) -> bool:
+        return False
+
+    def quick(self) -> Fails:
+        return self
+
+
 def test_curve_needs_a_student(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["curve", str(tmp_path), "--recipe", str(recipe)]) == 2
     assert "there is no finished student in it" in capsys.readouterr().err
@@ -205,7 +265,8 @@ def test_plugins_says_where_a_name_comes_from(capsys: pytest.CaptureFixture[str]
     assert main(["plugins"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["wan21", "from", "wan21"] in lines
-    assert ["anyflow_forward", "from", "core"] in lines
+    assert ["anyflow_forward", "from", "core"] in lines and ["tensorboard", "from", "core"] in lines
+    assert ["quickstart", "Distil", "a", "small"] in [line[:4] for line in lines]
 
 
 def test_cite_prints_each_entry_once(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -284,6 +287,110 @@ def test_settings_of_dataclasses_and_partials_tell_recipes_apart() -> None:
 
     assert of(1.0, 1) == of(1.0, 1)
     assert len({of(1.0, 1), of(2.0, 1), of(1.0, 2)}) == 3
+
+
+def of_solver(solver: Callable[..., Any]) -> str:
+    stage = evolve(STAGE, method=Method("own", (Update("student", ((1.0, Own(1.0, solver)),)),)))
+    return digest(evolve(RECIPE, stages=(stage,)))
+
+
+WIDTH = 3
+
+
+def test_functions_without_a_name_of_their_own_are_told_apart_by_what_they_do_and_hold() -> None:
+    def made(by: Any, more: int = 0) -> Callable[[float], Any]:
+        def solver(x: float, *, also: int = more) -> Any:
+            return by * x
+
+        return solver
+
+    def again(n: int) -> int:
+        return again(n - 1) if n else 0
+
+    apart: list[Callable[..., Any]] = [
+        lambda x: x + 1,
+        lambda x: x + 2,
+        lambda x: x - 1,
+        lambda x: x.real,
+        lambda x: x.imag,
+        lambda x, y=1: x + 1,
+        lambda x, y=2: x + 1,
+        lambda x: [y + 1 for y in x],
+        lambda x: [y + 2 for y in x],
+        lambda x: x in {"a", "b", "c"},
+        lambda x: x in {"a", "b", "d"},
+        made(1.0),
+        made(2.0),
+        made(1.0, 1),
+        made(torch.ones(2)),
+        made(torch.zeros(2)),
+        made(Toy(width=8)),
+        made(Toy(width=16)),
+        made(made(1.0)),
+        made(made(2.0)),
+        made(torch.sin),
+        made(torch.cos),
+        made(Toy),
+        made(Own),
+        made(torch.nn.Linear(1, 1)),
+        made(torch.nn.Linear(1, 2)),
+        partial(lambda x: x, 1),
+        partial(lambda x: -x, 1),
+        round,
+        abs,
+        Toy(width=8).example,
+        Toy(width=16).example,
+        again,
+    ]
+    found = [of_solver(solver) for solver in apart]
+    assert len({*found}) == len(apart)
+    assert [of_solver(solver) for solver in apart] == found
+    assert of_solver(made(1.0)) == of_solver(made(1.0)) and of_solver(made(Toy(8))) == of_solver(made(Toy(8)))
+
+
+def test_what_a_lambda_reads_of_its_module_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = of_solver(lambda x: WIDTH * x)
+    monkeypatch.setitem(globals(), "WIDTH", 4)
+    assert of_solver(lambda x: WIDTH * x) != before
+
+
+def test_a_function_with_a_name_of_its_own_is_its_name() -> None:
+    assert describe(of_solver) == f"{__name__}.of_solver"
+    assert describe(lambda: 0)["name"].endswith("<lambda>")
+
+
+def test_a_function_that_holds_what_nothing_tells_apart_is_refused() -> None:
+    class Thing:
+        pass
+
+    thing = Thing()
+    with pytest.raises(
+        RecipeError, match=r"<lambda> holds thing, a Thing, of which two cannot be told apart: so a run"
+    ):
+        of_solver(lambda: thing)
+
+
+def test_a_digest_of_functions_is_the_same_in_every_process() -> None:
+    """Whatever the seed of its hashes."""
+    code = """
+from functools import partial
+import torch
+from flowmap.recipe import describe
+def made(by):
+    return lambda x: (by, x in {"a", "b", "c", "d"}, {"e", "f"}, lambda y: x < y)
+print(describe([made({"p", "q", "r"}), made(torch.ones(2)), partial(made, 2), made(frozenset("xyz"))]))
+"""
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(said) == 1 and "sha256" in said.pop()
 
 
 def test_a_finished_run_that_is_opened_again_says_the_same_hash(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from tests import (
 from tests.methods import test_costs
 from tests.objectives import test_distribution_matching as dmd
 from tests.objectives import test_flow_map_matching as matching
+from tests.objectives import test_mixture
 from tests.toys import Toy
 from tests.training import test_checkpoint, test_ema, test_loop
 
@@ -90,6 +91,7 @@ DMD, ROLLOUT, TIMES, TYPES = (
     "flowmap._types",
 )
 LOOP, CHECKPOINT, STAGES = "flowmap.training.loop", "flowmap.training.checkpoint", "flowmap.training.stages"
+SKIPS, MIXTURE = "flowmap.training.skips", "flowmap.objectives.mixture"
 
 at_rest = partial(matching.test_at_the_true_flow_map_there_is_no_gradient, Triangle(0.0, 0.0), ())
 guided_rest = partial(test_guidance.test_the_exact_form_rests_at_the_flow_map_of_the_guided_field, 0.9, 0.5)
@@ -352,7 +354,7 @@ DEFECTS: list[Defect] = [
     ),
     (
         "accumulation without its factor",
-        *(LOOP, "weight * len(batch) / self.stage.batch * loss.value", "weight * loss.value"),
+        *(LOOP, "weight * len(batch) / (self.stage.batch * self.context)", "weight"),
         accumulates,
     ),
     (
@@ -371,6 +373,60 @@ DEFECTS: list[Defect] = [
         "a step on what is not a number",
         *(LOOP, "skip = (~length.isfinite() | (bad > 0)).float()", "skip = torch.zeros_like(length)"),
         test_loop.test_a_gradient_that_is_not_finite_is_skipped_and_counted,
+    ),
+    (
+        "a step of a term of weight 0",
+        *(LOOP, "if weight:", "if True:"),
+        test_loop.test_a_term_of_weight_0_costs_no_step,
+    ),
+    (
+        "one mean for all terms",
+        *(LOOP, "self.shared.at(update.role, key[-1], term)", "self.shared.at()"),
+        partial(test_loop.test_each_balanced_has_a_mean_of_its_own, None),
+    ),
+    (
+        "one mean for all reweights",
+        *("flowmap.weights", "with shared.at(number):", "with shared.at():"),
+        test_weights.test_two_in_a_row_have_a_mean_each,
+    ),
+    (
+        "one mean for all parts",
+        *(MIXTURE, "with shared.at(k):", "with shared.at():"),
+        test_mixture.test_each_part_has_means_of_its_own,
+    ),
+    (
+        "means of a checkpoint of 0.1 that are dropped",
+        *(TYPES, "self._last.get(_unplaced(name), torch.full_like(mean.total, torch.nan))", "torch.tensor(torch.nan)"),
+        test_loop.test_a_mean_of_a_checkpoint_that_knew_no_places_is_gone_on_with,
+    ),
+    (
+        "0 times what an idle call gives",
+        *(MIXTURE, "Loss(_constant(loss.value, none)", "Loss(0 * loss.value"),
+        partial(test_mixture.test_a_call_that_is_only_made_for_other_ranks_costs_no_step, "no network"),
+    ),
+    (
+        "an idle call that goes back through the network",
+        *(MIXTURE, "return _constant(out, out.detach()) if isinstance(out, Tensor) else out", "return out"),
+        partial(test_mixture.test_a_call_that_is_only_made_for_other_ranks_costs_no_step, "student"),
+    ),
+    (
+        "a derivative times 0 before its warm-up",
+        *(MATCHING, "if ϱ else v", "if True else v"),
+        matching.test_before_its_warm_up_a_derivative_that_is_not_finite_costs_nothing,
+    ),
+    (
+        "the first samples blamed for the others",
+        *(
+            SKIPS,
+            "self.bad[place] += torch.where(each.any(), each, wrong.to(self.bad)) * wrong",
+            "self.bad[:1] += wrong",
+        ),
+        partial(test_loop.test_the_samples_are_named, 3),
+    ),
+    (
+        "a streak that a good step does not end",
+        *(SKIPS, "torch.tensor([in_a_row, 0])", "torch.tensor([in_a_row, in_a_row])"),
+        test_loop.test_a_streak_that_a_checkpoint_has_ends_with_the_first_good_step,
     ),
     (
         "gradients that are not clipped",

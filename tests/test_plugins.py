@@ -81,7 +81,7 @@ def test_a_recipe_is_trained_with_the_stages_that_a_plugin_gives_it() -> None:
     recipe = Recipe(Toy(), (Stage(anyflow.forward(), 3),), name="toy")
     other = trained_by(recipe, "longer", of(Trains()))
     assert (other.stages[0].steps, other.name, recipe.stages[0].steps) == (6, "toy:longer", 3)
-    with pytest.raises(PluginError, match="no method with stages for a recipe is called 'long': there are longer"):
+    with pytest.raises(PluginError, match="no method for a whole recipe is called 'long': there are longer"):
         trained_by(recipe, "long", of(Trains()))
 
 

@@ -12,7 +12,7 @@ from flowmap import Rng
 from flowmap._types import Shared
 from flowmap.path import shift
 from flowmap.times import Triangle
-from flowmap.weights import Adaptive, Balanced, Beta, Gaussian, Normalised, Ramp, Reweight
+from flowmap.weights import Adaptive, Balanced, Beta, Gaussian, Normalised, Ramp, Reweight, reweighted
 
 t_of_interest = torch.tensor([0.1, 0.5, 2 / 3, 0.9], dtype=torch.float64)
 
@@ -114,6 +114,19 @@ def test_one_that_is_idle_adds_nothing() -> None:
         assert float(Balanced()(torch.tensor([3.0, 10.0]), t, r, shared)[1]) == pytest.approx(1.0, rel=1e-3)
     shared.next()
     assert shared.state() == {"diagonal": 1.0}
+
+
+def test_two_in_a_row_have_a_mean_each() -> None:
+    """The second sees the diagonal that the first left and something else has changed."""
+
+    def doubled(loss: Tensor, t: Tensor, r: Tensor, shared: Shared) -> Tensor:
+        return 2 * loss
+
+    shared = Shared()
+    found = reweighted(torch.tensor([1.0, 3.0, 10.0, 0.1]), T, R, (Balanced(), doubled, Balanced()), shared)
+    torch.testing.assert_close(found, torch.tensor([2.0, 6.0, 4.0, 4.0]), rtol=1e-3, atol=0)
+    shared.next()
+    assert shared.state() == {"0/diagonal": 2.0, "2/diagonal": 4.0}
 
 
 def test_no_gradient_flows_through_the_weights() -> None:

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from . import about, curve, data, distill, export, sample, status
 from .command import Command
-from .errors import UsageError, sentence
+from .errors import UsageError, after_first, sentence
 
 COMMANDS: Mapping[str, Command] = {
     command.name: command
@@ -36,6 +36,7 @@ EPILOG = """examples:
   flowmap sample runs/quickstart/student --prompt "a seven moving up quickly" --steps 1 4 --out seven.mp4
   flowmap curve runs/quickstart --steps 1 2 4          measure quality against the number of steps again
   flowmap export runs/quickstart/student --to onnx --out exported   a file that runs without flowmap
+  flowmap data encode clips --backbone wan21 --out data/clips      your own clips, ready for training
   flowmap data check data/clips --backbone wan21       is encoded data sound, and of this model's VAE?
   flowmap plugins                                      what is installed
   flowmap check wan21                                  does a backbone keep its promises?
@@ -70,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         said = sentence(error)
         if said is None or os.environ.get("FLOWMAP_TRACEBACK"):
             raise
+        if said.shared:
+            after_first()
         print(f"flowmap: {said.text}", file=sys.stderr)
         return said.code
 

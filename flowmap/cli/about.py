@@ -8,18 +8,38 @@ from argparse import ArgumentParser, Namespace
 from . import recipes
 from .command import Command
 
+HOOKS = {
+    "backbones": "backbones",
+    "methods": "methods, for the stages of a recipe",
+    "stages": "methods for a whole recipe, for distill --method",
+    "exporters": "exporters",
+    "trackers": "trackers, for distill --track",
+}
+
 
 def plugins(options: Namespace) -> None:
     from ..plugins import installed, origins
 
-    for hook in ("backbones", "methods", "exporters"):
+    for hook, heading in HOOKS.items():
         found = origins(installed(), f"flowmap_{hook}")
         width = max(map(len, found), default=0)
-        print(hook)
+        print(heading)
         for name, plugin in found.items():
             print(f"  {name:{width}}  from {plugin}")
         if not found:
             print("  none")
+    from ..export.forms import names
+
+    forms = names(installed())
+    width = max(map(len, forms), default=0)
+    print("forms for other programs")
+    for name, backbones in forms.items():
+        print(f"  {name:{width}}  of {', '.join(backbones)}")
+    there = recipes.known()
+    width = max(map(len, there), default=0)
+    print("recipes, for distill")
+    for name, file in there.items():
+        print(f"  {name:{width}}  {recipes.about(file)}".rstrip())
 
 
 def check(options: Namespace) -> int:
@@ -48,9 +68,11 @@ def _backbone(parser: ArgumentParser) -> None:
 
 
 def _recipe(parser: ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE")
+    parser.add_argument("recipe", metavar="RECIPE", help=recipes.HELP)
 
 
-PLUGINS = Command("plugins", "list backbones, methods and exporters", "flowmap plugins", plugins)
+PLUGINS = Command(
+    "plugins", "list recipes, backbones, methods, exporters, forms and trackers", "flowmap plugins", plugins
+)
 CHECK = Command("check", "run the conformance kit on a backbone", "flowmap check wan21", check, _backbone)
 CITE = Command("cite", "print BibTeX of a recipe's methods and backbone", "flowmap cite quickstart", cite, _recipe)

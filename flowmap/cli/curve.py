@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import recipes
 from .command import Command, positive
-from .distill import report
+from .distill import default_out, report
 from .errors import UsageError
 from .threads import wait_passively
+
+if TYPE_CHECKING:
+    from ..recipe import Evaluator
+
+BESIDE = "where to write; by default the run or, where that has another evaluation, RUN/curves beside it"
 
 
 def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the run directory")
-    parser.add_argument("--steps", type=positive, nargs="+", metavar="N", help="as in the recipe by default")
+    parser.add_argument(
+        "--steps", type=positive, nargs="+", metavar="N", help="of sampling; as in the recipe by default"
+    )
     parser.add_argument("--recipe", metavar="RECIPE", help="whose evaluation; the run's own by default")
-    parser.add_argument("--out", metavar="DIR", help="where to write; by default the run, whose evaluation it replaces")
+    parser.add_argument("--out", metavar="DIR", help=BESIDE)
 
 
 def run(options: Namespace) -> None:
@@ -36,15 +46,33 @@ def run(options: Namespace) -> None:
             raise UsageError(f"--steps {options.steps}: the recipe {recipe.name!r} has no QualityCurve to give them to")
         steps = tuple(sorted(set(options.steps)))
         recipe = attrs.evolve(recipe, evaluation=attrs.evolve(recipe.evaluation, steps=steps))
-    evaluate(recipe, path, out=options.out)
-    report(Path(options.out or path))
+    if recipe.evaluation is None:
+        raise UsageError(f"the recipe {recipe.name!r} has no evaluation: give --recipe with one that has")
+    out = Path(options.out) if options.out else place(recipe.evaluation, path, recipe.name, options.steps)
+    evaluate(recipe, path, out=None if out == path else out)
+    report(out)
+
+
+def place(evaluation: Evaluator, run: Path, name: str, steps: Sequence[int] | None) -> Path:
+    """Where an evaluation goes: the run, if it has no other, else a directory beside that one; it is never replaced."""
+    if evaluation.written(run) or not (run / "evaluation").exists():
+        return run
+    called = "_".join([default_out(name, trial=False).name, *map(str, steps or ())])
+    for number in count(1):
+        out = run / "curves" / (called if number == 1 else f"{called}_{number}")
+        if evaluation.written(out) or not out.exists():
+            return out
+    raise AssertionError
 
 
 def _recipe_of(run: Path) -> str:
+    file = run / "recipe.json"
     try:
-        name = json.loads((run / "recipe.json").read_text()).get("name")
-    except (OSError, ValueError):
+        name = json.loads(file.read_text()).get("name")
+    except OSError:
         raise UsageError(f"run {str(run)!r}: there is no recipe.json in it, so it is no run directory") from None
+    except (ValueError, AttributeError) as error:
+        raise UsageError(f"{file} is damaged ({error}): say --recipe NAME or --recipe FILE.py") from None
     if not name:
         raise UsageError(f"run {str(run)!r}: its recipe has no name: say --recipe NAME or --recipe FILE.py")
     return str(name)

@@ -6,9 +6,11 @@ import argparse
 import re
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import recipes
 from .command import Command, positive, whole
@@ -19,6 +21,8 @@ from .threads import wait_passively
 if TYPE_CHECKING:
     import torch
 
+    from ..data.check import Finding
+    from ..data.format import Index
     from ..data.shards import LatentShards
     from ..data.writer import Progress
     from ..model import FlowMapSpec
@@ -32,26 +36,45 @@ def arguments(parser: ArgumentParser) -> None:
 
     synth = _task(tasks, "synth", "let a teacher make latents of prompts", SYNTH)
     synth.add_argument("teacher", metavar="RECIPE_OR_BACKBONE", help="a recipe, whose teacher it is, or a backbone")
-    synth.add_argument("--prompts", required=True, metavar="FILE", help="one a line")
-    _common(synth)
-    synth.add_argument("--each", type=positive, default=1, metavar="N", help="samples of every prompt")
+    synth.add_argument("--prompts", required=True, metavar="FILE", help="a text file with a prompt a line")
+    _common(synth, "as the recipe's evaluation has it, or 81x480x832")
+    synth.add_argument("--each", type=positive, default=1, metavar="N", help="samples of every prompt, 1 by default")
     synth.add_argument(
         "--steps", type=positive, default=50, metavar="N", help="of the teacher's sampler, 50 by default"
     )
-    synth.add_argument("--guidance", type=scale, metavar="W", help="as the recipe's evaluation has it, or 5")
-    synth.add_argument("--shift", type=above_zero, metavar="S", help="of the times, the backbone's by default")
-    synth.add_argument("--seed", type=whole, default=0, metavar="N")
+    synth.add_argument(
+        "--guidance",
+        type=scale,
+        metavar="W",
+        help="of classifier-free guidance; by default as the recipe's evaluation has it, or 5",
+    )
+    synth.add_argument(
+        "--shift", type=above_zero, metavar="S", help="of the sampler's times; the backbone's by default"
+    )
+    synth.add_argument("--seed", type=whole, default=0, metavar="N", help="of the noise, 0 by default")
     synth.set_defaults(work=_synth)
 
     encode = _task(tasks, "encode", "encode a folder of clips, or tars of them, with their captions", ENCODE)
     encode.add_argument("clips", metavar="FOLDER", help="NAME.mp4 with NAME.txt or captions.json, or .tar files")
-    encode.add_argument("--backbone", required=True, metavar="BACKBONE", help="or a recipe, whose backbone it is")
-    _common(encode)
+    encode.add_argument(
+        "--backbone",
+        required=True,
+        metavar="BACKBONE",
+        help="a name, a directory or a hub id; or a recipe, whose backbone it is",
+    )
+    _common(encode, "81x480x832; of a longer clip its first frames, cut about the centre")
+    encode.add_argument(
+        "--skip-bad", action="store_true", help="leave out clips that cannot be read or are too short, and name them"
+    )
     encode.set_defaults(work=_encode)
 
     check = _task(tasks, "check", "read all of it and say what is there and what is wrong", CHECK)
     check.add_argument("data", metavar="DIR", help="what synth or encode wrote")
-    check.add_argument("--backbone", metavar="BACKBONE", help="or a recipe: refuse latents of another VAE, other texts")
+    check.add_argument(
+        "--backbone",
+        metavar="BACKBONE",
+        help="or a recipe: refuse latents and texts of other encoders, and shapes that its network does not take",
+    )
     check.set_defaults(work=_check)
 
 
@@ -84,15 +107,28 @@ def _task(tasks: Any, name: str, text: str, example: str) -> ArgumentParser:
     return parser
 
 
-def _common(parser: ArgumentParser) -> None:
-    parser.add_argument("--out", required=True, metavar="DIR", help="gone on with, where it was begun")
-    parser.add_argument("--size", type=size, metavar="FxHxW", help="frames, height, width of the videos; 81x480x832")
-    parser.add_argument("--null-prompt", default="", metavar="TEXT", help="what guidance calls no prompt; empty")
+def _common(parser: ArgumentParser, size_default: str) -> None:
+    told = f"frames, height, width of the videos; by default {size_default}"
+    parser.add_argument("--size", type=size, metavar="FxHxW", help=told)
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="empty or not there yet; or where the same command was cut short: it goes on",
+    )
+    parser.add_argument(
+        "--null-prompt", default="", metavar="TEXT", help="what guidance calls no prompt; by default the empty one"
+    )
     parser.add_argument("--shard-size", type=positive, default=16, metavar="N", help="samples in a file, 16 by default")
     parser.add_argument(
         "--shard", type=part, default=(1, 1), metavar="I/N", help="only the I-th of N parts, for machines apart"
     )
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of networks and texts")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of networks and stored texts, float32 by default",
+    )
 
 
 def _number(good: Callable[[float], bool], allowed: str) -> Callable[[str], float]:
@@ -125,7 +161,7 @@ def run(options: Namespace) -> int | None:
 
 
 def _synth(options: Namespace) -> None:
-    if not Path(options.prompts).is_file():
+    if not Path(options.prompts).exists():
         raise UsageError(f"prompts {options.prompts!r}: there is no such file")
     wait_passively(options.console)
     recipe, spec = _resolve(options.teacher)
@@ -153,7 +189,8 @@ def _encode(options: Namespace) -> None:
     from ..data import VideoFolder
 
     frames, height, width = options.size or SIZE
-    folder = VideoFolder(options.clips, frames, height, width, options.null_prompt, shard=options.shard_size)
+    bad: Literal["raise", "skip"] = "skip" if options.skip_bad else "raise"
+    folder = VideoFolder(options.clips, frames, height, width, options.null_prompt, shard=options.shard_size, bad=bad)
     out, device, dtype = Path(options.out), _device(), _dtype(options)
     _told(out, lambda bar: folder.encode(spec, out, device=device, dtype=dtype, part=options.shard, progress=bar))
 
@@ -162,12 +199,32 @@ def _check(options: Namespace) -> int:
     from ..data.check import check
 
     spec = None if options.backbone is None else _resolve(options.backbone)[1]
-    refused = 0
-    for finding in check(Path(options.data), spec):
+    path, refused = Path(options.data), 0
+    for finding in chain(check(path, spec), _fit(path, spec)):
         refused += finding.kind == "refused"
         print(f"{'' if finding.kind == 'note' else finding.kind:7}  {finding.text}", flush=True)
-    print("refused; a damaged file that you delete is made again by the command that made it" if refused else "sound")
+    again = "; a damaged file that you delete is made again by the command that made it" if _index(path) else ""
+    print(f"refused{again}" if refused else "sound")
     return 1 if refused else 0
+
+
+def _index(path: Path) -> Index | None:
+    """Of data that is there; what is wrong with it otherwise, `check` says."""
+    from ..data import DataError
+    from ..data.format import Index
+
+    try:
+        return Index.read(path)
+    except DataError:
+        return None
+
+
+def _fit(path: Path, backbone: FlowMapSpec | None) -> Iterator[Finding]:
+    """Of data that is there, where there is a network to compare it with."""
+    from .fit import fit
+
+    if backbone is not None and (index := _index(path)) is not None:
+        yield from fit(index, backbone)
 
 
 def _resolve(name: str) -> tuple[Recipe | None, FlowMapSpec]:
@@ -211,11 +268,17 @@ def _told(out: Path, work: Callable[[Callable[[Progress], None]], LatentShards |
     """Run `work` under a bar, and say what there is at its end."""
     from tqdm import tqdm
 
+    from ..data.format import told
+
     often = 0.5 if sys.stderr.isatty() else 10.0  # seconds; a log file gets few lines
-    with tqdm(desc=str(out), unit="file", mininterval=often, dynamic_ncols=True) as bar:
+    with ExitStack() as shown:
+        bar: Any = None
 
         def show(progress: Progress) -> None:
-            bar.total = progress.total
+            nonlocal bar
+            if bar is None:  # not before there is progress: what is refused says so, and nothing else
+                made = tqdm(desc=str(out), unit="file", mininterval=often, dynamic_ncols=True, total=progress.total)
+                bar = shown.enter_context(made)
             bar.update(progress.done - bar.n)
 
         data = work(show)
@@ -223,6 +286,8 @@ def _told(out: Path, work: Callable[[Callable[[Progress], None]], LatentShards |
         print(f"{out}: this part is finished; the index comes with the last part")
     else:
         print(f"{out}: {len(data)} samples; look at them with `flowmap data check {out}`")
+    if data is not None and (left := data.index.skipped):
+        print(f"{len(left)} clips were left out:{told([(one.sample, one.why) for one in left])}")
 
 
 COMMAND = Command(

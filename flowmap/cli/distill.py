@@ -12,19 +12,31 @@ from .threads import wait_passively
 
 
 def arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="a recipe's name, or a Python file with RECIPE = Recipe(...)")
+    parser.add_argument("recipe", metavar="RECIPE", help=recipes.HELP)
     parser.add_argument(
         "--out", metavar="DIR", help="the run directory; by default runs/NAME, of a trial runs/NAME_trial"
     )
     parser.add_argument(
-        "--resume", type=resume, default="auto", metavar="auto|never", help="go on from a checkpoint in DIR"
+        "--resume",
+        type=resume,
+        default="auto",
+        metavar="auto|never",
+        help="auto, the default, goes on from the newest checkpoint in DIR; never refuses a directory that has any",
     )
     parser.add_argument("--steps", type=positive, metavar="N", help="a trial: at most N iterations of every stage")
     parser.add_argument(
-        "--method", metavar="NAME", help="train with another method, at the recipe's scale; also written RECIPE:NAME"
+        "--method",
+        metavar="NAME",
+        help="train with another method of `flowmap plugins`, at the recipe's scale; also written RECIPE:NAME",
     )
     parser.add_argument(
         "--track", action="append", default=[], metavar="NAME", help="send records there too, such as to tensorboard"
+    )
+    parser.add_argument(
+        "--context",
+        type=positive,
+        metavar="N",
+        help="under torchrun, N neighbouring processes share each sample's tokens",
     )
     plan.arguments(parser)
 
@@ -40,10 +52,12 @@ def run(options: Namespace) -> None:
     wait_passively(options.console)
     recipe = recipes.load(name).capped(options.steps)
     from ..distill import distill
+    from ..training.distributed import Distribution
     from ..training.run import primary
 
     out = Path(options.out or default_out(name, trial=options.steps is not None))
-    distill(recipe, out=out, resume=options.resume, track=options.track)
+    spread = Distribution(context=options.context or 1)
+    distill(recipe, out=out, resume=options.resume, track=options.track, distribution=spread)
     if primary():
         report(out)
 

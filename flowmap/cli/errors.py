@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import time
+
 from attrs import frozen
+
+HELD_BACK = 10.0  # seconds: more than the first is ever behind
 
 
 class UsageError(Exception):
@@ -15,15 +20,27 @@ class UsageError(Exception):
 
 @frozen
 class Said:
+    """shared: every process of the job says the same."""
+
     text: str
     code: int
+    shared: bool = False
+
+
+def after_first() -> None:
+    """Under torchrun, let the first process speak: it ends, and torchrun the others before they say the same again.
+
+    Where that one has nothing to say, it comes from another all the same.
+    """
+    if int(os.environ.get("RANK", "0")) > 0:
+        time.sleep(HELD_BACK)
 
 
 def sentence(error: Exception) -> Said | None:
     """What to say and the exit code: 2 for a wrong request, 1 for what went wrong while working; None for a defect."""
     if isinstance(error, UsageError):
-        return Said(str(error), 2)
-    from ..data import DataError
+        return Said(str(error), 2, shared=True)
+    from ..data import BadClipsError, DataError
     from ..export.errors import ExportError, ParityError
     from ..model import ConditionError, WeightsError
     from ..plugins import PluginError
@@ -35,10 +52,14 @@ def sentence(error: Exception) -> Said | None:
     from ..training.status import StatusError
     from ..training.tracking import TrackerError
 
+    if isinstance(error, BadClipsError):  # the other clips are encoded
+        return Said(str(error), 1)
     refused = (RecipeError, PluginError, CheckpointError, DataError, ConditionError, WeightsError)
     if isinstance(error, (*refused, LockError, StatusError, TrackerError)):
-        return Said(str(error), 2)
-    if isinstance(error, (TrainingError, SaveError, RankError, LostRankError, ParityError)):
+        return Said(str(error), 2, shared=True)
+    if isinstance(error, RankError):
+        return Said(str(error), 1, shared=True)
+    if isinstance(error, (TrainingError, SaveError, LostRankError, ParityError)):
         return Said(str(error), 1)
     if isinstance(error, ExportError):
         return Said(str(error), 2)

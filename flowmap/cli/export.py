@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,15 +13,31 @@ from .errors import UsageError
 from .threads import wait_passively
 
 if TYPE_CHECKING:
+    from ..export.api import Report
     from ..export.spec import Range
+    from ..export.support import Support
+
+
+FORMS = ("steps", "shift", "base")
+"""Options of forms for other programs."""
+ENGINES: Mapping[str, str] = {
+    "refittable": "the engine takes other weights later",
+    "strip": "the engine holds no weights, and reads those of the ONNX file beside it",
+    "weight_streaming": "the engine needs not have all its weights in the GPU's memory at once",
+    "version_compatible": "the engine is read by later releases of its library",
+    "hardware_compatible": "the engine runs on later GPUs than those it is built for",
+}
+"""Options of back ends, where they have them."""
 
 
 def arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("student", metavar="STUDENT", help="the directory that distill wrote, or an AnyFlow pipeline's")
+    parser.add_argument("student", metavar="STUDENT", help="a run of distill, its student, or an AnyFlow pipeline")
     parser.add_argument("--to", metavar="FORM", help="a form from `flowmap plugins`, such as onnx")
     parser.add_argument("--out", metavar="DIR", help="a directory that is empty or not there yet")
     parser.add_argument(
-        "--plan", action="store_true", help="write nothing: show the graphs of STUDENT, or of a backbone such as wan21"
+        "--plan",
+        action="store_true",
+        help="write nothing: show the graphs of STUDENT, or of a backbone such as wan21, and what --to takes of them",
     )
     parser.add_argument(
         "--sizes",
@@ -28,14 +45,30 @@ def arguments(parser: ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="NAME=N",
-        help="of batch, frames, height, width (of latents) and text; N, or least:usual:most; as in training by default",
+        help="of batch, frames, height, width (of latents, not pixels) and text; N, or least:usual:most; as in training"
+        " by default",
     )
-    parser.add_argument("--precision", choices=("float32", "bf16", "fp16"), default="float32")
+    parser.add_argument("--precision", choices=("float32", "bf16", "fp16", "fp8"), default="float32")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where it will run")
     parser.add_argument(
         "--capability", nargs="+", default=[], metavar="N.N", help="of the GPUs to build for, such as 8.9"
     )
     parser.add_argument("--no-check", action="store_true", help="do not compare the export with the student")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="time the student under torch.compile too; on a GPU by default, on a CPU it takes minutes",
+    )
+    parser.add_argument(
+        "--refit", metavar="DIR", help="give the weights of STUDENT to the export in DIR; needs no --to"
+    )
+    for name, text in ENGINES.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", default=None, help=text)
+    parser.add_argument("--steps", type=int, metavar="N", help="of a fixed-step LoRA (--to comfyui); 4 by default")
+    parser.add_argument("--shift", type=float, metavar="S", help="likewise; the student's by default")
+    parser.add_argument(
+        "--base", metavar="DIR", help="the pipeline that adapters were trained on, to compare with (--to lora, comfyui)"
+    )
 
 
 def sizes(text: str) -> tuple[str, Range]:
@@ -52,6 +85,9 @@ def sizes(text: str) -> tuple[str, Range]:
 def run(options: Namespace) -> None:
     if options.plan:
         plan(options)
+        return
+    if options.refit is not None:
+        refit(options)
         return
     if options.to is None or options.out is None:
         raise UsageError("the following arguments are required: --to, --out")
@@ -70,7 +106,29 @@ def run(options: Namespace) -> None:
         precision=options.precision,
         target=Target(options.device, tuple(options.capability)),
         check=not options.no_check,
+        compile=options.compile,
+        options={name: value for name in (*FORMS, *ENGINES) if (value := vars(options)[name]) is not None},
     )
+    show(report)
+
+
+def refit(options: Namespace) -> None:
+    if options.out is None:
+        raise UsageError("the following arguments are required: --out")
+    fixed = ("to", "plan", "sizes", "capability", *FORMS, *ENGINES)
+    own = [name for name in fixed if vars(options)[name]]
+    own += [name for name, usual in (("precision", "float32"), ("device", "cpu")) if vars(options)[name] != usual]
+    if own:
+        name = own[0].replace("_", "-")
+        raise UsageError(f"--{name} cannot be given with --refit: all but the weights is that of {options.refit}")
+    wait_passively(options.console)
+    from ..export.api import export
+
+    check = not options.no_check
+    show(export.refit(options.refit, options.student, options.out, check=check, compile=options.compile))
+
+
+def show(report: Report) -> None:
     for file, what in report.manifest.files.items():
         print(f"{report.path / file}  {what.bytes / 2**20:.1f} MiB")
     if report.worst is None:
@@ -80,15 +138,29 @@ def run(options: Namespace) -> None:
 
 
 def plan(options: Namespace) -> None:
+    from ..export.forms import located
     from ..export.plan import plan as planned
 
-    asked = dict(options.sizes)
-    for graph in planned(options.student, sizes=asked, precision=options.precision):
+    if options.precision == "fp8":
+        raise UsageError("--precision fp8: a plan is of the graphs before they are rounded: say fp16")
+    asked, path = dict(options.sizes), Path(options.student)
+    name = str(located(path)) if path.is_dir() else options.student
+    for graph in planned(name, to=options.to, sizes=asked, precision=options.precision):
         print(f"{graph.name}: {graph.nodes} nodes, nothing complex, nothing in float64, no higher-order operators")
         print(f"  weights      {graph.weights / 2**30:8.2f} GiB in {options.precision}")
         print(f"  activations  {graph.activations / 2**30:8.2f} GiB at most, where nothing is fused")
+        if graph.support is not None:
+            print(f"  operators    {support(options.to, graph.support)}")
         for operator, count in graph.operators.items():
             print(f"  {count:8} {operator}")
+
+
+def support(to: str, found: Support | str) -> str:
+    if isinstance(found, str):
+        return f"not known whether {to} takes all: {found}"
+    engines = "one engine" if found.engines == 1 else f"{found.engines} engines"
+    said = f"{found.convertible} of {found.operators} convertible, {engines}, says {found.by}"
+    return said if found.whole else f"{said}; {to} cannot build it: {found.problem()}"
 
 
 COMMAND = Command(

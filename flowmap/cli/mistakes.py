@@ -1,7 +1,7 @@
 """All that is wrong with a recipe's file at once, each in a sentence with its line.
 
 A file that failed is run a second time, statement by statement, with every call in it watched: one that fails leaves a
-`Broken` value behind, and what is made from that is left out, for it cannot be judged.
+`Broken` value behind, and of what is made from that, the rest is judged.
 """
 
 from __future__ import annotations
@@ -10,38 +10,18 @@ import ast
 import contextlib
 import io
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from attrs import define, field
 
-from .calls import mistakes
+from .broken import BROKEN, broken
+from .calls import beside, mistakes
 
 WATCH = "__flowmap_watch__"
 FRAMES = frozenset({"super", "locals", "globals", "vars", "dir", "eval", "exec", "__import__"})  # see their caller
-
-
-class Broken:
-    """What a failed call would have given: anything made from it is as broken, and no second error."""
-
-    def __getattr__(self, name: str) -> Broken:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return self
-
-    def __call__(self, *arguments: object, **named: object) -> Broken:
-        return self
-
-    def __getitem__(self, key: object) -> Broken:
-        return self
-
-    def __iter__(self) -> Iterator[Broken]:
-        return iter(())
-
-
-BROKEN = Broken()
 
 
 @define
@@ -50,7 +30,10 @@ class Watch:
     found: list[str] = field(factory=list)
 
     def call(self, line: int, function: Any, *arguments: Any, **named: Any) -> Any:
-        if any(map(_broken, (function, *arguments, *named.values()))):
+        if broken(function):
+            return BROKEN
+        if any(map(broken, (*arguments, *named.values()))):
+            self.found += [f"{self.path}, line {line}: {text}" for text in beside(function, arguments, named)]
             return BROKEN
         try:
             return function(*arguments, **named)
@@ -91,7 +74,7 @@ def told(error: BaseException, path: Path, names: Mapping[str, Any]) -> str:
         return f"{file}{line}: {error.msg}"
     place = _place(path, error.__traceback__) or str(path)
     (text,) = mistakes(None, (), {}, error, names)
-    return f"{place}: {text}"
+    return f"{place}: {text}{_beside(path, error.__traceback__)}"
 
 
 class _Watched(ast.NodeTransformer):
@@ -111,15 +94,18 @@ def _place(path: Path, trace: TracebackType | None) -> str | None:
     return f"{path}, line {lines[-1]}" if lines else None
 
 
-def _broken(value: object) -> bool:
-    if isinstance(value, Mapping):
-        return any(map(_broken, value.values()))
-    return isinstance(value, Broken) or (isinstance(value, (tuple, list, set)) and any(map(_broken, value)))
+def _beside(path: Path, trace: TracebackType | None) -> str:
+    """` (in base.py, line 2)`, of an error in another file of the same folder."""
+    frames = traceback.extract_tb(trace)
+    here = [frame for frame in frames if Path(frame.filename).resolve().parent == path.resolve().parent]
+    if not here or Path(here[-1].filename).resolve() == path.resolve():
+        return ""
+    return f" (in {Path(here[-1].filename).name}, line {here[-1].lineno})"
 
 
 def _broken_in(node: ast.stmt, names: Mapping[str, Any]) -> bool:
     """Whether a statement reads what is broken: then its own failure says nothing."""
-    return any(isinstance(n, ast.Name) and _broken(names.get(n.id)) for n in ast.walk(node))
+    return any(isinstance(n, ast.Name) and broken(names.get(n.id)) for n in ast.walk(node))
 
 
 def _bound(node: ast.stmt) -> list[str]:

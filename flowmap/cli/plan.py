@@ -13,6 +13,8 @@ from .errors import UsageError
 
 UNITS = {"GiB": 2**30, "GB": 10**9, "MiB": 2**20, "MB": 10**6, "TiB": 2**40, "TB": 10**12}
 OPTIONS = ("gpus", "memory", "tflops", "utilisation")
+SHARED = ("context",)
+"""Of a run too."""
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -40,7 +42,7 @@ def run(options: Namespace) -> None:
 
     from ..planning import Machine, plan, text
 
-    given = {key: value for key in OPTIONS if (value := getattr(options, key)) is not None}
+    given = {key: value for key in (*OPTIONS, *SHARED) if (value := getattr(options, key)) is not None}
     print(text(plan(recipe, evolve(Machine(), **given))))
 
 

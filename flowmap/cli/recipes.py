@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).parents[1]
 NAMES = ("RECIPE", "recipe")
+HELP = "a recipe's name from `flowmap plugins`, or a Python file with RECIPE = Recipe(...)"
 
 
 def folder() -> Path:
@@ -32,6 +33,11 @@ def folder() -> Path:
 def known() -> dict[str, Path]:
     """The recipes that come with flowmap, found without running them."""
     return {path.stem: path for path in sorted(folder().glob("*.py")) if _holds_recipe(path)}
+
+
+def about(path: Path) -> str:
+    """The first line of what a recipe says of itself, without running it."""
+    return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
 
 
 def split(name: str) -> tuple[str, str | None]:
@@ -59,14 +65,17 @@ def load(name: str) -> Recipe:
     import attrs
 
     path = find(name)
-    if not _holds_recipe(path):
-        raise UsageError(f"{path} defines no recipe: it needs RECIPE = Recipe(...) at the top level")
+    without = UsageError(f"{path} defines no recipe: it needs RECIPE = Recipe(...) at the top level")
+    if not _may_hold_recipe(path):
+        raise without
     from ..recipe import Recipe
 
     module = _run(path)
-    recipe = next(getattr(module, key) for key in NAMES if key in vars(module))
+    if (key := next((key for key in NAMES if key in vars(module)), None)) is None:
+        raise without
+    recipe = getattr(module, key)
     if not isinstance(recipe, Recipe):
-        raise UsageError(f"{path}: RECIPE is of type {type(recipe).__name__}: must be a Recipe")
+        raise UsageError(f"{path}: {key} is of type {type(recipe).__name__}: must be a Recipe")
     name, method = split(name)
     recipe = recipe if recipe.name else attrs.evolve(recipe, name=name)
     if method is None:
@@ -85,6 +94,17 @@ def _holds_recipe(path: Path) -> bool:
     targets = [t for node in body if isinstance(node, ast.Assign) for t in node.targets]
     targets += [node.target for node in body if isinstance(node, ast.AnnAssign)]
     return any(isinstance(target, ast.Name) and target.id in NAMES for target in targets)
+
+
+def _may_hold_recipe(path: Path) -> bool:
+    """Whether a user's file can end up with a RECIPE: assigned or imported anywhere; only running it can tell."""
+    try:
+        nodes = [*ast.walk(ast.parse(path.read_text()))]
+    except (SyntaxError, ValueError):
+        return True
+    imported = {a.asname or a.name for node in nodes if isinstance(node, ast.ImportFrom) for a in node.names}
+    stored = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return not {*NAMES, "*"}.isdisjoint(imported | stored)
 
 
 def _run(path: Path) -> ModuleType:

@@ -5,28 +5,30 @@ from __future__ import annotations
 import argparse
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from .command import Command, positive, whole
 from .errors import UsageError
 from .threads import wait_passively
 
-if TYPE_CHECKING:
-    import torch
-
-    from ..model import FlowMap
-
 
 def arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("student", metavar="STUDENT", help="the directory that distill wrote, or an export of it")
+    parser.add_argument("student", metavar="STUDENT", help="a run of distill, its student, or an export of it")
     parser.add_argument("--prompt", action="append", required=True, help="may be given several times: a row each")
-    parser.add_argument("--steps", type=positive, nargs="+", default=[4], metavar="N", help="several: a column each")
-    parser.add_argument("--seed", type=whole, default=0, metavar="N")
+    told = "of sampling, 4 by default; several: a column each"
+    parser.add_argument("--steps", type=positive, nargs="+", default=[4], metavar="N", help=told)
+    parser.add_argument("--seed", type=whole, default=0, metavar="N", help="of the noise, 0 by default")
     parser.add_argument("--size", type=size, metavar="FxHxW", help="frames, height, width; as in training by default")
     parser.add_argument(
         "--context", type=context, metavar="FILE", help="an image or a video to go on from, of the video's size"
     )
-    parser.add_argument("--out", type=video, default="sample.mp4", metavar="FILE", help=".mp4, .gif or .png")
+    parser.add_argument(
+        "--encoders",
+        metavar="DIR",
+        help="for an export: a student's directory with the text encoder and VAE; the one it was made of by default",
+    )
+    told = ".mp4, .gif or .png; sample.mp4 by default"
+    parser.add_argument("--out", type=video, default="sample.mp4", metavar="FILE", help=told)
 
 
 def run(options: Namespace) -> None:
@@ -38,13 +40,23 @@ def run(options: Namespace) -> None:
     wait_passively(options.console)
     from ..data.videos import frames_of
     from ..evaluation.sampling import grid_of_samples
+    from ..export.api import is_export
+    from ..export.errors import ProfileError
+    from ..export.forms import located
     from ..plugins import backbone
 
-    context = None if options.context is None else frames_of(Path(options.context))
+    exported = None
+    if is_export(path):
+        exported, path = path, _source(path, options.encoders)
+    elif options.encoders is not None:
+        raise UsageError(f"--encoders is for an export, and {options.student} is a student, which has its own")
+    path, context = located(path), None if options.context is None else frames_of(Path(options.context))
     asked = options.prompt, options.steps, options.seed, options.size, options.out
-    path, u, device = _student(path)
+    more = {} if exported is None else _exported(exported)
     try:
-        grid_of_samples(backbone(str(path)), path, *asked, context, u, device)
+        grid_of_samples(backbone(str(path)), path, *asked, context, **more)
+    except ProfileError as error:
+        raise UsageError(f"{error}, in latents; leave --size out for the size that it was made for") from error
     except ValueError as error:
         raise UsageError(str(error)) from error
     print(options.out)
@@ -54,23 +66,46 @@ def run(options: Namespace) -> None:
         print(f"row {number}: {prompt}")
 
 
-def _student(path: Path) -> tuple[Path, FlowMap | None, torch.device | None]:
-    """The student's directory; for an export, that of the student it was made of, the export, and where that runs."""
+def _source(path: Path, given: str | None) -> Path:
+    """The directory with the text encoder and the VAE of the student that the export in `path` was made of."""
+    from ..export.forms import located
+    from ..export.manifest import Manifest
+    from ..plugins import backbone
+
+    manifest = Manifest.read(path)
+    name = given or manifest.source
+    if name is None or not Path(name).is_dir():
+        there = "it was made of a network in memory" if name is None else f"{name} is not there"
+        raise UsageError(
+            f"{path}: an export makes latents alone, text encoder and VAE are read from its student, and {there}: name "
+            "a directory that has them with --encoders DIR"
+        )
+    folder = located(Path(name))
+    have = backbone(str(folder)).encoders()
+    if other := [part for part, sha in manifest.encoders.items() if part in have and have[part] != sha]:
+        raise UsageError(
+            f"{folder}: its {' and '.join(other)} is not that of the student that {path} was made of: name that "
+            "student's directory, or one with the same, with --encoders DIR"
+        )
+    return folder
+
+
+def _exported(path: Path) -> dict[str, Any]:
+    """The export in `path`, where it runs, and what its sampler must know, for `grid_of_samples`."""
     import torch
 
-    from ..export.api import export, is_export
+    from ..evaluation.sampling import STEPS
+    from ..export.api import export
     from ..export.manifest import Manifest
 
-    if not is_export(path):
-        return path, None, None
     manifest = Manifest.read(path)
-    source = manifest.source
-    if source is None or not Path(source).is_dir():
-        raise UsageError(
-            f"{path}: an export makes latents alone; the student that it was made of, with text encoder and VAE, was"
-            f" at {source} and is not there"
-        )
-    return Path(source), export.flow_map(path), torch.device(manifest.target.device)
+    return {
+        "u": export.flow_map(path),
+        "device": torch.device(manifest.target.device),
+        "shape": manifest.latent or None,
+        "shift": manifest.sampler["shift"],
+        "step": STEPS[manifest.sampler["sampler"]] if "sampler" in manifest.sampler else None,
+    }
 
 
 def size(text: str) -> tuple[int, int, int]:

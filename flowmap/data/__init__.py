@@ -18,9 +18,10 @@ from .prefetch import Prefetch, ReadsAhead
 from .shards import LatentShards
 from .sized import Sized
 from .tensors import TensorData
-from .videos import VideoFolder
+from .videos import BadClipsError, VideoFolder
 
 __all__ = [
+    "BadClipsError",
     "Data",
     "DataError",
     "Fingerprinted",

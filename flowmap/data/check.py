@@ -55,7 +55,9 @@ def check(path: Path, backbone: FlowMapSpec | None = None) -> Iterator[Finding]:
 
 def _facts(path: Path, index: Index) -> Iterator[Finding]:
     size = sum(shard.bytes for shard in index.shards)
-    yield Finding("note", f"{index.plan.count} samples in {len(index.shards)} shards, {size / 1e6:.1f} MB")
+    yield Finding("note", f"{index.count} samples in {len(index.shards)} shards, {size / 1e6:.1f} MB")
+    if index.skipped:
+        yield Finding("warning", f"{len(index.skipped)} more could not be made, and were left out: {_keys(index)}")
     yield Finding("note", f"latents {index.latent.dtype} {_shape(index.latent)}")
     for name, entry in index.cond.items():
         yield Finding("note", f"condition {name!r} {entry.dtype} {_shape(entry)}")
@@ -169,6 +171,10 @@ class Seen:
             yield Finding("warning", f"{len(self.wordless)} samples have no prompt: {_ids(self.wordless)}")
         if self.empty:
             yield Finding("warning", f"{len(self.empty)} samples have only padding for a text: {_ids(self.empty)}")
+
+
+def _keys(index: Index) -> str:
+    return ", ".join(one.sample for one in index.skipped[:MOST_LINES]) + _more(index.skipped)
 
 
 def _ids(values: Sequence[int]) -> str:

@@ -27,6 +27,8 @@ MOST_PIXELS = 1 << 26
 """Of a frame."""
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,gif,image2,png_pipe,jpeg_pipe"
 """FFmpeg's names: by itself it goes by the content, and a playlist that is called .mp4 would open what it names."""
+COMPRESSED = {".tar.gz": "gunzip", ".tgz": "gunzip", ".tar.zst": "unzstd", ".tar.xz": "unxz", ".tar.bz2": "bunzip2"}
+OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
 OTHERS = (".mov", ".mkv", ".webm", ".avi", ".gif")
 
 
@@ -53,6 +55,8 @@ def find(path: Path) -> list[Clip]:
     """The clips of a folder, of its tars, or of one tar, in the order of their names; an error for what is missing."""
     if path.is_file() and path.suffix.lower() == ".tar":
         return _captioned(path, _in_tar(path))
+    if path.is_file():
+        raise DataError(f"{path} is neither a directory nor a .tar{_unpack([path])}")
     if not path.is_dir():
         raise DataError(f"{str(path)!r}: there is no such directory")
     files = sorted(file for file in path.iterdir() if not file.name.startswith("."))
@@ -67,8 +71,20 @@ def _instead(files: list[Path]) -> str:
     kinds = [file.suffix.lower() for file in files]
     if there := [f"{kinds.count(kind)} {kind}" for kind in OTHERS if kind in kinds]:
         return f", but {', '.join(there)}: convert them, such as with `ffmpeg -i clip{there[0].split()[1]} clip.mp4`"
+    if packed := _unpack(files):
+        return packed
     folders = [file.name for file in files if file.is_dir() and any(file.glob("*.[mM][pP]4"))]
     return f"; did you mean {folders[0]!r} inside it?" if folders else ""
+
+
+def _unpack(files: list[Path]) -> str:
+    """What to do about compressed tars, in which no place can be gone to."""
+    for file in files:
+        for ending, program in COMPRESSED.items():
+            if file.name.lower().endswith(ending):
+                how = f"unpack it to a .tar, such as with `{program} {file.name}`"
+                return f", but {file.name}: compressed tars cannot be read; {how}"
+    return ""
 
 
 def _in_folder(root: Path, files: list[Path]) -> list[Clip]:
@@ -190,18 +206,35 @@ def frames_of(file: Path, most: int | None = None) -> Tensor:
     return _decoded(str(file), str(file), most)
 
 
+def frames_said(file: Path) -> int | str | None:
+    """How many frames a video file says that it has, or None; or what is wrong with it. Nothing is decoded."""
+    import av
+
+    try:
+        with av.open(str(file), options=OPTIONS) as container:
+            return container.streams.video[0].frames or None
+    except (av.FFmpegError, IndexError) as error:
+        return f"{file} is no video or image that can be read: {_why(error)}"
+
+
 def _decoded(source: str | BytesIO, name: str, most: int | None) -> Tensor:
     import av
 
-    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
     try:
-        with av.open(source, options=options) as container:
+        with av.open(source, options=OPTIONS) as container:
             decoded = [_picture(frame, name) for frame in islice(container.decode(video=0), most)]
     except (av.FFmpegError, IndexError) as error:
-        raise DataError(f"{name} is no video or image that can be read: {error}") from error
+        raise DataError(f"{name} is no video or image that can be read: {_why(error)}") from error
     if not decoded:
         raise DataError(f"{name} has no frames")
     return torch.stack([torch.from_numpy(frame) for frame in decoded]).permute(0, 3, 1, 2).float() / 255
+
+
+def _why(error: Exception) -> str:
+    """Without the file's name, which stands before it."""
+    import av
+
+    return error.strerror if isinstance(error, av.FFmpegError) else "there is no picture in it"
 
 
 def _picture(frame: Any, name: str) -> Any:

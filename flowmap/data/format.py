@@ -26,6 +26,7 @@ from torch import Tensor
 
 FORMAT = 2
 MADE_BY = "`flowmap data synth` and `flowmap data encode` make it"
+AGAIN = "put back a copy of it, or delete it and make the data again"
 INDEX, NULL, HEAD = "index.json", "null.safetensors", "flowmap"
 SHARD = re.compile(r"shard-[0-9]{5,7}\.safetensors")
 MOST_BYTES = 1 << 28
@@ -39,8 +40,27 @@ DTYPES = {
 }
 
 
+MOST_TOLD = 20
+"""Bad samples that a message names; the rest is counted."""
+
+
 class DataError(ValueError):
     """The data cannot be used, and why."""
+
+
+class BadSamplesError(DataError):
+    """Some samples cannot be made. samples: of each its name, and why."""
+
+    def __init__(self, samples: Sequence[tuple[str, str]]) -> None:
+        self.samples = tuple(samples)
+        super().__init__(f"{len(self.samples)} cannot be made:{told(self.samples)}")
+
+
+def told(samples: Sequence[tuple[str, str]]) -> str:
+    """Lines under a message, one a sample."""
+    lines = [f"\n  {why}" for _, why in samples[:MOST_TOLD]]
+    more = f"\n  ... {len(samples) - MOST_TOLD} more" if len(samples) > MOST_TOLD else ""
+    return "".join(lines) + more
 
 
 @frozen
@@ -69,6 +89,15 @@ class File:
     count: int
     bytes: int
     sha256: str
+
+
+@frozen
+class Skipped:
+    """A sample that could not be made and was left out. file: of the shard that would have it."""
+
+    file: str
+    sample: str
+    why: str
 
 
 @frozen
@@ -103,9 +132,16 @@ class Index:
     null: File
     shards: tuple[File, ...]
     plan: Plan
+    skipped: tuple[Skipped, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """Of the samples that are there."""
+        return sum(shard.count for shard in self.shards)
 
     def json(self) -> dict[str, Any]:
-        return {**self.plan.json(), **json.loads(json.dumps(asdict(self, filter=lambda a, _: a.name != "plan")))}
+        own = asdict(self, filter=lambda a, value: a.name != "plan" and not (a.name == "skipped" and not value))
+        return {**self.plan.json(), **json.loads(json.dumps(own))}
 
     def fingerprint(self) -> str:
         """sha256 of all that training can see."""
@@ -125,7 +161,7 @@ class Index:
         except (ValueError, RecursionError) as error:
             if isinstance(error, DataError):
                 raise
-            raise DataError(f"{path} holds no encoded data: {INDEX}: {error}") from None
+            raise DataError(f"{path / INDEX} is damaged: {error}; {AGAIN}") from None
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             given = found.get("format", 1) if isinstance(found, dict) else "none"
             raise DataError(f"{path / INDEX} has the format {given!r}: must be {FORMAT}; encode the data again")
@@ -133,7 +169,7 @@ class Index:
             return _index(found)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise DataError(f"{path / INDEX} is damaged: {what}") from None
+            raise DataError(f"{path / INDEX} is damaged: {what}; {AGAIN}") from None
 
 
 def _index(found: Mapping[str, Any]) -> Index:
@@ -150,9 +186,12 @@ def _index(found: Mapping[str, Any]) -> Index:
         raise ValueError(f"{twice[0]} is listed twice")
     encoders = {str(k): str(v) for k, v in found["encoders"].items()}
     plan = Plan(_whole("count", found["count"]), _whole("shard", found["shard"]), dict(found["made_from"]), encoders)
-    if plan.count != sum(shard.count for shard in shards):
-        raise ValueError(f"count = {plan.count}, but the shards have {sum(shard.count for shard in shards)} samples")
-    return Index(latent, cond, null, shards, plan)
+    skipped = tuple(Skipped(str(one["file"]), str(one["sample"]), str(one["why"])) for one in found.get("skipped", ()))
+    index = Index(latent, cond, null, shards, plan, skipped)
+    if plan.count != index.count + len(skipped):
+        left = f" and {len(skipped)} were left out" if skipped else ""
+        raise ValueError(f"count = {plan.count}, but the shards have {index.count} samples{left}")
+    return index
 
 
 def _entry(name: str, found: Mapping[str, Any]) -> Entry:

@@ -11,7 +11,7 @@ from typing import Any
 
 from attrs import define, field
 
-from .format import NULL, DataError, Entry, File, Index, Plan
+from .format import NULL, DataError, Entry, File, Index, Plan, Skipped, told
 
 JOB, JOURNAL = ".job.json", ".journal.jsonl"
 
@@ -24,6 +24,7 @@ class Journal:
     plan: Plan
     done: dict[str, File] = field(factory=dict, init=False)
     shapes: dict[str, Any] | None = field(default=None, init=False)
+    skipped: dict[str, tuple[Skipped, ...]] = field(factory=dict, init=False)
     _at: int = field(default=0, init=False)
     _files: frozenset[str] = field(init=False)
 
@@ -55,19 +56,26 @@ class Journal:
     def _take(self, line: Mapping[str, Any]) -> None:
         file = File(**line["file"])
         found = self.path / file.file
-        if file.file not in self._files or not found.is_file() or found.stat().st_size != file.bytes:
+        if file.file not in self._files:
             return
-        if file.file != NULL:
+        if file.count and (not found.is_file() or found.stat().st_size != file.bytes):
+            return
+        self.skipped[file.file] = tuple(Skipped(file.file, *one) for one in line.get("skipped", ()))
+        if file.count and file.file != NULL:
             self.shapes = self.shapes or line["shapes"]
             if line["shapes"] != self.shapes:
                 raise DataError(f"{found} has {line['shapes']}: the shards before have {self.shapes}")
         self.done[file.file] = file
 
     def index(self) -> Index:
-        assert self.shapes is not None
+        skipped = tuple(one for name in self.plan.files for one in self.skipped[name])
+        if self.shapes is None:
+            raise DataError(
+                f"{self.path}: none of the {self.plan.count} can be made:{told([(s.sample, s.why) for s in skipped])}"
+            )
         entries = {name: Entry(tuple(shape), dtype) for name, (shape, dtype) in self.shapes.items()}
         null, *shards = (self.done[name] for name in self.plan.files)
-        return Index(entries.pop("x"), entries, null, tuple(shards), self.plan)
+        return Index(entries.pop("x"), entries, null, tuple(s for s in shards if s.count), self.plan, skipped)
 
 
 def unfinished(path: Path) -> str | None:

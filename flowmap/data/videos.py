@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import torch
 from attrs import asdict, field, frozen
@@ -15,8 +17,10 @@ from torch.nn import functional as F
 from .. import validators
 from .._types import Cond
 from ..model import Codec, FlowMapSpec
-from .clips import Clip, find, frames_of
-from .format import DataError, Plan
+from .clips import Clip, find, frames_of, frames_said
+from .format import INDEX, BadSamplesError, DataError, Plan, told
+from .journal import JOB
+from .place import require_directory
 from .shards import LatentShards
 from .writer import Made, Progress, stored, write
 
@@ -25,6 +29,13 @@ __all__ = ["VideoFolder", "frames_of"]
 positive = validators.ge(1)
 PIXELS = 1 << 26
 """In one call of the encoder: two clips of Wan's size."""
+LOOKING = 8
+"""Threads that look at files before any is encoded."""
+SKIP = '--skip-bad, in a recipe VideoFolder(bad="skip")'
+
+
+class BadClipsError(DataError):
+    """Some clips cannot be encoded; the others are."""
 
 
 @frozen
@@ -34,7 +45,9 @@ class VideoFolder:
     Every clip is its first `frames` frames, scaled and cut about the centre to height × width. null_prompt: what
     guidance calls the unconditional prompt; Wan's is its standard negative prompt. The encoded form goes to
     `run/data` (or `cache`) and is used again where it was made from the same files by the same backbone; cut short, it
-    is gone on with; several processes share the work. shard: clips in a file, and in a call of the encoder.
+    is gone on with; several processes share the work. shard: clips in a file, and in a call of the encoder. bad: what
+    becomes of clips that cannot be read or are too short: "raise" names them all, having encoded the others, and the
+    same with "skip" then leaves them out, at the cost of their shards alone.
     """
 
     path: str = field(converter=str)
@@ -44,6 +57,7 @@ class VideoFolder:
     null_prompt: str = ""
     cache: str | None = None
     shard: int = field(default=16, validator=positive)
+    bad: Literal["raise", "skip"] = field(default="raise", validator=validators.in_(("raise", "skip")))
 
     def load(self, backbone: FlowMapSpec, cache: Path | None, *, device: torch.device) -> LatentShards:
         place = Path(self.cache) if self.cache is not None else cache and cache / "data"
@@ -68,9 +82,10 @@ class VideoFolder:
 
         dtype: of VAE and text encoder, and of texts on the disk; latents are float32.
         """
+        require_directory(out)
         clips = self.clips()
         seen = json.dumps([[clip.key, clip.size, clip.caption] for clip in clips])
-        own = asdict(self, filter=lambda a, _: a.name not in ("cache", "shard"))
+        own = asdict(self, filter=lambda a, _: a.name not in ("cache", "shard", "bad"))
         made_from = {"folder": own, "backbone": repr(backbone), "dtype": str(dtype)}
         made_from["clips"] = hashlib.sha256(seen.encode("utf-8", "surrogatepass")).hexdigest()
         plan = Plan(len(clips), self.shard, made_from, backbone.encoders())
@@ -83,7 +98,39 @@ class VideoFolder:
                 raise DataError(f"VideoFolder: {error}") from error
             return Encoder(self, clips, codec, dtype)
 
-        return write(out, plan, maker, part=part, replace=replace, progress=progress)
+        if self.bad == "raise" and not (out / INDEX).is_file() and not (out / JOB).is_file():
+            self._look(clips)
+        try:
+            return write(out, plan, maker, part=part, replace=replace, progress=progress)
+        except BadSamplesError as error:
+            raise BadClipsError(
+                f"{len(error.samples)} of {len(clips)} clips cannot be encoded; the others are, in {out}, and the same "
+                f"with {SKIP} leaves these out:{told(error.samples)}"
+            ) from error
+
+    def _look(self, clips: Sequence[Clip]) -> None:
+        """An error that names all clips whose files say that they are no video, or too short; nothing is decoded.
+
+        Those in tars are left to the encoding: to look into one is to read it.
+        """
+        files = [clip for clip in clips if clip.offset is None]
+        with ThreadPoolExecutor(LOOKING) as pool:
+            said = [*pool.map(frames_said, [clip.file for clip in files])]
+        wrong = [
+            (clip.key, why)
+            for clip, n in zip(files, said, strict=True)
+            if (why := n if isinstance(n, str) else self._short(clip, n)) is not None
+        ]
+        if wrong:
+            many = f"{len(wrong)} of {len(clips)} clips cannot be encoded, and nothing was begun"
+            raise DataError(f"{many}: mend them, or leave them out with {SKIP}:{told(wrong)}")
+
+    def _short(self, clip: Clip, frames: int | None) -> str | None:
+        """What is to be said of a clip with so many frames; None where that is enough, or not known."""
+        if frames is None or frames >= self.frames:
+            return None
+        name = str(clip.file) if clip.offset is None else f"{clip.file}: {clip.key}"
+        return f"{name} has {frames} frames: must have at least {self.frames} (VideoFolder.frames, --size)"
 
     def fingerprint(self) -> str:
         """Of the clips' names, sizes and captions, and of how they are cut: nothing is decoded."""
@@ -98,11 +145,8 @@ class VideoFolder:
     def read(self, clip: Clip) -> Tensor:
         """[frames, 3, height, width] in [0, 1]."""
         video = clip.frames(self.frames)
-        if len(video) < self.frames:
-            raise DataError(
-                f"{clip.file if clip.offset is None else f'{clip.file}: {clip.key}'} has {len(video)} frames: "
-                f"must have at least VideoFolder.frames = {self.frames}"
-            )
+        if (short := self._short(clip, len(video))) is not None:
+            raise DataError(short)
         return _fit(video, self.height, self.width)
 
 
@@ -120,11 +164,26 @@ class Encoder:
 
     def samples(self, first: int, last: int) -> Made:
         clips = self.clips[first:last]
-        prompts = [clip.caption for clip in clips]
         most = max(1, PIXELS // (self.folder.frames * self.folder.height * self.folder.width))
-        groups = [clips[i : i + most] for i in range(0, len(clips), most)]
-        x = [self.codec.encode(torch.stack([self.folder.read(clip) for clip in group])).cpu() for group in groups]
-        made = Made(torch.cat(x), prompts, self.codec.encode_prompts([*dict.fromkeys(prompts)]))
+        good: list[Clip] = []
+        bad: list[tuple[str, str]] = []
+        x: list[Tensor] = []
+        for group in (clips[i : i + most] for i in range(0, len(clips), most)):
+            videos = []
+            for clip in group:
+                try:
+                    videos.append(self.folder.read(clip))
+                    good.append(clip)
+                except DataError as error:
+                    bad.append((clip.key, str(error)))
+            if videos and (not bad or self.folder.bad == "skip"):
+                x.append(self.codec.encode(torch.stack(videos)).cpu())
+        if bad and self.folder.bad == "raise":
+            raise BadSamplesError(bad)
+        if not good:
+            return Made(torch.empty(0), (), {}, bad)
+        prompts = [clip.caption for clip in good]
+        made = Made(torch.cat(x), prompts, self.codec.encode_prompts([*dict.fromkeys(prompts)]), bad)
         return stored(made, torch.float32, self.dtype)
 
 

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,22 +23,26 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .._types import Cond, Latent
-from .files import claimed, lock, partial, publish
-from .format import HEAD, INDEX, NULL, SHARD, DataError, Entry, File, Index, Plan, regular, sample_hash
-from .journal import JOB, JOURNAL, Journal
+from .files import claimed, lock, publish
+from .format import HEAD, INDEX, NULL, BadSamplesError, Entry, File, Plan, sample_hash
+from .journal import Journal
+from .place import begun, nothing, require_own, state, tidy
 from .shards import LatentShards
 
-OLD = re.compile(r"latents-\d+\.safetensors|texts\.safetensors")  # of the first format
 POLL_SECONDS = 0.5
 
 
 @frozen(eq=False)
 class Made:
-    """n samples: x [n, ...]; prompts, one each; cond: of the distinct prompts in the order in which they come."""
+    """n samples: x [n, ...]; prompts, one each; cond: of the distinct prompts in the order in which they come.
+
+    skipped: the samples that could not be made, each by name and with why. With no others x and cond are not looked at.
+    """
 
     x: Latent
     prompts: Sequence[str]
     cond: Cond
+    skipped: Sequence[tuple[str, str]] = ()
 
 
 class Maker(Protocol):
@@ -50,7 +52,7 @@ class Maker(Protocol):
         """Entries [1, ...]."""
 
     def samples(self, first: int, last: int) -> Made:
-        """Samples first .. last - 1."""
+        """Samples first .. last - 1; a `BadSamplesError` with all among them that cannot be made, if there are some."""
 
 
 @frozen
@@ -73,16 +75,20 @@ def write(
 ) -> LatentShards | None:
     """Make what `plan` says in the directory `path`, or what is left of it; None where other parts are to follow.
 
-    maker: called when there is something to make. part: (i, n) makes every n-th shard, the i-th first, and waits for
-    none. replace: whether encoded data of another plan may give way; else it is an error.
+    maker: called when there is something to make, before anything is written: what it refuses leaves no trace. part:
+    (i, n) makes every n-th shard, the i-th first, and waits for none. replace: whether encoded data of another plan may
+    give way; else it is an error. Samples that cannot be made do not keep the other shards from being made: a
+    `BadSamplesError` names them all at the end.
     """
+    kept = maker() if state(path, plan, replace) == "new" else None
     path.mkdir(parents=True, exist_ok=True)
-    while (finished := _begun(path, plan, replace)) is None:
+    while (finished := begun(path, plan, replace)) is None:
         time.sleep(POLL_SECONDS / 10)
     if finished:
-        _tidy(path, plan)
+        tidy(path, plan)
         return LatentShards.open(path)
-    journal, made, kept = Journal(path, plan), 0, None
+    journal, made = Journal(path, plan), 0
+    bad: dict[str, tuple[tuple[str, str], ...]] = {}  # by shard: tried here, and not again
     todo = plan.files[part[0] - 1 :: part[1]]
     while todo:
         before = made
@@ -91,116 +97,56 @@ def write(
             with claimed(lock(path / name)) as ours:
                 journal.refresh()
                 if ours and name not in journal.done and not (path / INDEX).is_file():  # with it the journal goes
+                    require_own(path, plan)
                     kept = kept or maker()
-                    journal.add(_make(path, name, plan, kept))
+                    try:
+                        line = _make(path, name, plan, kept)
+                    except BadSamplesError as error:
+                        bad[name] = error.samples
+                        continue
+                    journal.add(line)
                     made += 1
                     progress(Progress(len(journal.done), len(plan.files), made))
         journal.refresh()
         if (path / INDEX).is_file():  # another process saw the end
             break
-        todo = [name for name in todo if name not in journal.done]
+        todo = [name for name in todo if name not in journal.done and name not in bad]
         if part != (1, 1):
             todo = [] if made == before else todo
         elif todo and made == before:
             time.sleep(POLL_SECONDS)
     while not (path / INDEX).is_file():
+        if failed := [one for name, samples in bad.items() if name not in journal.done for one in samples]:
+            raise BadSamplesError(failed)
         if len(journal.done) < len(plan.files):
             return None
         with claimed(lock(path / INDEX)) as ours:
             if ours and not (path / INDEX).is_file():
                 publish(path / INDEX, json.dumps(journal.index().json()).encode())
-    _tidy(path, plan)
+    tidy(path, plan)
     return LatentShards.open(path)
-
-
-def _found(path: Path, plan: Plan, replace: bool) -> bool:
-    """Whether the data is there already; an error where other data is, that may not be replaced."""
-    if not (path / INDEX).is_file():
-        return False
-    try:
-        found = Index.read(path)
-    except DataError:
-        if replace:
-            return False
-        raise
-    if found.plan.json() == plan.json():
-        return True
-    if not replace:
-        raise DataError(f"{path} holds data of another making: {_differs(found.plan.json(), plan.json())}")
-    return False
-
-
-def _begun(path: Path, plan: Plan, replace: bool) -> bool | None:
-    """Whether all is there already; if not, the directory says what is being made. None while another sees to that."""
-    job, text = path / JOB, json.dumps(plan.json())
-    with claimed(lock(path / JOB)) as ours:
-        if not ours:
-            return None
-        if _found(path, plan, replace):
-            return not _reopened(path, plan)
-        if job.is_file() and job.read_text() == text:
-            return False
-        if job.is_file() and not replace:
-            raise DataError(f"{path} holds the beginning of other data: {_differs(_json(job), plan.json())}")
-        (path / INDEX).unlink(missing_ok=True)  # first: what it names is about to change
-        (path / JOURNAL).unlink(missing_ok=True)
-        for old in path.glob("*.safetensors") if replace else ():
-            if SHARD.fullmatch(old.name) or OLD.fullmatch(old.name):
-                old.unlink()
-        publish(job, text.encode())
-    return False
-
-
-def _reopened(path: Path, plan: Plan) -> bool:
-    """Whether files of finished data are gone or of another size; then the journal is there again, without them."""
-    index, kept = Index.read(path), []
-    shapes = {name: [list(e.shape), e.dtype] for name, e in {"x": index.latent, **index.cond}.items()}
-    for file in (index.null, *index.shards):
-        with suppress(DataError):
-            regular(path, file)
-            kept.append({"file": asdict(file), "shapes": {} if file.file == NULL else shapes})
-    if len(kept) == len(plan.files):
-        return False
-    publish(path / JOB, json.dumps(plan.json()).encode())
-    publish(path / JOURNAL, "".join(f"{json.dumps(line)}\n" for line in kept).encode())
-    (path / INDEX).unlink()
-    return True
-
-
-def _differs(found: Any, wanted: Any, name: str = "") -> str:
-    """The first place where two JSON values differ, in words."""
-    if isinstance(found, Mapping) and isinstance(wanted, Mapping):
-        for key in sorted({*found, *wanted}):
-            if found.get(key) != wanted.get(key):
-                return _differs(found.get(key), wanted.get(key), f"{name}.{key}" if name else str(key))
-    return f"{name} = {_short(found)}, now {_short(wanted)}; give another directory, or the settings of before"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except ValueError:
-        return {}
 
 
 def _make(path: Path, name: str, plan: Plan, maker: Maker) -> dict[str, Any]:
     """Make a file, write it, and give it its name; its line in the journal."""
     if name == NULL:
         content = save({k: v.detach().cpu().contiguous() for k, v in maker.null().items()})
-        written, shapes = File(name, 1, len(content), hashlib.sha256(content).hexdigest()), dict[str, Any]()
+        written, shapes, skipped = (
+            File(name, 1, len(content), hashlib.sha256(content).hexdigest()),
+            dict[str, Any](),
+            [*()],
+        )
     else:
         first = int(name[len("shard-") : -len(".safetensors")]) * plan.shard
         made = maker.samples(first, min(first + plan.shard, plan.count))
+        skipped = [*made.skipped]
+        if not made.prompts:
+            return nothing(name, skipped)
         content, head = packed(made)
         written = File(name, len(made.x), len(content), hashlib.sha256(head.encode()).hexdigest())
         shapes = {k: [list(v.shape[1:]), Entry.of(v).dtype] for k, v in {"x": made.x, **made.cond}.items()}
     publish(path / name, content)
-    return {"file": asdict(written), "shapes": shapes}
+    return {"file": asdict(written), "shapes": shapes, "skipped": skipped}
 
 
 def packed(made: Made) -> tuple[bytes, str]:
@@ -229,15 +175,6 @@ def _kept(value: Tensor) -> Tensor:
         return value
     used = value.flatten(1).any(1).nonzero() if value.ndim > 1 else value.nonzero()
     return value[: int(used[-1]) + 1 if len(used) else 0]
-
-
-def _tidy(path: Path, plan: Plan) -> None:
-    """Clear away what only the making needed, and what killed processes left."""
-    for name in (*plan.files, INDEX, JOB):
-        lock(path / name).unlink(missing_ok=True)
-        partial(path / name).unlink(missing_ok=True)
-    (path / JOB).unlink(missing_ok=True)
-    (path / JOURNAL).unlink(missing_ok=True)
 
 
 def stored(made: Made, latents: torch.dtype, texts: torch.dtype) -> Made:

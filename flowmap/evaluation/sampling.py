@@ -31,21 +31,26 @@ def grid_of_samples(
     context: Tensor | None = None,
     u: FlowMap | None = None,
     device: torch.device | None = None,
+    *,
+    shape: tuple[int, int, int, int] | None = None,
+    shift: float | None = None,
+    step: Step | None = None,
 ) -> None:
     """One video with a row a prompt and a column a number of steps; along a row the noise is the same.
 
-    context: frames [n, 3, H, W] in [0, 1] that every video goes on from. u: takes the place of the student's network.
+    context: frames [n, 3, H, W] in [0, 1] that every video goes on from. u: takes the place of the student's network;
+    shape: of its latents, where no `size` is given; shift, step: of its sampler. Else the student's own.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     codec = backbone.codec(device=device, dtype=torch.float32)
     frames, area = (None, None) if size is None else (size[0], size[1:])
-    shape = latent_shape(codec, student, frames, area)
+    shape = shape if shape is not None and size is None else latent_shape(codec, student, frames, area)
     u = u or backbone.load(student, device=device, dtype=torch.float32)
     given = encode_context(codec, u, shape, context).expand(len(prompts), *(-1,) * len(shape))
     cond = codec.encode_prompts(prompts)
     noise = Rng.seeded(seed).noise_like(torch.zeros(len(prompts), *shape, device=device))
-    step = step_of(student)
-    made = [codec.decode(sample(u, noise, cond, n, shift=backbone.shift, step=step, context=given)) for n in steps]
+    step, shift = step or step_of(student), backbone.shift if shift is None else shift
+    made = [codec.decode(sample(u, noise, cond, n, shift=shift, step=step, context=given)) for n in steps]
     write_video(tile(torch.stack(made, 1).flatten(0, 1).cpu(), columns=len(steps)), Path(out))
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from attrs import frozen
 
 from .backend import Available, Job, quiet, versions
-from .errors import ExportError
 from .graph import Call
 from .manifest import Built, Manifest
 from .spec import Asked
@@ -34,8 +33,6 @@ class Aoti:
 
     def check(self, asked: Asked) -> None:
         asked.known("aoti", ("inductor",))
-        if asked.target.capabilities:
-            raise ExportError("aoti builds for the GPU that is present alone: leave the compute capabilities out")
 
     def build(self, job: Job) -> str:
         from torch._inductor import aoti_compile_and_package

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -11,9 +10,11 @@ import torch
 from attrs import frozen
 from torch import nn
 
+from .._types import Rng
 from ..model import FlowMap
 from ..plugins import backbone, collect, installed, named
 from ..training.publish import whole
+from . import forms, fp8
 from .backend import Exporter, check_machine, check_versions, machine, require
 from .errors import ExportError
 from .graph import Family, Graph
@@ -54,6 +55,7 @@ class Export:
         target: Target | None = None,
         example: tuple[Latent, Cond] | None = None,
         check: bool = True,
+        compile: bool | None = None,
         steps: tuple[int, ...] = (1, 4),
         options: Mapping[str, Any] | None = None,
         pm: Any = None,
@@ -63,25 +65,32 @@ class Export:
         student: a network, or a directory that `distill` wrote. sizes: of batch, frames, height, width (of latents)
         and text, each one size or (least, usual, most); those of training by default. example: (z, cond) for a
         network that no plugin knows how to export. check: measure parity, and fail where it is worse than the limit of
-        `precision`. steps: of the rollouts that are compared. options: of the back end.
+        `precision`. compile: time the student under torch.compile too; None is on a GPU alone, since a compilation
+        takes minutes on a CPU. steps: of the rollouts that are compared. options: of the back end.
 
         An `ExportError` says in a sentence what cannot be done. `out` appears when all is done, or not at all.
         """
         if precision not in DTYPES:
             raise ExportError(f"precision = {precision!r}: must be one of {', '.join(DTYPES)}")
         asked, pm = Asked(precision, target or Target(), dict(options or {}), check), pm or installed()
-        exporter: Exporter = named(pm, "flowmap_exporters", to)
+        form = forms.find(to, student, pm)
         final = Path(out)
-        if final.exists() and (not final.is_dir() or any(final.iterdir())):
-            raise ExportError(f"{final}: is there already: give a directory that is empty or not there")
+        require_free(final)
+        if form is not None:
+            if sizes or example is not None:
+                raise ExportError(f"{to} is files for any size: it takes no sizes and no example")
+            return Report(final, *forms.write(to, *form, asked, final))
+        exporter: Exporter = named(pm, "flowmap_exporters", to, forms.names(pm))
         if asked.target.device == "cuda" and not torch.cuda.is_available() and not exporter.builds_ahead:
-            raise ExportError(f"{to} for a CUDA GPU is built on one, and there is none here")
+            raise ExportError(
+                f"{to} for a CUDA GPU (device, --device) is built on one, and there is none here: leave it out"
+            )
         exporter.check(asked)
         libraries = require(to, exporter)
 
         device = torch.device(asked.target.device if torch.cuda.is_available() else "cpu")  # where it is traced
-        u, spec, folder = _student(student, DTYPES[precision], device, pm)
-        facts = _facts(folder)
+        u, spec, folder = loaded(student, DTYPES[precision], device, pm)
+        facts = forms.facts(folder)
         name, family = family_of(u, example, pm)
         known = {name: n for name, n in {**family.sizes(u), **_trained(facts)}.items() if name in family.dims}
         graphs, wanted = family.graphs(u), ShapeProfile({**known, **(sizes or {})})
@@ -95,18 +104,48 @@ class Export:
             target=asked.target,
             config=family.config(u),
             weights="",
-            sampler={"shift": facts.get("shift", spec.shift if spec else 1.0)},
+            sampler={
+                "shift": facts.get("shift", spec.shift if spec else 1.0),
+                "sampler": facts.get("sampler", "flow_map"),
+            },
             versions=libraries,
             machine=machine(asked.target) if exporter.bound else {},
             options=asked.options,
+            sizes=wanted.dims,
+            latent=family.example(u, wanted.usual(), Rng.seeded(0))[0].shape[1:],
             source=None if folder is None else str(folder.resolve()),
+            encoders={} if spec is None else spec.encoders(),
         )
-        codec = _codec(spec, device) if check and spec is not None else None
+        codec = codec_of(spec, device) if (check or precision == "fp8") and spec is not None else None
+        if precision == "fp8":
+            shift = manifest.sampler["shift"]
+            graphs = fp8.quantized(graphs, u, family, wanted, manifest.config, device, shift, codec)
         with whole(final) as partial:
             manifest = build(partial, graphs, family.profile(u, wanted), exporter, manifest, asked, device)
-            worst = compare(partial, u, wanted, exporter, manifest, family, steps, codec) if check else None
+            worst = compare(partial, u, wanted, exporter, manifest, family, steps, codec, compile) if check else None
             manifest = manifest.write(partial)
         return Report(final, manifest, worst)
+
+    def refit(
+        self,
+        path: str | Path,
+        student: FlowMap | str | Path,
+        out: str | Path,
+        *,
+        example: tuple[Latent, Cond] | None = None,
+        check: bool = True,
+        steps: tuple[int, ...] = (1, 4),
+        compile: bool | None = None,
+        pm: Any = None,
+    ) -> Report:
+        """The export in `path` with the weights of `student`, which has the same shape, in the directory `out`.
+
+        Nothing is traced again; adapters of the student are fused in. `path` stays as it is. The arguments are those
+        of an export, of which `example` is needed where the export had one.
+        """
+        from .refit import refit  # it is made of this module's parts
+
+        return refit(path, student, out, example=example, check=check, steps=steps, compile=compile, pm=pm)
 
     def load(self, path: str | Path, *, pm: Any = None) -> nn.Module:
         """The export in `path`, to be called as diffusers calls its transformer: `pipe.transformer = load(DIR)`.
@@ -126,6 +165,8 @@ def _open(folder: Path, pm: Any) -> tuple[dict[str, Checked], Manifest, Family]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: there is no such directory")
     manifest = Manifest.read(folder)
+    if not manifest.graphs:
+        raise ExportError(f"{folder}: a {manifest.to} export is files for other programs, and nothing to call")
     exporter: Exporter = named(pm, "flowmap_exporters", manifest.to)
     check_machine(manifest)
     check_versions(manifest, exporter, require(manifest.to, exporter))
@@ -136,29 +177,26 @@ def _open(folder: Path, pm: Any) -> tuple[dict[str, Checked], Manifest, Family]:
     return opened(folder, manifest, exporter), manifest, families[manifest.family]
 
 
+def require_free(final: Path) -> None:
+    """What is there is not written over."""
+    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+        raise ExportError(f"{final}: is there already: give a directory that is empty or not there")
+
+
 def is_export(path: Path) -> bool:
-    return (path / MANIFEST).is_file()
+    """Whether it holds graphs to call; a pipeline is a student's directory again, manifest or not."""
+    return (path / MANIFEST).is_file() and not (path / "model_index.json").is_file()
 
 
-def _student(
+def loaded(
     student: FlowMap | str | Path, dtype: torch.dtype, device: torch.device, pm: Any
 ) -> tuple[FlowMap, FlowMapSpec | None, Path | None]:
     """The network, and its spec and directory where it came from one."""
     if isinstance(student, FlowMap):
         return student.to(device).eval(), None, None
-    folder = Path(student)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: there is no such directory")
-    if (folder / "student").is_dir() and not (folder / "model_index.json").is_file():
-        folder = folder / "student"
+    folder = forms.located(Path(student))
     spec = backbone(str(folder), pm)
     return spec.load(folder, device=device, dtype=dtype).eval(), spec, folder
-
-
-def _facts(folder: Path | None) -> dict[str, Any]:
-    """What `distill` wrote beside the weights."""
-    file = None if folder is None else folder / "flowmap.json"
-    return {} if file is None or not file.is_file() else json.loads(file.read_text())
 
 
 def family_of(u: FlowMap, example: tuple[Latent, Cond] | None, pm: Any) -> tuple[str, Family]:
@@ -167,7 +205,7 @@ def family_of(u: FlowMap, example: tuple[Latent, Cond] | None, pm: Any) -> tuple
     for name, family in collect(pm, "flowmap_graphs").items():
         if family.claims(u):
             return name, family
-    raise ExportError(f"no plugin knows how to export a {type(u).__name__}: give an example, (z, cond)")
+    raise ExportError(f"no plugin knows how to export a {type(u).__name__}: give an example, (z, cond), from Python")
 
 
 def check_sizes(family: Family, u: FlowMap, asked: ShapeProfile, graphs: tuple[Graph, ...]) -> None:
@@ -175,7 +213,11 @@ def check_sizes(family: Family, u: FlowMap, asked: ShapeProfile, graphs: tuple[G
     if unknown := [name for name in asked.dims if name not in family.dims]:
         raise ExportError(f"sizes has {unknown[0]!r}: this network has {', '.join(family.dims)}")
     if missing := [name for name in family.dims if name not in asked.dims]:
-        raise ExportError(f"no size is given for {', '.join(missing)}: say sizes, which are of latents")
+        asked_for = " ".join(f"{name}=N" for name in missing)
+        raise ExportError(
+            f"no size is given for {', '.join(missing)}: say sizes (--sizes {asked_for}), which are of latents, not of "
+            "pixels"
+        )
     for graph in graphs:
         graph.check(family.profile(u, asked))
 
@@ -187,7 +229,7 @@ def _trained(facts: Mapping[str, Any]) -> dict[str, int]:
     return {"frames": frames, "height": height, "width": width}
 
 
-def _codec(spec: Any, device: torch.device) -> Codec | None:
+def codec_of(spec: Any, device: torch.device) -> Codec | None:
     """To compare frames, where the directory has what makes them."""
     try:
         return cast("Codec", spec.codec(device=device, dtype=torch.float32))

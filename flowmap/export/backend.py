@@ -109,7 +109,7 @@ def check_machine(manifest: Manifest) -> None:
     target = manifest.target
     if target.device == "cuda" and not torch.cuda.is_available():
         raise NoDeviceError(f"this {manifest.to} export runs on a CUDA GPU, and there is none here")
-    if not manifest.machine:
+    if not manifest.machine and not target.capabilities:
         return
     here = machine(target)
     if target.device == "cuda":

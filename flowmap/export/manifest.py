@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,19 @@ class Built:
         return Range.of(d) if isinstance(d, int) else self.ranges[d]
 
 
+def _sizes(shape: Iterable[int]) -> tuple[int, ...]:
+    return tuple(shape)
+
+
 @frozen
 class Manifest:
     """to: the form; family: how the network is run; config: what its runner is told. weights: their sha256.
 
-    machine: what the files are tied to, where they are. sampler: the grid that the student is sampled on.
-    options: what was asked for beyond that.
+    machine: what the files are tied to, where they are. sampler: the grid that the student is sampled on. numbers: how
+    many weights there are of each type. latent: the shape of the usual one, without the batch.
+    source, encoders: the student's directory, and the hashes of its text encoder and VAE, which an export has not.
+    options: what was asked for beyond that. sizes: as asked for, of which those of the graphs follow. refitted: the
+    weights of the export that this one was before its weights were changed.
     """
 
     to: str
@@ -68,7 +75,12 @@ class Manifest:
     versions: Mapping[str, str]
     machine: Mapping[str, str] = field(factory=dict)
     options: Mapping[str, Any] = field(factory=dict)
+    sizes: Mapping[str, Range] = field(factory=dict)
+    numbers: Mapping[str, int] = field(factory=dict)
+    latent: tuple[int, ...] = field(default=(), converter=_sizes)
     source: str | None = None
+    encoders: Mapping[str, str] = field(factory=dict)
+    refitted: str | None = None
     files: Mapping[str, File] = field(factory=dict)
     schema: int = SCHEMA
 
@@ -109,7 +121,9 @@ class Manifest:
             for g in found["graphs"]
         )
         files = {name: File(**f) for name, f in found["files"].items()}
-        return cls(**{**found, "graphs": built, "files": files, "target": Target(**found["target"])})
+        sizes = {name: Range(**r) for name, r in found.get("sizes", {}).items()}
+        own = {"graphs": built, "files": files, "target": Target(**found["target"]), "sizes": sizes}
+        return cls(**{**found, **own})
 
     def verify(self, folder: Path) -> None:
         """Every file is there, and is the one that was written."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,25 +14,30 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
+from . import fp8, weights
 from .backend import Available, Job, quiet, versions
 from .errors import ExportError
 from .graph import Call
 from .manifest import Built, Manifest
 from .spec import Asked
+from .weights import Refits
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from .graph import Graph
 
-OPSET = 18
-"""Not 23: its `Attention` fails in TensorRT and TensorRT-RTX in float32."""
+OPSET, OPSET_FP8 = 18, 21
+"""Not 23: its `Attention` fails in TensorRT and TensorRT-RTX in float32. 8 bits are there from 19 on, but ONNX Runtime
+moves transpositions past them, which take them from 21 on."""
 INLINE = 1 << 30
 """Bytes of weights above which they stand in a file of their own: protobuf ends at 2 GiB."""
 
 
 @frozen
-class Onnx:
+class Onnx(Refits):
+    """Every trained tensor is an initialiser, so that the file takes others: the option `refittable` says no more."""
+
     exact: tuple[str, ...] = ()
     builds_ahead: bool = True
     bound: bool = False
@@ -46,13 +51,19 @@ class Onnx:
         return Available(True, versions=versions(*names))
 
     def check(self, asked: Asked) -> None:
-        asked.known("onnx", ())
+        asked.known("onnx", ("refittable",), fp8=True)
         check_precision(asked)
 
     def build(self, job: Job) -> str:
         file = f"{job.graph.name}.onnx"
         write(job.program, job.graph, job.folder / file)
         return file
+
+    def check_refit(self, manifest: Manifest, asked: Asked) -> None:
+        check_precision(asked)
+
+    def refit(self, folder: Path, built: Built, manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
+        weights.fill(folder / built.file, tensors)
 
     def compare(self, file: Path, built: Built, manifest: Manifest) -> tuple[Call, str]:
         return self.load(file, built, manifest), "the file, in ONNX Runtime"
@@ -68,6 +79,7 @@ class Onnx:
             )
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.intra_op_num_threads = torch.get_num_threads()  # as many as the student has beside it
         session = onnxruntime.InferenceSession(str(file), options, providers=[wanted])
         names = [i.name for i in built.inputs]
 
@@ -88,18 +100,22 @@ def check_precision(asked: Asked) -> None:
 
 
 def write(program: ExportedProgram, graph: Graph, path: Path) -> None:
-    """By torch's exporter, the inputs' dimensions under the profile's names."""
+    """By torch's exporter, the inputs' dimensions under the profile's names; and where its weights are, checked."""
     import onnx
 
+    narrow = any(v.dtype == fp8.E4M3 for v in program.state_dict.values())
     with quiet(), _silent(), torch.no_grad():
         made: Any = torch.onnx.export(
             program,
             (),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=OPSET_FP8 if narrow else OPSET,
+            custom_translation_table=fp8.translations() if narrow else None,
             input_names=[i.name for i in graph.inputs],
             output_names=[graph.output],
+            optimize=False,
         )
+        held = weights.optimised(made, program)
     size = sum(v.numel() * v.element_size() for v in program.state_dict.values())
     made.save(str(path), external_data=size > INLINE)
     model = onnx.load(str(path), load_external_data=False)
@@ -109,6 +125,8 @@ def write(program: ExportedProgram, graph: Graph, path: Path) -> None:
                 dim.dim_param = name
     del model.graph.value_info[:]  # shapes of everything between, under the tracer's names
     onnx.save(model, str(path))
+    weights.require_complete(path, held, program.state_dict, weights.used(program))
+    weights.add(path.parent, graph.name, held)
 
 
 @contextlib.contextmanager

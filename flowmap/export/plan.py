@@ -7,16 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor
 from torch.export import ExportedProgram
 
 from ..model import FlowMapSpec
-from ..plugins import backbone, installed
+from ..plugins import backbone, installed, named
 from .api import Sizes, check_sizes, family_of
-from .errors import ExportError
+from .errors import BackendError, ExportError, MissingPackageError
 from .graph import lint, program
 from .spec import DTYPES, Precision, ShapeProfile
+from .support import Foresees, Support
 
 META = torch.device("meta")
 
@@ -24,26 +25,51 @@ META = torch.device("meta")
 @frozen
 class GraphPlan:
     """weights: bytes. activations: bytes that are alive at once at the usual sizes where nothing is fused, so that an
-    engine needs less; attention is one operator, which is taken to keep no logits."""
+    engine needs less; attention is one operator, which is taken to keep no logits. support: what a back end can take of
+    it, or why that is not known; None where no back end was named."""
 
     name: str
     nodes: int
     operators: Mapping[str, int]
     weights: int
     activations: int
+    support: Support | str | None = None
 
 
 def plan(
-    name: str | FlowMapSpec, *, sizes: Sizes | None = None, precision: Precision = "float32", pm: Any = None
+    name: str | FlowMapSpec,
+    *,
+    to: str | None = None,
+    sizes: Sizes | None = None,
+    precision: Precision = "float32",
+    pm: Any = None,
 ) -> tuple[GraphPlan, ...]:
-    """The graphs of a backbone's student, clean or a `LintError`; name: as for `flowmap.backbone`, or a spec."""
+    """The graphs of a backbone's student, clean or a `LintError`; name: as for `flowmap.backbone`, or a spec.
+
+    to: the back end that is asked which operators it can take.
+    """
+    exporter = None if to is None else named(pm or installed(), "flowmap_exporters", to)
     spec = name if isinstance(name, FlowMapSpec) else backbone(name, pm)
     u = spec.outline().build(frozenset({"student"}), device=META, dtype=DTYPES[precision])["student"].eval()
     _, family = family_of(u, None, pm or installed())
     asked = ShapeProfile({**family.sizes(u), **(sizes or {})})
     graphs = family.graphs(u)
     check_sizes(family, u, asked, graphs)
-    return tuple(measured(g.name, program(g, family.profile(u, asked), DTYPES[precision], META)) for g in graphs)
+    planned = []
+    for graph in graphs:
+        traced = program(graph, family.profile(u, asked), DTYPES[precision], META)
+        found = measured(graph.name, traced)
+        planned.append(found if to is None else evolve(found, support=supported(to, exporter, traced)))
+    return tuple(planned)
+
+
+def supported(to: str, exporter: object, traced: ExportedProgram) -> Support | str:
+    if not isinstance(exporter, Foresees):
+        return f"{to} says it while it builds"
+    try:
+        return exporter.supports(traced)
+    except (MissingPackageError, BackendError) as error:
+        return str(error)
 
 
 def measured(name: str, traced: ExportedProgram) -> GraphPlan:

@@ -11,8 +11,14 @@ from attrs import field, frozen
 from .. import validators
 from .errors import ExportError
 
-Precision: TypeAlias = Literal["float32", "bf16", "fp16"]
-DTYPES: Mapping[Precision, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Precision: TypeAlias = Literal["float32", "bf16", "fp16", "fp8"]
+DTYPES: Mapping[Precision, torch.dtype] = {
+    "float32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp8": torch.float16,
+}
+"""Of the network; in fp8 of all but the layers that `flowmap.export.fp8` replaces."""
 
 
 @frozen
@@ -89,7 +95,7 @@ class Target:
         for name in value:
             major, _, minor = name.partition(".")
             if not (major.isdecimal() and minor.isdecimal()):
-                raise ExportError(f"compute capability {name!r}: must be as 8.9")
+                raise ExportError(f"compute capability {name!r} (--capability): must be as 8.9")
 
 
 @frozen
@@ -101,8 +107,18 @@ class Asked:
     options: Mapping[str, Any] = field(factory=dict)
     check: bool = True
 
-    def known(self, to: str, options: Iterable[str]) -> None:
-        """An error that names an option which the back end `to` does not have."""
+    def known(self, to: str, options: Iterable[str], *, fp8: bool = False, ahead: bool = False) -> None:
+        """An error that names an option which the back end `to` does not have.
+
+        fp8: whether it has that precision. ahead: whether it builds for GPUs that are named by compute capability.
+        """
+        if self.target.capabilities and not ahead:
+            raise ExportError(
+                f"{to} is not built for GPUs that are named: leave the compute capability "
+                f"{' '.join(self.target.capabilities)} out"
+            )
+        if self.precision == "fp8" and not fp8:
+            raise ExportError(f"{to} has no fp8: take onnx or tensorrt-rtx for it, or another precision")
         if unknown := sorted(self.options.keys() - {*options}):
             there = f"must be one of {', '.join(options)}" if options else "it has none"
             raise ExportError(f"{to} has no option {unknown[0]!r}: {there}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from ..training.faults import reach
 from . import verify
 from .backend import Exporter, Job, failing
 from .graph import Family, Graph, lint, program, require_precision
+from .latency import latency
 from .manifest import Built, Manifest
 from .runner import Checked
 from .spec import DTYPES, Asked, ShapeProfile
@@ -45,7 +47,15 @@ def build(
             file = exporter.build(Job(traced, graph, profile, asked, folder))
         built.append(Built.of(graph, profile, asked.precision, file))
         reach("export.built")
-    return evolve(manifest, graphs=tuple(built), weights=sha256(weights))
+    return evolve(manifest, graphs=tuple(built), weights=sha256(weights), numbers=numbers(weights))
+
+
+def numbers(weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """How many there are of each type."""
+    found: Counter[str] = Counter()
+    for value in weights.values():
+        found[str(value.dtype).removeprefix("torch.")] += value.numel()
+    return dict(found.most_common())
 
 
 def opened(folder: Path, manifest: Manifest, exporter: Exporter) -> dict[str, Checked]:
@@ -66,6 +76,7 @@ def compare(
     family: Family,
     steps: Sequence[int],
     codec: Codec | None,
+    compile: bool | None = None,
 ) -> float:
     """Write parity.json and latency.json; the largest error, or a `ParityError`."""
     device = next(u.parameters()).device
@@ -77,7 +88,7 @@ def compare(
     made = family.runner(calls, manifest.config)
     found = verify.parity(u, made, family, asked, manifest.precision, steps, manifest.sampler["shift"], codec)
     found.require()
-    timed = verify.latency({"eager": u, manifest.to: made}, family, u, asked.usual())
+    timed = latency({"eager": u, manifest.to: made}, family, u, asked.usual(), compile=compile)
     for name, record in (("parity", found.json()), ("latency", timed)):
         (folder / f"{name}.json").write_text(json.dumps({"compared": said, **record}, indent=2) + "\n")
     return found.worst.error

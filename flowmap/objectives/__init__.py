@@ -18,10 +18,15 @@ Networks: TypeAlias = Mapping[Role, FlowMap]
 
 @frozen
 class Loss:
-    """value: [] what is differentiated. logs: means by name, merged over micro-batches and ranks."""
+    """value: [] what is differentiated. logs: means by name, merged over micro-batches and ranks.
+
+    finite: [B] which samples' own parts of the value are finite, so that a run that stops can say where to look; None
+    where the objective does not tell, and then it is all of a batch whose value is not. Nothing else depends on it.
+    """
 
     value: Tensor
     logs: Mapping[str, Mean] = field(factory=dict)
+    finite: Tensor | None = None
 
 
 class Objective(Protocol):

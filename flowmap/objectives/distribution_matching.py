@@ -10,7 +10,7 @@ from .._types import Batch, Latent, Mean, Rng, Role, Shared, Time
 from ..path import expand, interpolate
 from ..rollout import FlowMapBackwardSimulation, Rollout
 from ..times import Diagonal, LogitNormal, TimeSampler
-from ..weights import Reweight
+from ..weights import Reweight, reweighted
 from . import Loss, Networks
 
 
@@ -58,7 +58,7 @@ def matching(nets: Networks, batch: Batch, x: Latent, z: Latent, t: Time, w: flo
         "dmd/nonfinite": Mean.of((~finite).float()),
         "sample/std": Mean.of(x.flatten(1).std(1, correction=0)),
     }
-    return Loss((x - (x - g).detach()).square().mean(), logs)
+    return Loss((x - (x - g).detach()).square().mean(), logs, x.detach().isfinite().flatten(1).all(1))
 
 
 @frozen
@@ -88,7 +88,6 @@ class CriticMatching:
             )
         t, _ = self.times(len(x), rng, x)
         z, v = interpolate(x, rng.noise_like(x), t)
-        raw = loss = (nets["critic"].velocity(z, t, batch.cond) - v).square().flatten(1).mean(1)
-        for reweight in self.reweight:
-            loss = reweight(loss, t, t, shared)
-        return Loss(loss.mean(), {"loss": Mean.of(raw)})
+        raw = (nets["critic"].velocity(z, t, batch.cond) - v).square().flatten(1).mean(1)
+        loss = reweighted(raw, t, t, self.reweight, shared)
+        return Loss(loss.mean(), {"loss": Mean.of(raw)}, raw.detach().isfinite())

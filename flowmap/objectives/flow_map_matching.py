@@ -29,7 +29,7 @@ from ..guidance import Exact, Guidance
 from ..model import FlowMap
 from ..path import expand, interpolate
 from ..times import Diagonal, TimeSampler, roles
-from ..weights import Ramp, Reweight
+from ..weights import Ramp, Reweight, reweighted
 from . import Loss, Networks
 
 Velocity: TypeAlias = Literal["data", "teacher", "student"]
@@ -93,14 +93,13 @@ class FlowMapMatching:
                 u_null = u_θ(z, t, guide.end(t, r), null)
                 v = guide.velocity(v, u_null, dropped)
             ϱ = self.warmup(shared.iteration)
-            y = v - expand(t - r, v) * ϱ * self._derivative(u_θ, z, t, r, v, c, off, shared) / guide.scale
+            du = self._derivative(u_θ, z, t, r, v, c, off, shared)
+            y = v - expand(t - r, v) * ϱ * du / guide.scale if ϱ else v  # no factor 0: a du that is not finite is out
         raw = (guide.implied(u, u_null) - y).square().flatten(1).mean(1)
 
-        loss = raw
-        for reweight in self.reweight:
-            loss = reweight(loss, t, r, shared)
+        loss = reweighted(raw, t, r, self.reweight, shared)
         logs = {f"loss/{role}": Mean.of(raw, mask) for role, mask in roles(t, r).items()}
-        return Loss(guide.weight * loss.mean(), logs)
+        return Loss(guide.weight * loss.mean(), logs, raw.detach().isfinite())
 
     def _derivative(
         self, u: FlowMap, z: Latent, t: Time, r: Time, v: Latent, c: Cond, off: Tensor, shared: Shared

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from attrs import field, frozen
@@ -27,7 +28,8 @@ class Mixture(Equips):
 
     parts: (share, objective); the shares sum to 1 and are stratified over the global batch. On average it is the sum of
     the objectives, weighted by their shares, at the cost of one: as terms of an `Update` each would see the whole
-    batch. An objective whose share of a micro-batch is empty is not called, but on several ranks: see `Shared.ranks`.
+    batch. An objective whose share of a micro-batch is empty is not called, but on several ranks: see `Shared.ranks`;
+    there its call changes neither the value nor the gradient, finite or not. What reweights share is each part's own.
     """
 
     parts: Parts = field(converter=_parts)
@@ -50,26 +52,54 @@ class Mixture(Equips):
         place, value = rng.stratified(len(batch), NOTHING), torch.zeros((), device=batch.x.device)
         ends = torch.tensor([*accumulate(share for share, _ in self.parts[:-1])])
         part, logs = torch.bucketize(place, ends, right=True), dict[str, Mean]()
+        finite = torch.ones(len(batch), dtype=torch.bool, device=batch.x.device)
         for k, (_, objective) in enumerate(self.parts):
             mine, own = (part == k).nonzero()[:, 0], rng.fork(k)
-            if len(mine):
-                loss = objective(nets, _batch(batch, mine), _rng(own, mine, len(batch)), shared)
-            elif shared.ranks > 1:
-                loss = _idle(objective, nets, batch, own, shared)
-            else:
+            if not len(mine) and shared.ranks == 1:
                 continue
-            value = value + len(mine) / len(batch) * loss.value
+            with shared.at(k):
+                if len(mine):
+                    loss = objective(nets, _batch(batch, mine), _rng(own, mine, len(batch)), shared)
+                    told = loss.value.detach().isfinite() if loss.finite is None else loss.finite
+                    finite[to_device(mine, batch.x.device)] = told
+                else:
+                    loss = _idle(objective, nets, batch, own, shared)
+            value = value + (len(mine) / len(batch) * loss.value if len(mine) else loss.value)
             logs |= {name: logs[name] + mean if name in logs else mean for name, mean in loss.logs.items()}
-        return Loss(value, logs)
+        return Loss(value, logs, finite)
 
 
 def _idle(objective: Objective, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
-    """The calls of `objective` on one sample that counts for nothing: other ranks make them, and wait for this one."""
+    """The calls of `objective` on one sample that counts for nothing: other ranks make them, and wait for this one.
+
+    Nothing is chosen in place of its value and of the gradients of what the networks gave: 0 times what is not finite
+    would not be 0, and cost all ranks their step.
+    """
     first = torch.zeros(1, dtype=torch.long)
-    with shared.idle():
+    with shared.idle(), _unheard(nets):
         loss = objective(nets, _batch(batch, first), _rng(rng, first, len(batch)), shared)
     none = torch.zeros((), device=batch.x.device)
-    return Loss(loss.value, {name: Mean(none, none) for name in loss.logs})
+    return Loss(_constant(loss.value, none), {name: Mean(none, none) for name in loss.logs})
+
+
+@contextmanager
+def _unheard(nets: Networks) -> Iterator[None]:
+    """While entered, what networks give out has their graph, through which a gradient of zero goes back."""
+
+    def hook(u: Any, given: Any, out: Any) -> Any:
+        return _constant(out, out.detach()) if isinstance(out, Tensor) else out
+
+    hooks = [u.register_forward_hook(hook) for u in nets.values()]
+    try:
+        yield
+    finally:
+        for each in hooks:
+            each.remove()
+
+
+def _constant(x: Tensor, value: Tensor) -> Tensor:
+    """`value`, in the graph of x."""
+    return torch.where(torch.zeros((), dtype=torch.bool, device=x.device), x, value)
 
 
 def _batch(batch: Batch, index: Tensor) -> Batch:

@@ -47,12 +47,12 @@ class Ledger(TorchDispatchMode):
     """While entered, every storage that an operation makes is of the kind `now`, until it is gone or labelled.
 
     `highest`: the moment when most was held that comes and goes with every call; `fullest`: the same with gradients.
-    flops: of matrix products, convolutions and attention, by torch's own formulas.
+    flops: of matrix products, convolutions and attention, by torch's own formulas; single: of those, in float32.
     """
 
     def __init__(self, part: Callable[[], str] = lambda: "") -> None:
         super().__init__()
-        self.flops, self._part = 0, part
+        self.flops, self.single, self._part = 0, 0, part
         self.now: Kind = "activations"
         self.held: Counter[Kind] = Counter()
         self.highest = self.fullest = Moment(Counter(), "")
@@ -64,11 +64,13 @@ class Ledger(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         found = operation(*args, **kwargs)
-        packet = operation._overloadpacket
+        packet, spent = operation._overloadpacket, 0
         if packet in flop_registry:
-            self.flops += flop_registry[packet](*args, **kwargs, out_val=found)
+            spent = flop_registry[packet](*args, **kwargs, out_val=found)
         elif packet in _ATTENTION:
-            self.flops += _ATTENTION[packet](*args, **kwargs)
+            spent = _ATTENTION[packet](*args, **kwargs)
+        self.flops += spent
+        self.single += spent * (_first(found).dtype == torch.float32) if spent else 0
         self._see(found)
         return found
 
@@ -121,3 +123,8 @@ class Ledger(TorchDispatchMode):
 
     def _moment(self) -> Moment:
         return Moment(Counter(self.held), self._part())
+
+
+def _first(found: Any) -> Tensor:
+    first: Tensor = found if isinstance(found, Tensor) else next(x for x in found if isinstance(x, Tensor))
+    return first

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from attrs import evolve, field, frozen
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import validators
 from .._types import Role
@@ -20,10 +20,12 @@ from ..model import FlowMap
 from ..objectives import Networks
 from ..objectives.distribution_matching import CriticMatching, DistributionMatching
 from ..recipe import Recipe, RecipeError, Stage
-from ..training.networks import precision
+from ..training.context import unsplit
+from ..training.networks import precision, specs
 from .draws import DRAWS, Tariff, drawn, mean
 from .hollow import META, hollowed
-from .ledger import Kind
+from .ledger import Kind, Moment
+from .shape import Shape, judged, shape
 from .trace import Call, Traced, all_off_diagonal, replaced, trace
 
 GIB = 2**30
@@ -35,35 +37,23 @@ RESERVE = 2 * GIB  # for what torch's allocator does not see or cannot use: cont
 class Machine:
     """gpus: how many, with so many bytes of `memory` each. tflops: of a GPU at its peak, in 10^12 operations a second.
 
-    utilisation: the share of it that training reaches.
+    That is in bfloat16; in float32 it makes half as many. utilisation: the share of it that training reaches. context:
+    so many of them work on the same samples, each on a part of their tokens (`Distribution.context`).
     """
 
     gpus: int = field(default=8, validator=validators.ge(1))
     memory: int = field(default=80 * GIB, validator=validators.ge(1))
     tflops: float = field(default=989.0, validator=validators.gt(0.0))
     utilisation: float = field(default=0.4, validator=[validators.gt(0.0), validators.le(1.0)])
-
-
-@frozen
-class Shape:
-    """Of the networks, in bytes where nothing else is said: what sharding by blocks puts together for a call."""
-
-    frozen: int  # parameters
-    trained: Mapping[Role, int]  # parameters, that have an optimiser in some stage
-    block: int  # the largest
-    outside: int
-    block_gradients: int
-
-    def gathered(self, gpus: int) -> int:
-        """A block that runs and the next one, what is outside of the blocks, and a block's gradients twice."""
-        return 2 * self.block + self.outside + 2 * self.block_gradients if gpus > 1 else 0
+    context: int = field(default=1, validator=validators.ge(1))
 
 
 @frozen
 class StagePlan:
     """One stage. parts: operations of an iteration on the global batch, by part, the mean over its draws.
 
-    samples: on a GPU at once. ratios: to an iteration of plain flow matching of the same student; None without one.
+    samples: on a GPU at once, or on the GPUs of one context. ratios: to an iteration of plain flow matching of the same
+    student; None without one.
     """
 
     number: int
@@ -73,6 +63,7 @@ class StagePlan:
     samples: int
     ratio: float | None
     reference_ratio: float | None
+    context: int = 1
 
     @property
     def flops(self) -> float:
@@ -81,20 +72,31 @@ class StagePlan:
     def peak(self, gpus: int, shape: Shape) -> dict[str, float]:
         """Bytes on each GPU by kind, at the fullest moment of an iteration."""
         lasting = {kind: self.traced.lasting[kind] / gpus for kind in LASTING}
-        local = self.stage.batch / gpus
-        scale = min(1.0, local / self.samples)
-        moments = self.traced.highest, self.traced.fullest
-        if local > self.samples:  # gradients of the micro-batches before are there
-            moment, gradients = moments[0], self.traced.lasting["gradients"]
-        else:
-            moment = max(moments, key=lambda m: m.passing() + m.held.get("gradients", 0) / gpus)
-            gradients = moment.held.get("gradients", 0)
+        moment = self.moment(gpus)
+        gradients = self.traced.accumulated if self._accumulates(gpus) else moment.held.get("gradients", 0)
+        scale = min(1.0, self.local(gpus) / self.samples) / self.context
         passing = {kind: scale * moment.held.get(kind, 0) for kind in ("activations", "cache")}
         return {**lasting, "gradients": gradients / gpus, **passing, "gathered": shape.gathered(gpus)}
 
+    def moment(self, gpus: int) -> Moment:
+        """The fullest of an iteration."""
+        if self._accumulates(gpus):
+            return self.traced.highest
+        moments = self.traced.highest, self.traced.fullest
+        return max(moments, key=lambda m: m.passing() + m.held.get("gradients", 0) / gpus)
+
+    def local(self, gpus: int) -> float:
+        """Samples of an iteration on a GPU, which those of one context share."""
+        return self.stage.batch * self.context / gpus
+
+    def _accumulates(self, gpus: int) -> bool:
+        """Whether gradients of earlier micro-batches are there all the time."""
+        return self.local(gpus) > self.samples
+
     def hours(self, machine: Machine) -> float:
+        """An operation in float32 takes as long as two in bfloat16, as in TF32 on tensor cores."""
         rate = machine.gpus * machine.tflops * 1e12 * machine.utilisation
-        return self.flops * self.stage.steps / rate / 3600
+        return (1.0 + self.traced.single) * self.flops * self.stage.steps / rate / 3600
 
 
 LASTING: tuple[Kind, ...] = ("weights", "adapters", "optimiser", "average")
@@ -108,8 +110,9 @@ class Plan:
     stages: tuple[StagePlan, ...]
 
     def peak(self, gpus: int) -> float:
-        """Bytes, of the stage that needs most, with what is held back."""
-        return max(sum(stage.peak(gpus, self.shape).values()) for stage in self.stages) + RESERVE
+        """Bytes, of the stage that needs most or of the end, with what is held back."""
+        stages = (sum(stage.peak(gpus, self.shape).values()) for stage in self.stages)
+        return max(*stages, self.shape.end) + RESERVE
 
     @property
     def fits(self) -> bool:
@@ -117,9 +120,9 @@ class Plan:
 
     @property
     def worlds(self) -> list[int]:
-        """The numbers of GPUs over which every global batch divides."""
+        """The numbers of GPUs over which every global batch divides, a context of them for a sample."""
         common = math.gcd(*(stage.stage.batch for stage in self.stages))
-        return [n for n in range(1, common + 1) if common % n == 0]
+        return [n * self.machine.context for n in range(1, common + 1) if common % n == 0]
 
     @property
     def smallest(self) -> int | None:
@@ -130,21 +133,21 @@ def plan(recipe: Recipe, machine: Machine = Machine()) -> Plan:
     """Runs a step of each stage at its real size, without data in any tensor that weighs something."""
     if recipe.equips:
         raise RecipeError("this recipe equips networks with more than its backbone has, which has no plan yet")
+    if said := unsplit(recipe, machine.context):
+        raise RecipeError("\n".join(said))
     frames, sizes = _sizes(recipe)
     nets = networks(recipe, precision(recipe))
     stages = tuple(_stage(recipe, nets, machine, number, frames, sizes) for number in range(len(recipe.stages)))
-    return Plan(recipe, machine, _shape(recipe, nets), stages)
+    return Plan(recipe, machine, shape(recipe, nets), stages)
 
 
 def networks(recipe: Recipe, dtype: torch.dtype) -> Networks:
-    """All of the recipe, of their real sizes, hollow."""
-    student = recipe.roles if recipe.teacher is None else recipe.roles & frozenset[Role]({"student"})
+    """All that a run of the recipe builds, of their real sizes, hollow; a teacher for the evaluation among them."""
     nets: dict[Role, FlowMap] = {}
     try:
-        for spec, of in ((recipe.backbone, student), (recipe.teacher, recipe.roles - student)):
-            if spec is not None and of:
-                with META:
-                    nets |= spec.outline().build(of, device=META, dtype=dtype)
+        for spec, of in specs(recipe, judged(recipe)):
+            with META:
+                nets |= spec.outline().build(of, device=META, dtype=dtype)
     except ValueError as error:
         raise RecipeError(str(error)) from error
     if "teacher" in recipe.trains:
@@ -172,7 +175,7 @@ def _stage(
     recipe: Recipe, nets: Networks, machine: Machine, number: int, frames: int, sizes: Mapping[str, tuple[int, ...]]
 ) -> StagePlan:
     stage, seed, text = recipe.stages[number], recipe.seed, frozenset(sizes) - {"x"}
-    samples = min(stage.micro or stage.batch, max(1, stage.batch // machine.gpus))
+    samples = min(stage.micro or stage.batch, max(1, stage.batch * machine.context // machine.gpus))
     hardest = evolve(stage, method=all_off_diagonal(stage.method), batch=samples, micro=None)
     length = drawn(hardest, nets, frames, text, _by_frames, seed, number, HARDEST_OF)
     iteration = max(range(HARDEST_OF), key=lambda i: sum(length[i].values()))
@@ -187,7 +190,7 @@ def _stage(
     if "student" in stage.method.trains:
         plain = sum(parts(flow_matching(role="student")).values())
         ratio, theirs = sum(own.values()) / plain, sum(parts(reference(stage.method)).values()) / plain
-    return StagePlan(number, stage, own, found, samples, ratio, theirs)
+    return StagePlan(number, stage, own, found, samples, ratio, theirs, machine.context)
 
 
 def _backward(traced: Mapping[str, float], forward: Mapping[str, float]) -> list[tuple[str, float]]:
@@ -233,27 +236,3 @@ def _sizes(recipe: Recipe) -> tuple[int, dict[str, tuple[int, ...]]]:
         return one.x.shape[1], {"x": tuple(one.x.shape[1:]), **{k: tuple(v.shape[1:]) for k, v in one.cond.items()}}
     what = "no data" if data is None else f"data = {type(data).__name__}(...), which does not say of what size"
     raise RecipeError(f"the recipe has {what}: a plan needs Sized(data, x=(F, C, H, W), cond={{...}}) of flowmap.data")
-
-
-def _shape(recipe: Recipe, nets: Networks) -> Shape:
-    blocks = {id(block): block for u in nets.values() for block in u.blocks}
-    trained = {role: nets[role].trained() for role in nets if role in recipe.trains}
-    own = {id(p) for of in trained.values() for p in of.values()}
-    everything = _unique(p for u in nets.values() for p in u.parameters())
-    inside = [_unique(block.parameters()) for block in blocks.values()]
-    within = {id(p) for of in inside for p in of}
-    return Shape(
-        frozen=sum(p.numel() for p in everything if id(p) not in own),
-        trained={role: sum(p.numel() for p in of.values()) for role, of in trained.items()},
-        block=max((sum(map(_bytes, of)) for of in inside), default=0),
-        outside=sum(_bytes(p) for p in everything if id(p) not in within),
-        block_gradients=max((sum(_bytes(p) for p in of if id(p) in own) for of in inside), default=0),
-    )
-
-
-def _unique(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    return list({id(p): p for p in parameters}.values())
-
-
-def _bytes(p: Tensor) -> int:
-    return p.numel() * p.element_size()

@@ -43,8 +43,11 @@ def _head(plan: Plan) -> Iterator[str]:
     yield f"plan of {plan.recipe.name or type(plan.recipe.backbone).__name__}"
     yield (
         f"on {machine.gpus} GPUs of {machine.memory / GIB:.0f} GiB, {machine.tflops:.0f} TFLOP/s at their peak, "
-        f"{machine.utilisation:.0%} of it reached; {plan.recipe.dtype} weights and forward passes"
+        f"{machine.utilisation:.0%} of it reached"
     )
+    if machine.context > 1:
+        yield f"{machine.context} GPUs share the tokens of a sample; the little that is not of tokens counts as divided too"
+    yield f"frozen weights and forward passes in {plan.recipe.dtype}, what is trained in float32"
     yield "Found by running a step of each stage at its real size on tensors without data; nothing was measured."
     yield ""
 
@@ -52,7 +55,8 @@ def _head(plan: Plan) -> Iterator[str]:
 def _parameters(plan: Plan) -> Iterator[str]:
     trained = ", ".join(f"{role} {count / 1e6:.1f} M" for role, count in sorted(plan.shape.trained.items()))
     yield "PARAMETERS"
-    yield f"  frozen   {plan.shape.frozen / 1e9:.3f} G, held once for all roles"
+    judge = f", {plan.shape.judge / 1e9:.3f} G of them for the evaluation alone" if plan.shape.judge else ""
+    yield f"  frozen   {plan.shape.frozen / 1e9:.3f} G, each held once, whatever roles share it{judge}"
     yield f"  trained  {trained}"
     yield ""
 
@@ -66,6 +70,7 @@ def _operations(plan: Plan) -> Iterator[str]:
         if any(of.get(part) for of in found):
             yield _row(part, [_number(of.get(part, 0.0) / 1e15) for of in found])
     yield _row("in all", [_number(stage.flops / 1e15) for stage in plan.stages])
+    yield _row("of these in float32", [_percent(stage.traced.single) for stage in plan.stages])
     yield _row("over plain flow matching", [_ratio(stage.ratio) for stage in plan.stages])
     yield _row("  with the reference's calls", [_ratio(stage.reference_ratio) for stage in plan.stages])
     yield f"  The mean over {DRAWS} iterations' draws of times, jumps and prefixes. Plain flow matching: of the same"
@@ -77,18 +82,24 @@ def _operations(plan: Plan) -> Iterator[str]:
 def _memory(plan: Plan) -> Iterator[str]:
     gpus = plan.machine.gpus
     yield (
-        f"MEMORY of a GPU at the fullest moment, GiB, of {gpus}, sharded by blocks"
-        if gpus > 1
-        else ("MEMORY of the GPU at the fullest moment, GiB")
+        (
+            f"MEMORY of a GPU at the fullest moment, GiB, of {gpus}, sharded by blocks"
+            if gpus > 1
+            else "MEMORY of the GPU at the fullest moment, GiB"
+        )
+        + {True: "; blocks are recomputed", False: "; nothing is recomputed", None: ""}[_checkpointing(plan)]
     )
     peaks = [stage.peak(gpus, plan.shape) for stage in plan.stages]
     yield _row("", [_title(stage) for stage in plan.stages])
-    yield _row("samples at once", [str(min(s.samples, max(1, s.stage.batch // gpus))) for s in plan.stages])
+    yield _row("samples at once", [str(min(s.samples, max(1, int(s.local(gpus))))) for s in plan.stages])
     for kind, name in KINDS.items():
-        if any(peak[kind] for peak in peaks):
+        if any(peak[kind] > 0.005 * GIB for peak in peaks):
             yield _row(name, [_number(peak[kind] / GIB) for peak in peaks])
     yield _row("in all", [_number(sum(peak.values()) / GIB) for peak in peaks])
-    yield _row("while", [stage.traced.highest.part for stage in plan.stages])
+    yield _row("while", [stage.moment(gpus).part for stage in plan.stages])
+    judge = ", and the teacher to judge it by" if plan.recipe.evaluation is not None else ""
+    end, result = plan.shape.end / GIB, plan.recipe.result
+    yield f"  In the end the first GPU holds {end:.2f}: the {result} whole, once more as it is written{judge}."
     yield f"  Beside it {RESERVE / GIB:.0f} GiB are held back for CUDA, NCCL and what an allocator loses."
     yield ""
 
@@ -105,7 +116,7 @@ def _fit(plan: Plan) -> Iterator[str]:
         for advice in _advice(plan):
             yield f"  {advice}"
     if smallest is None:
-        yield f"Too much for any number of such GPUs, {_said(plan.worlds)}: what a sample needs is not sharded"
+        yield f"Too much for any number of such GPUs over which the batches divide, {_said(plan.worlds)}"
     else:
         yield f"The smallest number of such GPUs that fits: {smallest}"
     yield ""
@@ -113,19 +124,24 @@ def _fit(plan: Plan) -> Iterator[str]:
 
 def _advice(plan: Plan) -> Iterator[str]:
     """The setting to change: what the fullest stage has most of decides which."""
-    gpus = plan.machine.gpus
+    gpus, backbone = plan.machine.gpus, plan.recipe.backbone
     stage = max(plan.stages, key=lambda s: sum(s.peak(gpus, plan.shape).values()))
     peak = stage.peak(gpus, plan.shape)
     passing = peak["activations"] + peak["cache"]
     where = f"stage {stage.number}"
     if plan.smallest is not None and plan.smallest > gpus:
         yield f"{plan.smallest} GPUs hold it: weights, optimiser and averages are divided among them"
+    if plan.shape.end + RESERVE > plan.machine.memory:
+        yield f"a first GPU with {(plan.shape.end + RESERVE) / GIB:.1f} GiB, which the end takes on any number of them"
     if passing < sum(peak.values()) - passing:
+        if _setting(backbone, "lora", "there") is None:
+            yield "lora=Lora(rank=256) of the backbone: adapters on one network in place of a whole one for each role"
+        if plan.smallest is None and plan.worlds[-1] <= gpus:
+            yield f"larger batches, which divide over more GPUs than {plan.worlds[-1]}"
         return
     if stage.samples > 1:
         yield f"Stage.micro = {stage.samples // 2} of {where}: {passing / GIB:.1f} GiB are of {stage.samples} samples"
-    backbone: Any = plan.recipe.backbone
-    if "checkpointing" in fields_dict(type(backbone)) and not backbone.checkpointing:
+    if _checkpointing(plan) is False:
         yield "checkpointing=True of the backbone: what each block holds for its backward pass is computed again"
     if stage.traced.parts.get("history") and stage.traced.parts.get("rollout backward"):
         yield (
@@ -133,11 +149,27 @@ def _advice(plan: Plan) -> Iterator[str]:
             "rollout"
         )
     elif stage.samples == 1:
-        yield "fewer frames or a smaller picture: one sample is all that a GPU holds already"
+        yield (
+            f"--context {2 * plan.machine.context}: more GPUs for the tokens of a sample, one of which is all that they "
+            "hold already; or fewer frames, or a smaller picture"
+        )
+
+
+def _checkpointing(plan: Plan) -> bool | None:
+    return _setting(plan.recipe.backbone, "checkpointing", None)
+
+
+def _setting(backbone: Any, name: str, otherwise: Any) -> Any:
+    """Of a backbone that has it."""
+    return getattr(backbone, name) if name in fields_dict(type(backbone)) else otherwise
 
 
 def _hours(plan: Plan) -> Iterator[str]:
-    yield f"HOURS at {plan.machine.utilisation:.0%} of {plan.machine.tflops:.0f} TFLOP/s a GPU"
+    machine = plan.machine
+    yield (
+        f"HOURS at {machine.utilisation:.0%} of {machine.tflops:.0f} TFLOP/s a GPU, and of half as many in float32 "
+        "(TF32)"
+    )
     yield _row("", [_title(stage) for stage in plan.stages] + ["in all"])
     seconds = [3600 * stage.hours(plan.machine) / stage.stage.steps for stage in plan.stages]
     hours = [stage.hours(plan.machine) for stage in plan.stages]
@@ -156,6 +188,10 @@ def _row(name: str, cells: list[str]) -> str:
 
 def _number(value: float) -> str:
     return "–" if not value else f"{value:.2f}"
+
+
+def _percent(value: float) -> str:
+    return "–" if not value else f"{value:.1%}"
 
 
 def _ratio(value: float | None) -> str:

@@ -62,11 +62,17 @@ class Calls:
 
 @frozen
 class Traced:
-    """One iteration. parts: operations; prices: of calls, a sample; bytes by kind, and the fullest moments."""
+    """One iteration. parts: operations; prices: of calls, a sample; bytes by kind, and the fullest moments.
+
+    single: the share of the operations that is in float32. accumulated: the gradients, in bytes, of the role that has
+    most; those of one role are gone before another's are made.
+    """
 
     parts: Mapping[str, float]
+    single: float
     prices: Mapping[Call, float]
     lasting: Mapping[Kind, int]
+    accumulated: int
     highest: Moment
     fullest: Moment
 
@@ -95,9 +101,11 @@ def trace(stage: Stage, nets: Networks, data: Data, seed: int, number: int, iter
         trainer.step(iteration)
         meter.settle()
     lasting: dict[Kind, int] = {kind: ledger.held[kind] for kind in KINDS}
-    lasting["gradients"] = sum(_size(p) for role in trainer.trained for p in trainer.trained[role].values())
+    gradients = [sum(_size(p) for p in trained.values()) for trained in trainer.trained.values()]
+    lasting["gradients"] = sum(gradients)
     found = {part: float(count) for part, count in meter.spent.items() if count}
-    return Traced(found, calls.prices, lasting, ledger.highest, ledger.fullest)
+    single = ledger.single / max(1, ledger.flops)
+    return Traced(found, single, calls.prices, lasting, max(gradients), ledger.highest, ledger.fullest)
 
 
 def replaced(method: Method, objective: Any) -> Method:

@@ -24,15 +24,30 @@ class RankError(Exception):
         super().__init__("; ".join(f"rank {rank}: {error}" if many else error for rank, error in errors))
 
 
-class LostRankError(Exception):
-    """Another rank is no more, or has not answered in time."""
+AGAIN = "the same call goes on from the last checkpoint"
 
-    def __init__(self) -> None:
+
+class LostRankError(Exception):
+    """Another rank is no more, or has not answered in time, which is as `Distribution.timeout` says."""
+
+    def __init__(self, error: BaseException, rank: int, seconds: float) -> None:
+        waited = f"while rank {rank} waited for it in {_during[0]}"
+        late = any(word in str(error).lower() for word in ("timed out", "timeout"))
         super().__init__(
-            "another process of this job has ended, or has not answered in time, and this one ends, too. The first "
-            "cause is what that one said, and the exit code that torchrun reports; the same call goes on from the last "
-            "checkpoint"
+            f"another process of this job has not answered within {seconds:g} s {waited}: it stalls, or needs longer "
+            f"(Distribution.timeout, or FLOWMAP_TIMEOUT); this one ends, and {AGAIN}"
+            if late
+            else f"another process of this job has ended {waited}, and this one ends, too. The first cause is what "
+            f"that one said, and the exit code that torchrun reports; {AGAIN}"
         )
+
+
+_during = ["its start"]
+
+
+def during(what: str) -> None:
+    """Say what this process does from now on: what it waits for, if it waits in vain."""
+    _during[0] = what
 
 
 def lost(error: BaseException) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,10 +19,11 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from .. import validators
-from .agree import LostRankError, lost, rank, ranks
+from .agree import LostRankError, during, lost, rank, ranks
 
 T = TypeVar("T")
 _joined = count()
+TIMEOUT = 1800.0  # seconds
 DAYS = 7  # for what one rank does alone while the others wait, such as encoding a data set
 
 
@@ -31,12 +33,16 @@ class Distribution:
 
     shard: each rank holds its part of every network, by blocks, which are put together as they run (FSDP2); False keeps
     a copy of everything on each. group: of hybrid sharding, how many ranks share a copy, neighbours such as those of
-    one machine, whose link is fast; None is all. timeout: of an exchange, in seconds, after which the run ends.
+    one machine, whose link is fast; None is all. timeout: of an exchange, in seconds, after which the run ends; None
+    is what FLOWMAP_TIMEOUT in the environment says, and without it half an hour.
+    context: how many ranks, neighbours too, have the same samples and share their tokens: for videos whose activations
+    are too large for one, and for more ranks than samples.
     """
 
     shard: bool = True
     group: int | None = field(default=None, validator=validators.optional(validators.ge(2)))
-    timeout: float = field(default=1800.0, validator=validators.gt(0.0))
+    timeout: float | None = field(default=None, validator=validators.optional(validators.gt(0.0)))
+    context: int = field(default=1, validator=validators.ge(1))
 
     def __attrs_post_init__(self) -> None:
         if self.group is not None and not self.shard:
@@ -44,18 +50,38 @@ class Distribution:
 
     def check(self, world: int, batches: Sequence[int]) -> None:
         """A ValueError where `world` processes cannot share the global batches, or form no whole groups."""
+        _ = self.seconds
         if world > 1 and self.group is not None and world % self.group:
             raise ValueError(
                 f"Distribution.group = {self.group}: does not divide {world} processes; must be one of "
                 f"{_said(n for n in range(2, world + 1) if world % n == 0)}"
             )
+        if world % self.context:
+            raise ValueError(
+                f"Distribution.context = {self.context}: so many processes share a sample, and there "
+                f"{'is 1' if world == 1 else f'are {world}'}; start a multiple of {self.context} with torchrun"
+            )
         for number, batch in enumerate(batches):
-            if batch % world:
-                allowed = _said(n for n in range(1, min(batches) + 1) if not any(b % n for b in batches))
+            if batch % (world // self.context):
+                fits = (n for n in range(1, min(batches) + 1) if not any(b % n for b in batches))
                 raise ValueError(
-                    f"batch = {batch} of stage {number} does not divide over {world} processes: start {allowed}, or "
-                    "change the batch"
+                    f"batch = {batch} of stage {number} does not divide over {world} processes"
+                    + (f", {self.context} of which share a sample" if self.context > 1 else "")
+                    + f": start {_said(n * self.context for n in fits)}, or change the batch"
                 )
+
+    @property
+    def seconds(self) -> float:
+        """Of the timeout."""
+        if self.timeout is not None:
+            return self.timeout
+        given = os.environ.get("FLOWMAP_TIMEOUT", str(TIMEOUT))
+        try:
+            if (seconds := float(given)) > 0 and math.isfinite(seconds):
+                return seconds
+        except ValueError:
+            pass
+        raise ValueError(f"FLOWMAP_TIMEOUT = {given!r}: must be a number of seconds > 0")
 
     def mesh(self, device: torch.device) -> DeviceMesh:
         """Of all ranks; its last dimension is the one over which a network is sharded."""
@@ -92,22 +118,26 @@ def joined(distribution: Distribution, device: torch.device) -> Iterator[None]:
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
-    store, rank, size = next(rendezvous("env://"))
-    distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if cuda else "gloo",
-        store=PrefixStore(f"flowmap{_attempt()}.{next(_joined)}", store),  # a store outlives its groups
-        rank=rank,
-        world_size=size,
-        timeout=timedelta(seconds=distribution.timeout),
-        device_id=device if cuda else None,
-    )
+    number, seconds = int(os.environ.get("RANK", "0")), distribution.seconds
+    during("its start")
     try:
+        store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=seconds)))
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            store=PrefixStore(f"flowmap{_attempt()}.{next(_joined)}", store),  # a store outlives its groups
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(seconds=seconds),
+            device_id=device if cuda else None,
+        )
+        during("the preparation of networks and data")
         yield
     except BaseException as error:
-        if not cuda:  # NCCL would wait for ranks that are not coming; the process ends now, and takes it along
+        if not cuda and distributed.is_initialized():
+            # NCCL would wait for ranks that are not coming; the process ends now, and takes it along
             distributed.destroy_process_group()
         if lost(error):
-            raise LostRankError from error
+            raise LostRankError(error, number, seconds) from error
         raise
     distributed.destroy_process_group()
 

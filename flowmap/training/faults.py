@@ -5,8 +5,8 @@
     FLOWMAP_FAULT=save.shard:2-4:nospace@1   no space left, the second to the fourth time, on rank 1 alone
 
 Actions are `kill`, `exit` (with code 17), `raise`, `nospace` (the OSError of a full disk), `quota`, `readonly`, `term`
-and `usr1` (that signal to oneself), `stall` (a second). Several faults are separated by commas. Nothing here is
-random: a fault that was survived once is survived again.
+and `usr1` (that signal to oneself), `stall` (a second; `stall8`: eight). Several faults are separated by commas.
+Nothing here is random: a fault that was survived once is survived again.
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ def reach(point: str) -> None:
             _inject(fault, point, _reached[point])
 
 
+def counted(point: str) -> int:
+    """How often the run has been there, where there are faults."""
+    return _reached[point]
+
+
 def _inject(fault: str, point: str, count: int) -> None:
     found = FORM.fullmatch(fault)
     if found is None:
@@ -53,8 +58,8 @@ def _inject(fault: str, point: str, count: int) -> None:
         raise RuntimeError(f"{point}: a fault was asked for")
     if action == "exit":
         os._exit(17)
-    if action == "stall":
-        time.sleep(STALL)
+    if stall := re.fullmatch(r"stall(\d*)", action):
+        time.sleep(float(stall[1] or STALL))
     elif action in SIGNALS:
         os.kill(os.getpid(), SIGNALS[action])
     else:

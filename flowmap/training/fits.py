@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
 
 import torch
-from attrs import define
-from torch import Tensor, nn
+from attrs import define, frozen
+from torch import Tensor, distributed, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from .._types import Batch, Rng, Role
@@ -15,19 +17,27 @@ from ..model import ConditionError, FlowMap
 from ..objectives import Networks
 from ..recipe import RecipeError
 from ..validators import listed
+from .agree import lost, rank, ranks
+from .faults import reach
 
 T, R = 0.75, 0.25
+PATIENT = 60.0  # seconds that a rank with an error waits for the others to hear of it
 
 
 def check(nets: Networks, sample: Batch, made_of: Mapping[Role, str], source: str) -> None:
     """A `RecipeError` with what each network says to `sample`, one sample of the data: one forward pass a role.
 
-    made_of: where each network comes from; source: where the data does, both for the message. Every rank must call it.
+    made_of: where each network comes from; source: where the data does, both for the message. Every rank must call it,
+    and all raise the same, or end.
     """
     wrong = _null(sample, source)
+    exchange = Exchange.new()
     for role in () if wrong else sorted(nets):
-        if (error := _forward(nets[role], sample)) is not None:
+        errors = exchange(_forward(nets[role], sample))
+        if (error := _together(errors)) is not None:
             wrong.append(f"the {role} ({made_of[role]}) does not take the data ({source}: {_shapes(sample)}): {error}")
+        if not all(errors) and error is not None:
+            break  # ranks are in different places
     if wrong:
         raise RecipeError(*wrong)
 
@@ -54,18 +64,57 @@ def _forward(u: FlowMap, sample: Batch) -> str | None:
     try:
         z, cond = u.teacher_forcing(sample.x, sample.cond, Rng.seeded(0))
         t = torch.full((len(z),), T, device=z.device)
+        reach("fits.before")
         with _watched(last):
             made = u(z, t, t * (R / T), cond)
+        reach("fits.after")
     except ConditionError as error:
         return str(error)
     except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if isinstance(error, torch.OutOfMemoryError) or lost(error):
             raise
         said = str(error).strip().partition("\n")[0]
         return f"{last.told(u)}{type(error).__name__}: {said}"
     if made.shape != z.shape:
         return f"it gives {_shape(made)} for {_shape(z)}: must be the same"
     return None
+
+
+@frozen
+class Exchange:
+    """What each rank has to say, to all: by a group of its own, for the others may be waiting in the network's.
+
+    They are where a rank has failed alone, before it was through. Nobody comes to the exchange then, and it says what
+    it has and ends, from which the others learn that it is gone.
+    """
+
+    group: Any = None
+
+    @classmethod
+    def new(cls) -> Exchange:
+        """Every rank must ask for it."""
+        if ranks() == 1:
+            return cls()
+        return cls(distributed.new_group(backend="gloo", timeout=timedelta(seconds=PATIENT)))
+
+    def __call__(self, error: str | None) -> list[str | None]:
+        """By rank."""
+        outcomes: list[str | None] = [None] * ranks()
+        outcomes[rank()] = error
+        if ranks() > 1:
+            try:
+                distributed.all_gather_object(outcomes, error, self.group)
+            except RuntimeError:
+                if error is None:
+                    raise
+        return outcomes
+
+
+def _together(errors: Sequence[str | None]) -> str | None:
+    """What is wrong on all ranks, or who says what; None if nothing is."""
+    if len({*errors}) == 1:
+        return errors[0]
+    return "; ".join(f"rank {k} alone: {error}" for k, error in enumerate(errors) if error is not None)
 
 
 @define

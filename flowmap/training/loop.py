@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from attrs import define, field
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.tensor import DTensor
 
 from .._types import Batch, Mean, Rng, Role, Shared
@@ -16,12 +16,11 @@ from ..data import Data, ReadsAhead, indices
 from ..method import Update
 from ..objectives import Networks
 from ..recipe import AdamW, Stage
-from .agree import rank, ranks
+from .agree import during, rank, ranks
 from .ema import Average
 from .faults import reach
 from .reduction import add_up, clip, norm, read
-
-MAX_SKIPPED = 5  # optimiser steps in a row that a role may skip for a gradient that is not finite
+from .skips import MAX_SKIPPED, Skips
 
 
 class TrainingError(Exception):
@@ -33,7 +32,8 @@ class Trainer:
     """One stage. `step` is an iteration: every update of the method, in order, each one optimiser step of its role.
 
     Randomness is keyed by (seed, stage number, iteration, update, term) and the place in the global batch. Of several
-    ranks each takes its part of every global micro-batch, and all make the same calls.
+    ranks each takes its part of every global micro-batch, and all make the same calls; those of a context take the same
+    part, and of each one's loss an equal share counts.
 
     A step waits for no device: whether it was skipped, since a loss or a gradient of some rank was not finite, is
     decided and counted there. `read` looks.
@@ -45,16 +45,17 @@ class Trainer:
     seed: int = 0
     number: int = 0  # of the stage in its recipe
     device: torch.device = torch.device("cpu")
+    context: int = 1  # neighbouring ranks that have the same samples and share their tokens
     trained: Mapping[Role, Mapping[str, nn.Parameter]] = field(init=False)
     optimizers: Mapping[Role, torch.optim.Optimizer] = field(init=False)
     averages: dict[Role, Average] = field(factory=dict, init=False)
     shared: Shared = field(factory=Shared, init=False)
-    _skips: dict[Role, Tensor] = field(factory=dict, init=False)  # [2]: in a row, and the most since the last look
+    _skips: dict[Role, Skips] = field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
-        if self.stage.batch % ranks():
-            raise TrainingError(f"batch = {self.stage.batch} does not divide over {ranks()} processes")
-        self.shared.ranks, self.shared.whole = ranks(), (self.stage.micro or self.stage.batch) >= self.stage.batch
+        if self.stage.batch % self._parts:
+            raise TrainingError(f"batch = {self.stage.batch} does not divide over {self._parts} processes")
+        self.shared.ranks, self.shared.whole = self._parts, (self.stage.micro or self.stage.batch) >= self.stage.batch
         roles = sorted(self.stage.method.trains)
         self.trained = {role: self.nets[role].trained() for role in roles}
         for role, trained in self.trained.items():
@@ -63,7 +64,7 @@ class Trainer:
         self.optimizers = {role: _optimizer(_settings(self.stage, role), self.trained[role]) for role in roles}
         if self.stage.ema is not None:
             self.averages = {r: Average.of(self.trained[r], self.stage.ema) for r in roles if r != "critic"}
-        self._skips = {role: torch.zeros(2, device=self.device) for role in roles}
+        self._skips = {role: Skips.of(self.stage.batch // self._parts, self.device) for role in roles}
 
     def step(self, iteration: int) -> dict[str, Mean]:
         """One iteration; its logs as means over this rank's samples, by `role/name`: see `read`."""
@@ -75,14 +76,18 @@ class Trainer:
         for number, update in enumerate(self.stage.method.updates):
             if not update.due(iteration):
                 continue
-            bad = torch.zeros((), device=self.device)
-            for positions in _micro(self.stage, rank(), ranks()):
+            during(f"the {update.role}'s update in iteration {iteration} of {self.where}")
+            self._skips[update.role].begin()
+            done = 0
+            for positions in self._positions():
                 reach("data.next")
                 batch = self.data.batch([index[p] for p in positions]).to(self.device)
                 key = (self.seed, self.number, iteration, number)
-                for name, mean in self._backward(update, batch, key, positions, bad).items():
+                for name, mean in self._backward(update, batch, key, positions, done).items():
                     logs[name] = logs[name] + mean if name in logs else mean
-            logs |= self._apply(update.role, iteration, bad)
+                done += len(positions)
+            logs |= self._apply(update.role, iteration)
+        during(f"the end of iteration {iteration} of {self.where}")
         self.shared.next()
         return logs
 
@@ -90,8 +95,17 @@ class Trainer:
         """The batches that an iteration asks for, in that order."""
         index = indices(len(self.data), self.stage.batch, iteration, self.seed, self.number)
         for _ in filter(lambda update: update.due(iteration), self.stage.method.updates):
-            for positions in _micro(self.stage, rank(), ranks()):
+            for positions in self._positions():
                 yield [index[p] for p in positions]
+
+    @property
+    def _parts(self) -> int:
+        """How many parts the batch is in."""
+        return ranks() // self.context
+
+    def _positions(self) -> list[tuple[int, ...]]:
+        """Where this rank's micro-batches stand in the global batch."""
+        return _micro(self.stage, rank() // self.context, self._parts)
 
     def read(self, logs: Mapping[str, Mean], iteration: int) -> dict[str, float]:
         """The logs of an iteration as numbers, over all ranks; every rank must ask.
@@ -99,22 +113,32 @@ class Trainer:
         A TrainingError where a role has skipped `MAX_SKIPPED` steps in a row since the last look: so the run stops by
         as many iterations late as there are between looks, with weights that no skipped step has changed.
         """
-        found = read(logs, {f"/{role}": skips[1] for role, skips in self._skips.items()}, self.device)
+        during(f"the record of iteration {iteration} of {self.where}")
+        found = read(logs, {f"/{role}": skips.counts[1] for role, skips in self._skips.items()}, self.device)
         for role, skips in self._skips.items():
             if found.pop(f"/{role}") >= MAX_SKIPPED:
-                settings = _settings(self.stage, role)
                 raise TrainingError(
                     f"the {role}'s loss or gradient was not finite {MAX_SKIPPED} times in a row, by iteration "
-                    f"{iteration} of stage {self.number} ({self.stage.method.name}): lower its lr ({settings.lr}) or "
-                    "look at the data"
+                    f"{iteration} of {self.where}; {skips.origin(self._samples)}: lower its lr "
+                    f"({_settings(self.stage, role).lr}) or look at the data"
                 )
-            skips[1] = skips[0]
+            skips.looked()
         return found
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return f"stage {self.number} ({self.stage.method.name})"
+
+    def _samples(self, iteration: int) -> list[int]:
+        """This rank's, in the data."""
+        index = indices(len(self.data), self.stage.batch, iteration, self.seed, self.number)
+        return [index[p] for positions in self._positions() for p in positions]
 
     @property
     def skipped(self) -> dict[Role, int]:
         """Steps in a row that a role has skipped. Waits for the device."""
-        return {role: int(skips[0]) for role, skips in self._skips.items()}
+        return {role: skips.in_a_row for role, skips in self._skips.items()}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it besides tensors; JSON."""
@@ -123,7 +147,7 @@ class Trainer:
     def restore(self, state: Mapping[str, Any]) -> None:
         self.shared.load(state["means"])
         for role, count in state["skipped"].items():
-            self._skips[role].fill_(count)
+            self._skips[role].restore(count)
 
     def finish(self) -> None:
         """The stage is over: its averages take the place of the weights."""
@@ -131,26 +155,30 @@ class Trainer:
             average.copy_to(self.trained[role])
 
     def _backward(
-        self, update: Update, batch: Batch, key: tuple[int, ...], positions: tuple[int, ...], bad: Tensor
+        self, update: Update, batch: Batch, key: tuple[int, ...], positions: tuple[int, ...], done: int
     ) -> dict[str, Mean]:
+        """done: how many of this rank's samples came before. A term of weight 0 is called, and no part of the step."""
         logs: dict[str, Mean] = {}
         for term, (weight, objective) in enumerate(update.terms):  # one graph at a time
             rng = Rng((*key, term), positions, self.stage.batch)
-            loss = objective(self.nets, batch, rng, self.shared)
-            (weight * len(batch) / self.stage.batch * loss.value).backward()
-            bad += ~loss.value.detach().isfinite()
+            with self.shared.at(update.role, key[-1], term):
+                loss = objective(self.nets, batch, rng, self.shared)
+            if weight:
+                (weight * len(batch) / (self.stage.batch * self.context) * loss.value).backward()
+                self._skips[update.role].saw(loss, slice(done, done + len(batch)))
             for short, mean in loss.logs.items():
                 name = f"{update.role}/{short}"
                 logs[name] = logs[name] + mean if name in logs else mean
         return logs
 
-    def _apply(self, role: Role, iteration: int, bad: Tensor) -> dict[str, Mean]:
-        """The optimiser's step, unless a loss or the gradient was not finite. bad: [] how many losses here."""
+    def _apply(self, role: Role, iteration: int) -> dict[str, Mean]:
+        """The optimiser's step, unless a loss or the gradient was not finite, on any rank."""
         settings, optimizer, trained = _settings(self.stage, role), self.optimizers[role], self.trained[role]
+        skips = self._skips[role]
         lr = rate(settings, iteration, self.stage.steps)
         add_up(list(trained.values()))
         gradients = [p.grad for p in trained.values() if p.grad is not None]
-        length, bad = norm(gradients, bad)
+        length, bad = norm(gradients, skips.losses)
         clip(gradients, length, settings.clip)
         skip = (~length.isfinite() | (bad > 0)).float()
         for group in optimizer.param_groups:
@@ -162,9 +190,7 @@ class Trainer:
             self.averages[role].update(trained, iteration, skip)
             reach("ema.after")
         optimizer.zero_grad(set_to_none=True)
-        skips = self._skips[role]
-        skips[0] = (skips[0] + 1) * skip
-        skips[1] = torch.maximum(skips[1], skips[0])
+        skips.end(iteration, skip)
         scalar = {"gradient_norm": length, "lr": torch.tensor(lr), "skipped": skip}
         return {f"{role}/{name}": Mean.of(value.reshape(1)) for name, value in scalar.items()}
 

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from .._types import Role
-from ..model import FlowMap, FlowMapSpec
+from ..context import Context
+from ..model import FlowMap, FlowMapSpec, Splits
 from ..objectives import Networks
 from ..recipe import Recipe, RecipeError
 from .agree import ranks
+from .context import context
 from .distributed import Distribution
 from .sharding import pieces
 
@@ -22,14 +24,22 @@ def precision(recipe: Recipe) -> torch.dtype:
     return torch.bfloat16 if recipe.dtype == "bfloat16" else torch.float32
 
 
-def build(recipe: Recipe, device: torch.device, dtype: torch.dtype, *, judged: bool = False) -> Networks:
+def build(
+    recipe: Recipe,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    judged: bool = False,
+    shared: Context | None = None,
+) -> Networks:
     """All networks of the recipe; teacher and critic from `recipe.teacher` where that is given.
 
     judged: a teacher too, if no stage needs one, to compare with. A teacher that the recipe fine-tunes is not frozen.
+    shared: the ranks that share a sample's tokens.
     """
     nets: dict[Role, FlowMap] = {}
-    for spec, of in _specs(recipe, judged):
-        nets |= _built(recipe, spec, of, device, dtype=dtype)
+    for spec, of in specs(recipe, judged):
+        nets |= _built(recipe, spec, of, device, dtype=dtype, shared=shared)
     return nets
 
 
@@ -37,11 +47,12 @@ def spread(
     recipe: Recipe, device: torch.device, dtype: torch.dtype, distribution: Distribution, *, judged: bool
 ) -> Networks:
     """`build`, in pieces where there are several ranks; none of which holds a whole network, if it can be streamed."""
+    shared = context(distribution)
     if ranks() == 1 or not distribution.shard:
-        return build(recipe, device, dtype, judged=judged)
+        return build(recipe, device, dtype, judged=judged, shared=shared)
     nets, mesh = dict[Role, FlowMap](), distribution.mesh(device)
-    for spec, of in _specs(recipe, judged):
-        nets |= pieces(spec, partial(_built, recipe, spec, of, dtype=dtype), mesh, device, dtype)
+    for spec, of in specs(recipe, judged):
+        nets |= pieces(spec, partial(_built, recipe, spec, of, dtype=dtype, shared=shared), mesh, device, dtype)
     return nets
 
 
@@ -49,12 +60,21 @@ def spread(
 def whole_again(
     recipe: Recipe, tensors: Mapping[Role, Mapping[str, Tensor]], device: torch.device, dtype: torch.dtype, judged: bool
 ) -> Networks:
-    """The networks of one process, with what several have trained."""
-    nets = build(recipe, device, dtype, judged=judged)
-    for role in tensors.keys() & {"student", "teacher"}:
+    """What is left to do with them in one process, written and judged, with what several have trained."""
+    nets: dict[Role, FlowMap] = {}
+    left = remaining(recipe, judged)
+    for spec, of in specs(recipe, judged):
+        if of & left:
+            nets |= _built(recipe, spec, of & left, device, dtype=dtype)
+    for role in tensors.keys() & nets.keys() & {"student", "teacher"}:
         for name, p in nets[role].trained().items():
             p.copy_(tensors[role][name])
     return nets
+
+
+def remaining(recipe: Recipe, judged: bool) -> frozenset[Role]:
+    """The networks that are still needed once all is trained: what comes out, and a teacher to compare it with."""
+    return frozenset[Role]({recipe.result}) | (frozenset[Role]({"teacher"}) if judged else frozenset[Role]())
 
 
 def trained(recipe: Recipe, nets: Networks) -> Mapping[Role, Mapping[str, nn.Parameter]]:
@@ -62,7 +82,7 @@ def trained(recipe: Recipe, nets: Networks) -> Mapping[Role, Mapping[str, nn.Par
     return {role: nets[role].trained() for role in sorted(recipe.trains)}
 
 
-def _specs(recipe: Recipe, judged: bool) -> list[tuple[FlowMapSpec, frozenset[Role]]]:
+def specs(recipe: Recipe, judged: bool) -> list[tuple[FlowMapSpec, frozenset[Role]]]:
     """Which spec builds which roles."""
     roles = recipe.roles | (frozenset[Role]({"teacher"}) if judged else frozenset[Role]())
     student = roles if recipe.teacher is None else roles & frozenset[Role]({"student"})
@@ -71,10 +91,19 @@ def _specs(recipe: Recipe, judged: bool) -> list[tuple[FlowMapSpec, frozenset[Ro
 
 
 def _built(
-    recipe: Recipe, spec: FlowMapSpec, roles: frozenset[Role], device: torch.device, *, dtype: torch.dtype
+    recipe: Recipe,
+    spec: FlowMapSpec,
+    roles: frozenset[Role],
+    device: torch.device,
+    *,
+    dtype: torch.dtype,
+    shared: Context | None = None,
 ) -> Mapping[Role, FlowMap]:
     try:
         nets = spec.build(roles, device=device, dtype=dtype)
+        if shared is not None:
+            assert isinstance(spec, Splits)  # `unsplit` has looked
+            spec.split(nets, shared)
     except ValueError as error:
         raise RecipeError(str(error)) from error
     if "teacher" in recipe.trains & nets.keys():

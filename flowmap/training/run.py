@@ -117,8 +117,7 @@ class Run:
 
     def note(self, text: str) -> None:
         """What went wrong and was survived: into the log and the status."""
-        if self.speaks:
-            tqdm.write(f"flowmap: {text}", file=sys.stderr)
+        self.say(text)
         with self._guard:
             if self._status is None:
                 self._early.append(text)
@@ -134,8 +133,10 @@ class Run:
         """Done. sha256: of what was trained."""
         self._update(state="finished", reason=None, hash=sha256)
 
-    def preparing(self) -> None:
-        self._bar = tqdm(desc="preparing networks and data", bar_format="{desc}", disable=not self.speaks)
+    def say(self, text: str) -> None:
+        """What is of no interest once the run is over: into the log alone."""
+        if self.speaks:
+            tqdm.write(f"flowmap: {text}", file=sys.stderr)
 
     def stage(self, number: int, name: str, first: int, steps: int) -> None:
         self.close()

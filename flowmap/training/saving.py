@@ -30,6 +30,7 @@ class Saves:
     digest: str
     run: Run
     minutes: float = MINUTES
+    newest: Path | None = field(default=None, init=False)
     failed: int = field(default=0, init=False)  # in a row
     lost: int = field(default=0, init=False)  # in all
     _last: float = field(factory=time.monotonic, init=False)
@@ -55,6 +56,6 @@ class Saves:
                 after = f"make room in {self.folder}, then go on from the one before"
                 raise SaveError(f"{error} ({why}): {after}") from None
         else:
-            self.failed = 0
+            self.failed, self.newest = 0, path
             self.run.saved(path)
         self._last = time.monotonic()

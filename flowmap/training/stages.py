@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .._types import Role
+from .._types import Mean, Role
 from ..data import Data
 from ..objectives import Networks
 from ..recipe import Recipe
 from . import checkpoint
+from .agree import during
 from .interrupt import Interrupt, Preempted
-from .loop import Trainer
+from .loop import Trainer, TrainingError
 from .run import Run
 from .saving import Saves
 
@@ -32,16 +33,18 @@ def train(
     device: torch.device,
     weights: checkpoint.Weights,
     found: checkpoint.Found | None,
+    context: int = 1,
 ) -> None:
     stage, iteration = (0, 0) if found is None else (found.stage, found.iteration)
     run.resumed(stage, iteration)
     if found is not None:
+        saves.newest = found.path
         checkpoint.restore_weights(found, weights)
     for number in range(stage, len(recipe.stages)):
         resumed = found if number == stage else None
         if resumed is None:
             _inherit(recipe, number, weights)
-        trainer = Trainer(nets, recipe.stages[number], data, recipe.seed, number, device)
+        trainer = Trainer(nets, recipe.stages[number], data, recipe.seed, number, device, context)
         if resumed is not None:
             checkpoint.restore_trainer(resumed, trainer)
         final = number + 1 == len(recipe.stages)
@@ -60,11 +63,12 @@ def _stage(
             last = iteration + 1 == stage.steps
             logs = None
             if last or iteration % run.every == 0:
-                logs = trainer.read(means, iteration)
+                logs = _read(trainer, means, iteration, saves)
                 watch.step_end(trainer, iteration, logs)
             run.step(trainer.number, iteration, logs)
             stopping, due = saves.agreed(stop.asked)
             if last or stopping or due:
+                during(f"the checkpoint after {iteration + 1} iterations of {trainer.where}")
                 saves.save(trainer, weights, iteration + 1, last=stopping or (last and final))
             if last:  # a signal while the stage's end was saved would find no iteration after it
                 stopping, _ = saves.agreed(stop.asked)
@@ -76,6 +80,15 @@ def _stage(
     trainer.finish()
     watch.train_end(trainer)
     run.close()
+    during(f"what comes after {trainer.where}")
+
+
+def _read(trainer: Trainer, means: Mapping[str, Mean], iteration: int, saves: Saves) -> dict[str, float]:
+    try:
+        return trainer.read(means, iteration)
+    except TrainingError as error:
+        kept = "" if saves.newest is None else f"; the last good checkpoint is {saves.newest.name}"
+        raise TrainingError(f"{error}{kept}") from None
 
 
 @torch.no_grad()

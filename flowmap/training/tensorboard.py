@@ -14,7 +14,10 @@ class TensorBoard:
     """
 
     def __init__(self, run: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError(f"{error}; pip install 'flowmap-distill[tensorboard]'") from error
 
         self.writer: Any = SummaryWriter(run / "tensorboard")
 

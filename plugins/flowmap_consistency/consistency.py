@@ -16,7 +16,7 @@ from flowmap.objectives import Loss, Networks
 from flowmap.path import expand, interpolate
 from flowmap.rollout import euler_grid
 from flowmap.times import TimeSampler
-from flowmap.weights import Reweight
+from flowmap.weights import Reweight, reweighted
 
 from .citations import CONSISTENCY, IMPROVED, LCM
 from .scale import Scale
@@ -122,10 +122,9 @@ class DiscreteConsistency:
             else:
                 z, _ = interpolate(x, noise, r)
             y = u_θ.jump(z, r, zero, c)
-        raw = loss = (x_hat - y).square().flatten(1).mean(1)
-        for reweight in self.reweight:
-            loss = reweight(loss, t, r, shared)
-        return Loss(loss.mean(), {"loss": Mean.of(raw)})
+        raw = (x_hat - y).square().flatten(1).mean(1)
+        loss = reweighted(raw, t, r, self.reweight, shared)
+        return Loss(loss.mean(), {"loss": Mean.of(raw)}, raw.detach().isfinite())
 
 
 def consistency(

@@ -14,7 +14,7 @@ from flowmap.guidance import Exact, Guidance
 from flowmap.objectives import Loss, Networks
 from flowmap.path import interpolate
 from flowmap.times import TimeSampler, Triangle, roles
-from flowmap.weights import Reweight
+from flowmap.weights import Reweight, reweighted
 
 
 @frozen
@@ -63,8 +63,6 @@ class LagrangianMatching:
             v = nets[self.velocity].velocity(f, r, c, null, w)
         raw = (df - v).square().flatten(1).mean(1)
 
-        loss = raw
-        for reweight in self.reweight:
-            loss = reweight(loss, t, r, shared)
+        loss = reweighted(raw, t, r, self.reweight, shared)
         logs = {f"loss/{role}": Mean.of(raw, mask) for role, mask in roles(t, r).items()}
-        return Loss(guide.weight * loss.mean(), logs)
+        return Loss(guide.weight * loss.mean(), logs, raw.detach().isfinite())

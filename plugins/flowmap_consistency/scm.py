@@ -16,7 +16,7 @@ from flowmap.method import Method, Update
 from flowmap.objectives import Loss, Networks
 from flowmap.path import expand, interpolate
 from flowmap.times import Diagonal, LogitNormal, TimeSampler
-from flowmap.weights import Ramp, Reweight
+from flowmap.weights import Ramp, Reweight, reweighted
 
 from . import trigflow
 from .citations import CONSISTENCY, SCM
@@ -87,14 +87,13 @@ class ContinuousConsistency:
             size = g.flatten(1).norm(dim=1)
             finite = size.isfinite()
             g = torch.where(expand(finite, g), g / (expand(size, g) + 0.1), torch.zeros_like(g))
-        loss = (F - (F + g).detach()).square().flatten(1).mean(1)
-        for reweight in self.reweight:
-            loss = reweight(loss, t, r, shared)
+        raw = (F - (F + g).detach()).square().flatten(1).mean(1)
+        loss = reweighted(raw, t, r, self.reweight, shared)
         logs = {
             "tangent": Mean.of(size / g[0].numel() ** 0.5, finite),
             "tangent/nonfinite": Mean.of((~finite).float()),
         }
-        return Loss(loss.mean(), logs)
+        return Loss(loss.mean(), logs, raw.detach().isfinite())
 
     def tangent(self, x: Latent, F: Latent, dx: Latent, T: Latent, c: Tensor, s: Tensor, ρ: float) -> Latent:
         """g, not normalised."""

@@ -15,7 +15,7 @@ from flowmap.guidance import Exact, Guidance
 from flowmap.objectives import Loss, Networks
 from flowmap.path import expand, interpolate, shift, unshift
 from flowmap.times import TimeSampler, Triangle, roles
-from flowmap.weights import Reweight
+from flowmap.weights import Reweight, reweighted
 
 
 class Split(Protocol):
@@ -86,8 +86,6 @@ class SemigroupMatching:
             y = λ * u_ts + (1 - λ) * u_sr
         raw = (u - y).square().flatten(1).mean(1)
 
-        loss = raw
-        for reweight in self.reweight:
-            loss = reweight(loss, t, r, shared)
+        loss = reweighted(raw, t, r, self.reweight, shared)
         logs = {f"loss/{role}": Mean.of(raw, mask) for role, mask in roles(t, r).items()}
-        return Loss(guide.weight * loss.mean(), logs)
+        return Loss(guide.weight * loss.mean(), logs, raw.detach().isfinite())

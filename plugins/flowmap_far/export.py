@@ -15,12 +15,11 @@ from torch import nn
 
 from flowmap import FlowMap, Rng
 from flowmap._types import Cond, Latent
-from flowmap.export.errors import ExportError
 from flowmap.export.graph import Graph, Input
 from flowmap.export.runner import Checked
 from flowmap.export.spec import Range, ShapeProfile
 
-from .graph import Compress, Encode, Step
+from .graph import Compress, CompressAlone, Encode, Step
 from .network import FarFlowMap
 from .runner import ExportedFar, FarTransformer
 
@@ -30,7 +29,10 @@ LEAST = 2
 
 @frozen
 class FarFamily:
-    """Three graphs: `step`, `encode` for a finished chunk, `compress` for when one leaves full resolution."""
+    """Three graphs: `step`, `encode` for a finished chunk, `compress` for when one leaves full resolution.
+
+    Where a chunk leaves as soon as it is finished, full = 1, two: there is nothing to encode at full resolution.
+    """
 
     attention: Attention = "sdpa"
     dims: tuple[str, ...] = SIZES
@@ -40,8 +42,6 @@ class FarFamily:
 
     def graphs(self, u: FlowMap) -> tuple[Graph, ...]:
         assert isinstance(u, FarFlowMap)
-        if u.full < 2:
-            raise ExportError(f"full = {u.full}: must be at least 2 to export")
         net, f32, i64 = u.net, torch.float32, torch.int64
         c, text = int(net.config.in_channels), text_input(u, "encoder_hidden_states")
         heads, dim = int(net.config.num_attention_heads), int(net.config.attention_head_dim)
@@ -64,12 +64,17 @@ class FarFamily:
         ]
         multiples, limits = bounds(u, u.patch)
         limits = {name: n for name, n in limits.items() if name != "frames"}
-        step, encode, compress = (kind(u, self.attention).eval() for kind in (Step, Encode, Compress))
-        return (
-            Graph("step", step, (x, *times, text, kv, past, at), "velocity", multiples, limits),
-            Graph("encode", encode, (x, text, kv, past, at), "memory", multiples, limits),
-            Graph("compress", compress, (old, recent, text, kv, past, *ids), "memory", multiples, limits),
-        )
+        finished = (x, text, kv, past, at)
+
+        def graph(name: str, module: nn.Module, inputs: Sequence[Input], output: str = "memory") -> Graph:
+            return Graph(name, module.eval(), tuple(inputs), output, multiples, limits)
+
+        step = graph("step", Step(u, self.attention), (x, *times, text, kv, past, at), "velocity")
+        if u.full == 1:
+            return step, graph("compress", CompressAlone(u, self.attention), finished)
+        encode = graph("encode", Encode(u, self.attention), finished)
+        compress = Compress(u, self.attention)
+        return step, encode, graph("compress", compress, (old, recent, text, kv, past, *ids))
 
     def sizes(self, u: FlowMap) -> Mapping[str, int]:
         assert isinstance(u, FarFlowMap)
@@ -98,7 +103,7 @@ class FarFamily:
                 "past": Range(most if fixed else LEAST, most, most),
                 "chunk": _range(every),
                 "old": _range(leaving or every),
-                "recent": _range(recent or every),
+                "recent": _range([n for n in recent if n] or every),  # none where full = 1, and then nobody asks
             }
         )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from flowmap_wan.block import Rope, rotation
 from flowmap_wan.graph import POSITIONS, Attention, WanGraph, same_sizes
+from flowmap_wan.masters import plain
 from torch import Tensor
 
 from flowmap._types import Latent, Time
@@ -88,15 +89,12 @@ class Encode(FarGraph):
         return self.layers(h, modulation, h.shape[1], text, rope, kv, self.visible(past, h))[1]
 
 
-class Compress(FarGraph):
-    """The keys and values of the chunk that leaves full resolution, compressed, and of the later ones, which see it.
-
-    `rows` and `columns` of a compressed token are at the middle of the positions that it stands for.
-    """
+class Small(FarGraph):
+    """What can make compressed tokens: `rows` and `columns` of one are at the middle of the positions it stands for."""
 
     def __init__(self, u: FarFlowMap, attention: Attention = "sdpa") -> None:
         super().__init__(u, attention)
-        self.far_patch_embedding = u.net.get_submodule(FAR_PATCH)
+        self.far_patch_embedding = plain(u.net.get_submodule(FAR_PATCH))
         self.side = int(u.net.config.compressed_patch_size[-1])
         n = self.side // self.patch
         middles = n * torch.arange(POSITIONS // n, dtype=torch.float64) + (n - 1) / 2
@@ -107,6 +105,21 @@ class Compress(FarGraph):
             for name, part in zip(("cos", "sin"), rotation(axes, head_dim), strict=True):
                 table = part[:, first : first + none].contiguous()
                 self.register_buffer(f"{name}_middle_{axis}", table.to(u.net.patch_embedding.weight.device))
+
+    def small(self, x: Latent, positions: Tensor) -> tuple[Tensor, Rope]:
+        """Compressed tokens and their rotation; what one would only half cover is left out."""
+        rows, columns = x.shape[3] // self.side, x.shape[4] // self.side
+        tables = [
+            [self.get_buffer(f"{name}_middle_{axis}")[:n] for name in ("cos", "sin")]
+            for axis, n in (("h", rows), ("w", columns))
+        ]
+        cut = x[:, :, :, : rows * self.side, : columns * self.side]
+        rope = self.rope([part[positions] for part in self.table("f")], *tables)
+        return self.tokens(cut, self.far_patch_embedding), rope
+
+
+class Compress(Small):
+    """The keys and values of the chunk that leaves full resolution, compressed, and of the later ones, which see it."""
 
     def forward(
         self,
@@ -131,23 +144,17 @@ class Compress(FarGraph):
             torch._check(ids.shape[0] == old.shape[1])
         for ids in (positions, chunk):
             torch._check(ids.shape[0] == recent.shape[1])
-        rows, columns = old.shape[3] // self.side, old.shape[4] // self.side
-        small = [
-            [self.get_buffer(f"{name}_middle_{axis}")[:n] for name in ("cos", "sin")]
-            for axis, n in (("h", rows), ("w", columns))
-        ]
-        cut = old[:, :, :, : rows * self.side, : columns * self.side]
-        first, second = self.tokens(cut, self.far_patch_embedding), self.tokens(recent, self.patch_embedding)
-        far, near = (
-            self.rope([part[old_positions] for part in self.table("f")], *small),
-            self.full_rope(recent, positions),
-        )
+        first, far = self.small(old, old_positions)
+        second, near = self.tokens(recent, self.patch_embedding), self.full_rope(recent, positions)
         rope = torch.cat([far[0], near[0]]), torch.cat([far[1], near[1]])
-        size = (recent.shape[3] // self.patch) * (recent.shape[4] // self.patch)
+        sizes = (
+            (old.shape[3] // self.side) * (old.shape[4] // self.side),
+            (recent.shape[3] // self.patch) * (recent.shape[4] // self.patch),
+        )
         ids = torch.cat(
             [
-                old_chunk[:, None].expand(old.shape[1], rows * columns).reshape(-1),
-                chunk[:, None].expand(recent.shape[1], size).reshape(-1),
+                old_chunk[:, None].expand(old.shape[1], sizes[0]).reshape(-1),
+                chunk[:, None].expand(recent.shape[1], sizes[1]).reshape(-1),
             ]
         )
         keys = torch.cat([past, ids])
@@ -156,3 +163,17 @@ class Compress(FarGraph):
         zero = torch.zeros_like(recent[:, :1, 0, 0, 0], dtype=torch.float32)
         _, modulation = self.embed(zero, zero)
         return self.layers(h, modulation, h.shape[1], text, rope, kv, mask)[1]
+
+
+class CompressAlone(Small):
+    """The keys and values of a finished chunk, compressed, where no finished one stays at full resolution."""
+
+    def forward(self, x: Latent, text: Tensor, kv: Tensor, past: Tensor, positions: Tensor) -> Tensor:
+        torch._check(text.shape[0] == x.shape[0])
+        torch._check(positions.shape[0] == x.shape[1])
+        torch._check(kv.shape[2] == x.shape[0])
+        torch._check(past.shape[0] == kv.shape[3])
+        zero = torch.zeros_like(x[:, :1, 0, 0, 0], dtype=torch.float32)
+        _, modulation = self.embed(zero, zero)
+        h, rope = self.small(x, positions)
+        return self.layers(h, modulation, h.shape[1], text, rope, kv, self.visible(past, h))[1]

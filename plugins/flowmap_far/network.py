@@ -121,13 +121,12 @@ class FarFlowMap(WanFlowMap):
             h, context = self.tokens(z), 0
         e = self.embed(t, r)
         groups = [(h.shape[1] - context) // e.shape[1]] * e.shape[1]
-        noisy, times = groups, e
         if context:
             zero = torch.zeros_like(t if t.ndim == 1 else t[:, 0])
             groups, e = [context, *groups], torch.cat([self.embed(zero, zero), e], 1)
         rope, mask = self._rope(pieces, z), self._mask(pieces, cache.pieces, z)
         h, _ = self.through(h, e, groups, self.text(cond), rope, mask, cache.memory)
-        return self.latent(h[:, context:], times, noisy, z)
+        return self.latent(h, e, groups, z, skip=context)
 
     def extend(self, cache: Cache | None, x: Latent, cond: Cond) -> Cache:
         """Encode a finished chunk; where that pushes one out of full resolution, compress it and encode the rest anew.

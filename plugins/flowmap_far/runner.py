@@ -63,7 +63,8 @@ class ExportedFar(FlowMap):
     ) -> Sequence[Sequence[KeyValue]]:
         text, (kv, past) = self._text(cond), self._history(before, x[0])
         if len(pieces) == 1:
-            found = self.calls["encode"](x[0].float(), text, kv, past, self._frames(pieces, x[0]))
+            name = "compress" if pieces[0].form == COMPRESSED else "encode"
+            found = self.calls[name](x[0].float(), text, kv, past, self._frames(pieces, x[0]))
         else:
             old, new = pieces[:1], pieces[1:]
             latents = x[0].float(), torch.cat([part.float() for part in x[1:]], 1)

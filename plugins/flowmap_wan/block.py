@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from flowmap.context import Share
+
 Rope: TypeAlias = tuple[Tensor, Tensor]  # (cos, sin), each [tokens, head_dim / 2], float32
 Spans: TypeAlias = Sequence[tuple[int, tuple[tuple[int, int], ...]]]
 """Queries in a row: (how many, the ranges [from, to) of keys that they see)."""
@@ -49,18 +51,24 @@ class Block(nn.Module):
         rope: Rope,
         mask: Mask = None,
         past: Sequence[KeyValue] = (),
+        share: Share | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """h [B, S, d]; e [B, G, 6, d], the modulation of groups of tokens of the sizes `groups`, which sum to S.
 
         past: keys and values that stand before this layer's own. Returns h and the layer's own keys and values.
+        share: h, groups and rope are of this rank's tokens; mask, past and what is returned beside h of all of them,
+        and of this rank's heads.
         """
         shift, scale, gate, shift_ff, scale_ff, gate_ff = (self.scale_shift_table[:, None] + e.float()).unbind(2)
 
         x = _by_group(_affine, self.norm1(h.float()), groups, scale, shift).to(h.dtype)
         q, k, v = _heads(self.attn1, x, x)
         q, k = rotate(q, rope), rotate(k, rope)
+        if share is not None:
+            q, k, v = share.heads(q.to(v.dtype), k.to(v.dtype), v)
         keys, values = torch.cat([*(k for k, _ in past), k], 1), torch.cat([*(v for _, v in past), v], 1)
-        h = (h.float() + _by_group(torch.mul, _attend(self.attn1, q, keys, values, mask), groups, gate)).to(h.dtype)
+        x = _attend(self.attn1, q, keys, values, mask, share)
+        h = (h.float() + _by_group(torch.mul, x, groups, gate)).to(h.dtype)
 
         x = self.norm2(h.float()).to(h.dtype)
         h = h + _attend(self.attn2, *_heads(self.attn2, x, text[0]), text[1])
@@ -87,7 +95,7 @@ def _heads(attn: Any, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor
     return q.unflatten(-1, (attn.heads, -1)), k.unflatten(-1, (attn.heads, -1)), v.unflatten(-1, (attn.heads, -1))
 
 
-def _attend(attn: Any, q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
+def _attend(attn: Any, q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, share: Share | None = None) -> Tensor:
     q, k, v = (a.to(v.dtype).transpose(1, 2) for a in (q, k, v))
     if isinstance(mask, BlockMask):
         attention: Any = _compiled() if q.is_cuda else flex_attention
@@ -96,7 +104,8 @@ def _attend(attn: Any, q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Te
         h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     else:
         h = _by_span(q, k, v, mask)
-    return attn.to_out[1](attn.to_out[0](h.transpose(1, 2).flatten(2)))
+    h = h.transpose(1, 2) if share is None else share.back(h.transpose(1, 2))
+    return attn.to_out[1](attn.to_out[0](h.flatten(2)))
 
 
 def _by_span(q: Tensor, k: Tensor, v: Tensor, spans: Spans) -> Tensor:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from flowmap._types import Role
 from flowmap.model import require_fit
 
 from .network import Bidirectional, WanFlowMap
+from .random import drawn
 
 if TYPE_CHECKING:
     from .spec import WanSpec
@@ -62,14 +64,19 @@ def flow_map(spec: WanSpec, net: Any, role: Role, *, two_times: bool, student: b
 
 
 def pretrained(spec: WanSpec, dtype: torch.dtype) -> Any:
-    """The transformer at `spec.path`: a `WanTransformer3DModel`, or a distilled one that the spec can start from."""
-    import diffusers
+    """The transformer at `spec.path`: a `WanTransformer3DModel`, or a distilled one that the spec can start from.
+
+    On the CPU. Random weights are drawn a tensor at a time, `flowmap_wan.random`.
+    """
 
     if spec.path is None or not spec.pretrained:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(spec.seed)
-            net = diffusers.WanTransformer3DModel(**spec.config).eval()
-        return net if dtype == torch.float32 else net.to(dtype)
+        net = empty(spec, dtype)
+        tensors = drawn(net, spec.seed)
+        for prefix, layer in net.named_modules():
+            for name, p in list(layer.named_parameters(recurse=False)):
+                value = tensors[f"{prefix}.{name}" if prefix else name][:]
+                layer.register_parameter(name, nn.Parameter(value.to(p.dtype)))
+        return net
     if files := sorted((Path(spec.path) / "transformer").glob("diffusion_pytorch_model*.safetensors")):
         require_fit(files, empty(spec, dtype), more=True)  # diffusers would make up what is missing
     given = {"subfolder": "transformer", "dtype": dtype, "use_safetensors": True}  # and no pickles where there are none
@@ -90,19 +97,23 @@ def empty(spec: WanSpec, dtype: torch.dtype) -> Any:
     """`pretrained` on the meta device: shapes and types. What is no parameter, such as positions, has its numbers."""
     import diffusers
 
-    exact: tuple[str, ...] = ()
     with torch.device("meta"):
         if spec.path is None or not spec.pretrained:
             net: Any = diffusers.WanTransformer3DModel(**spec.config)
         else:
             cls = checked_class(spec)
-            net, exact = cls.from_config(cls.load_config(spec.path, subfolder="transformer")), cls._keep_in_fp32_modules
+            net = cls.from_config(cls.load_config(spec.path, subfolder="transformer"))
     for name, p in net.named_parameters():
-        p.data = p.data.to(torch.float32 if {*name.split(".")} & {*exact} else dtype)
+        p.data = p.data.to(dtype_of(name, type(net), dtype))
     net.rope = rebuilt(net.rope)
     if "gate_value" in net.config:
         net.condition_embedder.delta_emb_gate = torch.tensor([net.config["gate_value"]])
     return net.eval()
+
+
+def dtype_of(name: str, cls: Any, dtype: torch.dtype) -> torch.dtype:
+    """What diffusers loads a tensor of `cls` in when asked for `dtype`: times, norms and modulation stay float32."""
+    return torch.float32 if {*name.split(".")} & {*(cls._keep_in_fp32_modules or ())} else dtype
 
 
 def rebuilt(rope: Any) -> Any:

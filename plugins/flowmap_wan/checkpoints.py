@@ -50,7 +50,7 @@ def save(spec: WanSpec, u: FlowMap, path: Path) -> None:
         with no_bar():
             getattr(diffusers, spec.pipelines[-1 if lifted else 0])(**parts).save_pretrained(path)
     if u.lora is not None and u.role == "student":
-        save_lora(u, path / "lora")
+        save_lora(u, path / "lora", spec.path)
 
 
 def fused(u: WanFlowMap) -> Any:
@@ -71,10 +71,10 @@ def fused(u: WanFlowMap) -> Any:
     return network
 
 
-def save_lora(u: WanFlowMap, path: Path) -> None:
+def save_lora(u: WanFlowMap, path: Path, base: str | None = None) -> None:
     """In the layout of diffusers and peft, rank and alpha as metadata: for a pipeline with an AnyFlow transformer.
 
-    Plain Wan has no `delta_embedder`, so this file does not fit it.
+    Plain Wan has no `delta_embedder`, so this file does not fit it. base: what it fits, once that is lifted.
     """
     from diffusers import AnyFlowPipeline
     from safetensors.torch import save_file
@@ -89,7 +89,7 @@ def save_lora(u: WanFlowMap, path: Path) -> None:
     )
     if whole := {name: p for name, p in tensors.items() if name not in layers}:
         save_file(whole, path / WHOLE_FILE)
-    (path / BASE_FILE).write_text(json.dumps(_unseen(u)))
+    (path / BASE_FILE).write_text(json.dumps({**_unseen(u), "path": base}))
 
 
 def _unseen(u: WanFlowMap) -> dict[str, Any]:

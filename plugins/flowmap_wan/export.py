@@ -89,5 +89,7 @@ def example(u: WanFlowMap, sizes: Mapping[str, int], rng: Rng) -> tuple[Latent, 
 
 
 def described(u: WanFlowMap) -> dict[str, Any]:
+    """What a pipeline asks for, and what is a constant of the graphs: other weights fit where all this is the same."""
     config = {key: u.net.config[key] for key in KEYS}
+    config |= {"gamma": u.gamma, "delta": u.delta, "text_length": u.text_length}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}

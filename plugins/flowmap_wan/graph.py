@@ -17,6 +17,7 @@ from flowmap.time_embedding import mix
 
 from .block import Block, Rope, Text, rotate
 from .checkpoints import fused
+from .masters import plain
 from .network import WanFlowMap
 
 POSITIONS = 1024
@@ -42,7 +43,7 @@ class WanGraph(nn.Module):
         super().__init__()
         if not u.two_times:
             raise ValueError(f"the {u.role} reads one time alone: only a student is exported")
-        net: Any = u.net if u.lora is None else fused(u)
+        net: Any = plain(u.net) if u.lora is None else fused(u)
         self.config, self.gamma, self.delta, self.attention = dict(net.config), u.gamma, u.delta, attention
         self.text_length = u.text_length
         self.patch, self.heads = u.patch, int(net.config.num_attention_heads)

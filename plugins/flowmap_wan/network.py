@@ -13,11 +13,13 @@ from torch.utils.checkpoint import checkpoint
 
 from flowmap import FlowMap
 from flowmap._types import Cache, Cond, Latent, Role, Time
+from flowmap.context import Context, Share, overlap
 from flowmap.model import ConditionError
 from flowmap.time_embedding import mix
 
 from .block import Block, KeyValue, Mask, Rope, Text, rotation
 from .lora import Lora, activate, adapter_parameters, add_adapter
+from .masters import thawed
 
 TIME_SCALE = 1000.0  # the only place that knows it
 
@@ -48,6 +50,8 @@ class WanFlowMap(FlowMap):
         self.net, self.role, self.two_times, self.lora, self.whole = net, role, two_times, lora, whole
         self.text_length, self.checkpointing = text_length, checkpointing
         self.adapter: str | None = None
+        self.context: Context | None = None  # the ranks that share this one's tokens
+        self.computes: torch.dtype | None = None  # in what, if that is not what the weights are in
         self.gamma, self.delta = net.config.get("gate_value", 0.0), net.config.get("deltatime_type", "r")
         for i, block in enumerate(net.blocks):
             if not isinstance(block, Block):
@@ -55,7 +59,8 @@ class WanFlowMap(FlowMap):
 
     def thaw(self) -> None:
         if self.lora is None:
-            self.net.float().requires_grad_(True)  # a small step would round to nothing in bfloat16
+            self.computes = None if self.dtype == torch.float32 else self.dtype
+            thawed(self.net)
         elif self.adapter is None:
             self.adapter = self.role
             add_adapter(self.net, self.role, self.lora, times=self.role == "student")
@@ -83,7 +88,7 @@ class WanFlowMap(FlowMap):
     @property
     def dtype(self) -> torch.dtype:
         """Of the tokens."""
-        return self.net.patch_embedding.weight.dtype
+        return self.computes or self.net.patch_embedding.weight.dtype
 
     def tokens(self, z: Latent) -> Tensor:
         """[B, F, C, H, W] -> [B, F · rows · columns, d]."""
@@ -127,31 +132,45 @@ class WanFlowMap(FlowMap):
     ) -> tuple[Tensor, list[KeyValue]]:
         """All blocks, with h [B, S, d] and e [B, G, d] as in `Block`; past: by piece of the history, then by layer.
 
-        Returns the last block's tokens, and, to `remember`, the keys and values of every layer: of a whole video at 14B
-        they are more than twice what training holds for its backward pass.
+        Returns the last block's tokens, in a context this rank's, and, to `remember`, the keys and values of every
+        layer: of a whole video at 14B they are more than twice what training holds for its backward pass.
         """
+        if (share := self._share(groups)) is not None:
+            here, groups = share.groups(groups)
+            h, e, rope = share.own(h), e[:, here], (share.own(rope[0], 0), share.own(rope[1], 0))
         modulation = self.net.condition_embedder.time_proj(F.silu(e).to(h.dtype)).unflatten(-1, (6, -1))
         found: list[KeyValue] = []
         for i, block in enumerate(self.net.blocks):
             own = tuple(piece[i] for piece in past)
-            h, k, v = self._block(block, h.contiguous(), modulation, groups, text, rope, mask, own)
+            h, k, v = self._block(block, h.contiguous(), modulation, groups, text, rope, mask, own, share)
             if remember:
                 found.append((k, v))
         return h, found
 
-    def latent(self, h: Tensor, e: Tensor, groups: Sequence[int], like: Latent) -> Latent:
-        """The head: tokens [B, S, d] to a latent like `like`, in its dtype."""
+    def latent(self, h: Tensor, e: Tensor, groups: Sequence[int], like: Latent, skip: int = 0) -> Latent:
+        """The head: the tokens that `through` gave, but for the first `skip`, to a latent like `like`, in its dtype."""
         net, (_, frames, _, height, width) = self.net, like.shape
+        if (share := self._share(groups)) is not None:
+            here, groups = share.groups(groups)
+        else:
+            here, groups = overlap(groups, skip, h.shape[1])
+            h = h[:, skip:]
+        e = e[:, here]
         shift, scale = (net.scale_shift_table[:, None] + e[:, :, None]).unbind(2)
         parts = [
             part * (1 + scale[:, i : i + 1]) + shift[:, i : i + 1]
             for i, part in enumerate(net.norm_out(h.float()).split(list(groups), dim=1))
         ]
-        h = net.proj_out(torch.cat(parts, 1).to(h.dtype))
+        h = net.proj_out(torch.cat(parts, 1).to(h.dtype)).to(like.dtype)
+        h = h if share is None else share.whole(h)[:, skip:]
         h = h.unflatten(1, (frames, height // self.patch, width // self.patch)).unflatten(
             -1, (self.patch, self.patch, -1)
         )
-        return h.permute(0, 1, 6, 2, 4, 3, 5).reshape(like.shape).to(like.dtype)
+        return h.permute(0, 1, 6, 2, 4, 3, 5).reshape(like.shape)
+
+    def _share(self, groups: Sequence[int]) -> Share | None:
+        """Which of the tokens are on this rank; None is all of them."""
+        return None if self.context is None else self.context.share(sum(groups))
 
     def _block(self, block: nn.Module, h: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
         def run(h: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:

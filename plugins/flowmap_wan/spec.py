@@ -15,7 +15,7 @@ from attrs import evolve, field, frozen
 
 from flowmap import validators
 from flowmap.methods.citations import WAN
-from flowmap.model import About, Streamed
+from flowmap.model import About, Splits, Streamed
 
 from .lora import Lora
 from .sizes import PUBLISHED, SIZES
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from flowmap import FlowMap
     from flowmap._types import Cond, Role
+    from flowmap.context import Context
+    from flowmap.export.forms import Form
     from flowmap.model import Codec, Put
 
     from .network import WanFlowMap
@@ -54,7 +56,7 @@ def _name(path: Path) -> str:
 
 
 @frozen
-class WanSpec(Streamed):
+class WanSpec(Streamed, Splits):
     """Wan2.1, lifted to two times as AnyFlow does, arXiv:2605.13724.
 
     path: the directory or hub id of a diffusers pipeline of one of `pipelines`; None for a network of random weights
@@ -146,6 +148,20 @@ class WanSpec(Streamed):
 
         fill(self, nets, put, dtype)
 
+    def splits(self, ranks: int) -> None:
+        from .context import divides
+
+        try:
+            heads = self.outline().config.get("num_attention_heads", ranks)
+        except ValueError:
+            return  # a size that is in no file here: `split` looks again
+        divides(ranks, heads)
+
+    def split(self, nets: Mapping[Role, FlowMap], context: Context) -> None:
+        from .context import split
+
+        split(nets, context)
+
     def outline(self) -> Self:
         """Of a published network, whose size is known, or of a directory's `transformer/config.json`."""
         if self.path is None or not self.pretrained:
@@ -184,6 +200,12 @@ class WanSpec(Streamed):
         from .checkpoints import load
 
         return load(self, path, device=device, dtype=dtype)
+
+    def forms(self) -> Mapping[str, Form]:
+        from .comfyui import FixedStepLora
+        from .forms import PeftLora, Pipeline
+
+        return {"comfyui": FixedStepLora(), "diffusers": Pipeline(), "lora": PeftLora()}
 
     def codec(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
         from .codec import WanCodec

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import frozen
-from torch import Tensor
 
 from flowmap import FlowMap
 from flowmap._types import Role
 from flowmap.model import Put, Rows
 
-from .build import PATCH, checked_class, pretrained
+from .build import PATCH, checked_class, dtype_of, empty
 from .lora import fill_adapter
 from .network import WanFlowMap
+from .random import drawn
 
 if TYPE_CHECKING:
     from .spec import WanSpec
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def fill(spec: WanSpec, nets: Mapping[Role, FlowMap], put: Put, dtype: torch.dtype) -> None:
     """What `WanSpec.build` gives to networks that were built on the meta device.
 
-    Random weights are drawn as one process draws them, all of them on the CPU.
+    Random weights are drawn tensor by tensor, each whole: what is kept of it are the rows that `put` asks for.
     """
     source = Source.of(spec, dtype)
     members = {role: u for role, u in nets.items() if isinstance(u, WanFlowMap)}
@@ -42,44 +42,29 @@ def fill(spec: WanSpec, nets: Mapping[Role, FlowMap], put: Put, dtype: torch.dty
 class Source:
     """The tensors of a lifted network, by name: those of its base, or made of them.
 
-    stored: where the base's are; exact: parts of names whose tensors stay float32 whatever `dtype` is.
+    stored: where the base's are; cls: its class, which says what stays float32 whatever `dtype` is.
     """
 
     spec: WanSpec
     stored: Mapping[str, Any]
-    exact: tuple[str, ...]
+    cls: Any
     dtype: torch.dtype
 
     @classmethod
     def of(cls, spec: WanSpec, dtype: torch.dtype) -> Source:
         if spec.path is None or not spec.pretrained:
-            return cls(
-                spec, {name: Whole(value) for name, value in pretrained(spec, dtype).state_dict().items()}, (), dtype
-            )
-        exact = tuple(checked_class(spec)._keep_in_fp32_modules or ())
-        return cls(spec, stored(spec.path), exact, dtype)
+            net = empty(spec, dtype)
+            return cls(spec, drawn(net, spec.seed), type(net), dtype)
+        return cls(spec, stored(spec.path), checked_class(spec), dtype)
 
     def rows(self, name: str) -> Rows:
         if name not in self.stored and ".delta_embedder." in name:
             name = name.replace(".delta_embedder.", ".time_embedder.")
         if name in self.stored:
-            part, dtype = self.stored[name], self.dtype_of(name)
+            part, dtype = self.stored[name], dtype_of(name, self.cls, self.dtype)
             return lambda rows: part[rows].to(dtype)
         base = {key: self.rows(key)(slice(None)) for key in PATCH}
         return self.spec.extra_state(base)[name].__getitem__
-
-    def dtype_of(self, name: str) -> torch.dtype:
-        return torch.float32 if {*name.split(".")} & {*self.exact} else self.dtype
-
-
-@frozen(eq=False)
-class Whole:
-    """A tensor in memory, as if it were in a file."""
-
-    value: Tensor
-
-    def __getitem__(self, rows: slice) -> Tensor:
-        return self.value[rows]
 
 
 def stored(path: str) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def test_a_bidirectional_teacher_is_not_asked_about_chunks(name: str) -> None:
 
 
 def test_an_unknown_method_is_an_error_that_lists_those_with_stages() -> None:
-    with pytest.raises(PluginError, match=r"no method with stages for a recipe is called 'rcn'.*did you mean 'rcm'"):
+    with pytest.raises(PluginError, match=r"no method for a whole recipe is called 'rcn'.*did you mean 'rcm'"):
         trained_by(RECIPE, "rcn", PM)
 
 
@@ -183,4 +183,4 @@ def test_without_the_plugin_everything_else_works(
     run = [sys.executable, "-c", WITHOUT, str(recipe), str(tmp_path / "run")]
     done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "no method with stages for a recipe is called 'rcm': there are none" in done.stderr
+    assert "no method for a whole recipe is called 'rcm': there are none" in done.stderr

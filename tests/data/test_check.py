@@ -10,11 +10,13 @@ import pytest
 import torch
 from attrs import evolve, frozen
 from flowmap_digits import TINY_WAN
+from flowmap_wan.spec import TINY
 from flowmap_wan21 import Wan21
 
 from flowmap.cli import main
+from flowmap.cli.fit import fit
 from flowmap.data.check import check
-from flowmap.data.format import Plan
+from flowmap.data.format import Index, Plan
 from flowmap.data.writer import Made, write
 from tests.toys import Toy as Network
 
@@ -124,6 +126,48 @@ def test_no_data_is_a_sentence(tmp_path: Path, capsys: Any) -> None:
     assert code == 1 and lines[0].startswith(f"refused  {tmp_path} holds no encoded data: index.json: No such file")
     (tmp_path / ".job.json").write_text(json.dumps({"count": 10, "shard": 0, "made_from": {}, "encoders": {}}))
     assert said(tmp_path, capsys=capsys)[0] == 1
+
+
+def encoded(path: Path, x: tuple[int, ...], text: tuple[int, int]) -> None:
+    """Data of those shapes whose encoders nobody knows."""
+
+    class Shaped:
+        def null(self) -> dict[str, Any]:
+            return {"text": torch.ones(1, *text)}
+
+        def samples(self, first: int, last: int) -> Made:
+            return Made(torch.randn(last - first, *x), ["words"] * (last - first), {"text": torch.ones(1, *text)})
+
+    write(path, Plan(2, 2, {}, {}), Shaped)
+
+
+@pytest.mark.parametrize(
+    "x, text, said",
+    [
+        ((3, 4, 4, 4), (12, 32), None),
+        ((3, 16, 4, 4), (12, 32), "net.patch_embedding: weight is [24, 4, 1, 2, 2]"),
+        ((3, 4, 5, 4), (12, 32), "latents of 5 × 4"),
+        ((3, 4, 4, 4), (12, 16), "net.condition_embedder.text_embedder.linear_1"),
+    ],
+    ids=["as it is", "channels", "odd height", "another text encoder"],
+)
+def test_shapes_are_compared_with_the_network_where_no_hash_is_known(
+    tmp_path: Path, x: tuple[int, ...], text: tuple[int, int], said: str | None
+) -> None:
+    encoded(tmp_path, x, text)
+    config = {**TINY, "text_dim": 32, "num_layers": 1}
+    found = [*fit(Index.read(tmp_path), Wan21(None, lora=None, config=config))]
+    if said is None:
+        assert [f.kind for f in found] == ["note"]
+    else:
+        assert {f.kind for f in found} == {"refused"} and all(said in f.text for f in found)
+
+
+def test_data_of_four_channels_is_not_for_a_model_of_sixteen(tmp_path: Path, capsys: Any) -> None:
+    encoded(tmp_path, (3, 4, 4, 4), (512, 4096))
+    code, lines = said(tmp_path, "--backbone", "wan21", capsys=capsys)
+    assert code == 1 and any("no hash is known" in line for line in lines)
+    assert any(line.startswith("refused  the teacher (Wan2.1-T2V-1.3B") and "[1, 4, 3, 4, 4]" in line for line in lines)
 
 
 # ---------------------------------------------------------------- the hashes of real encoders

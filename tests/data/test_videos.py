@@ -19,7 +19,8 @@ from torch import Tensor
 
 from flowmap import VideoFolder
 from flowmap.cli import main
-from flowmap.data import DataError, LatentShards, fingerprint
+from flowmap.data import BadClipsError, DataError, LatentShards, fingerprint
+from flowmap.data.check import check
 from flowmap.data.clips import Clip
 
 from .made import content
@@ -160,3 +161,112 @@ def test_the_command_line(folder: VideoFolder, tmp_path: Path, capsys: Any) -> N
         capsys.readouterr()
         assert main(wrong) == 2
         assert said in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- clips that cannot be encoded
+def damaged(file: Path) -> None:
+    """Its head is that of a video; its pictures are not."""
+    content = bytearray(file.read_bytes())
+    start, end = content.find(b"mdat") + 4, content.find(b"moov") - 4
+    content[start:end] = bytes(end - start)
+    file.write_bytes(content)
+
+
+def test_what_files_say_of_themselves_is_known_before_anything_is_begun(folder: VideoFolder, tmp_path: Path) -> None:
+    clips, out = Path(folder.path), tmp_path / "out"
+    (clips / "1.mp4").write_bytes(b"no video")
+    frames = iio.imread(clips / "3.mp4", plugin="pyav")
+    iio.imwrite(clips / "3.mp4", frames[:5], plugin="pyav", codec="libx264", fps=8)
+    with pytest.raises(DataError, match="2 of 5 clips cannot be encoded, and nothing was begun") as told:
+        folder.encode(BACKBONE, out, device=CPU)
+    assert "1.mp4 is no video" in str(told.value) and "3.mp4 has 5 frames: must have at least 9" in str(told.value)
+    assert not out.exists()
+
+
+def test_clips_that_cannot_be_decoded_are_all_named_and_the_others_kept(
+    folder: VideoFolder, tmp_path: Path, monkeypatch: Any
+) -> None:
+    for name in ("0.mp4", "4.mp4"):
+        damaged(Path(folder.path) / name)
+    out = tmp_path / "out"
+    with pytest.raises(BadClipsError, match="2 of 5 clips cannot be encoded; the others are") as told:
+        folder.encode(BACKBONE, out, device=CPU)
+    assert all(name in str(told.value) for name in ("0.mp4 is no video", "4.mp4 is no video", "--skip-bad"))
+    assert (out / "shard-00001.safetensors").is_file() and not (out / "index.json").exists()
+    read: list[str] = []
+    real = VideoFolder.read
+    monkeypatch.setattr(VideoFolder, "read", lambda self, clip: read.append(clip.key) or real(self, clip))
+    data = evolve(folder, bad="skip").encode(BACKBONE, out, device=CPU)
+    assert read == ["0.mp4", "1.mp4", "4.mp4"]  # the whole shard is not made again
+    assert data is not None and len(data) == 3
+    assert [(one.file, one.sample) for one in data.index.skipped] == [
+        ("shard-00000.safetensors", "0.mp4"),
+        ("shard-00002.safetensors", "4.mp4"),
+    ]
+    assert [*data.prompts()] == [Path(folder.path, f"{k}.txt").read_text().strip() for k in (1, 2, 3)]
+    found = {finding.kind: finding.text for finding in check(out) if finding.kind != "note"}
+    assert found == {"warning": "2 more could not be made, and were left out: 0.mp4, 4.mp4"}
+
+
+def test_what_was_left_out_stays_so_when_a_file_is_made_again(
+    folder: VideoFolder, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Of the last shard nothing is left, so that it has no file."""
+    damaged(Path(folder.path) / "4.mp4")
+    skipping = evolve(folder, bad="skip")
+    skipping.encode(BACKBONE, tmp_path / "out", device=CPU)
+    whole = content(tmp_path / "out")
+    assert "shard-00002.safetensors" not in whole
+    (tmp_path / "out" / "shard-00000.safetensors").unlink()
+    read: list[str] = []
+    real = VideoFolder.read
+    monkeypatch.setattr(VideoFolder, "read", lambda self, clip: read.append(clip.key) or real(self, clip))
+    skipping.encode(BACKBONE, tmp_path / "out", device=CPU)
+    assert read == ["0.mp4", "1.mp4"]
+    assert content(tmp_path / "out") == whole
+
+
+def test_of_clips_that_are_all_bad_nothing_is_made(folder: VideoFolder, tmp_path: Path) -> None:
+    for name in range(5):
+        damaged(Path(folder.path) / f"{name}.mp4")
+    with pytest.raises(DataError, match="none of the 5 can be made"):
+        evolve(folder, bad="skip").encode(BACKBONE, tmp_path / "out", device=CPU)
+
+
+def test_the_command_line_and_bad_clips(folder: VideoFolder, tmp_path: Path, capsys: Any) -> None:
+    out = str(tmp_path / "out")
+    line = ["data", "encode", folder.path, "--backbone", "tiny_wan", "--out", out, "--shard-size", "2"]
+    assert main(line) == 2  # 81 frames, by default
+    said = capsys.readouterr().err
+    assert "5 of 5 clips" in said and "--size" in said and "file/s" not in said
+    assert not Path(out).exists()
+    damaged(Path(folder.path) / "0.mp4")
+    line += ["--size", "9x32x32"]
+    assert main(line) == 1
+    assert "1 of 5 clips cannot be encoded; the others are" in capsys.readouterr().err
+    assert main([*line, "--skip-bad"]) == 0
+    said = capsys.readouterr().out
+    assert "4 samples" in said and "1 clips were left out:\n" in said
+
+
+def test_a_size_that_the_model_has_not_leaves_no_trace(folder: VideoFolder, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="31"):
+        evolve(folder, height=31).encode(BACKBONE, tmp_path / "out", device=CPU)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_directory_of_other_things_is_refused(folder: VideoFolder, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"clips holds other things, such as '0\.mp4'"):
+        folder.encode(BACKBONE, Path(folder.path), device=CPU)
+    with pytest.raises(DataError, match="is a file: must be a directory"):
+        folder.encode(BACKBONE, Path(folder.path) / "0.mp4", device=CPU)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "encode.log").write_text("what the command says may go there")
+    assert folder.encode(BACKBONE, tmp_path / "out", device=CPU) is not None
+
+
+def test_compressed_tars_are_named_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(b"")
+    for source in (tmp_path, tmp_path / "a.tar.gz"):
+        with pytest.raises(DataError, match=r"a\.tar\.gz: compressed tars cannot be read; .*`gunzip a\.tar\.gz`"):
+            VideoFolder(source).clips()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from flowmap.data import DataError, LatentShards
 from flowmap.data.check import check
+from flowmap.data.format import BadSamplesError
 from flowmap.data.journal import JOB, JOURNAL
 from flowmap.data.writer import Progress, write
 
@@ -276,3 +278,72 @@ def until(reached: Any) -> None:
 
 def count(journal: Path) -> int:
     return len(journal.read_bytes().split()) and journal.read_bytes().count(b'"shapes"') if journal.exists() else 0
+
+
+def test_what_was_begun_and_has_nothing_finished_gives_way(tmp_path: Path) -> None:
+    def stop(first: int) -> None:
+        if first == 0:
+            raise Killed
+
+    with pytest.raises(Killed):
+        write(tmp_path, plan(), lambda: Toy(stop))
+    assert (tmp_path / JOB).is_file()
+    with (tmp_path / ".shard-00000.safetensors.lock").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # somebody is at work on the first
+        with pytest.raises(DataError, match="beginning of other data"):
+            write(tmp_path, plan(steps=3), Toy)
+    assert write(tmp_path, plan(steps=3), Toy) is not None
+    assert content(tmp_path) == content(write_other(tmp_path / "other").path)
+
+
+def write_other(path: Path) -> LatentShards:
+    data = write(path, plan(steps=3), Toy)
+    assert data is not None
+    return data
+
+
+def test_what_a_maker_refuses_leaves_no_trace(tmp_path: Path) -> None:
+    def refuses() -> Toy:
+        raise DataError("no such size")
+
+    with pytest.raises(DataError, match="no such size"):
+        write(tmp_path / "a" / "out", plan(), refuses)
+    assert [*tmp_path.iterdir()] == []
+    written(tmp_path)
+    before = content(tmp_path)
+    with pytest.raises(DataError, match="another making"):
+        write(tmp_path, plan(11), refuses)
+    assert content(tmp_path) == before
+
+
+def test_a_command_whose_directory_another_took_stops(tmp_path: Path) -> None:
+    def taken(first: int) -> None:
+        if first == 0:
+            (tmp_path / JOB).write_text("{}")
+
+    with pytest.raises(DataError, match="another command has begun other data here"):
+        write(tmp_path, plan(), lambda: Toy(taken))
+    assert not (tmp_path / "shard-00001.safetensors").exists()
+
+
+def test_every_sample_that_cannot_be_made_is_named_and_the_others_kept(tmp_path: Path) -> None:
+    def bad(first: int) -> None:
+        if first in (0, 8):
+            raise BadSamplesError([(f"{first}", f"{first} is bad")])
+
+    for part in ((1, 1), (2, 2)):
+        with pytest.raises(BadSamplesError) as told:
+            write(tmp_path, plan(), lambda: Toy(bad), part=part)
+        assert [name for name, _ in told.value.samples] == ["0", "8"]
+        assert (tmp_path / "shard-00001.safetensors").is_file()
+    made: list[int] = []
+    write(tmp_path, plan(), lambda: Toy(made.append))
+    assert made == [0, 8]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 2}', '{"format": 2, "count": 1, "skipped": 3}'])
+def test_an_index_that_cannot_be_read_is_named_with_what_to_do(tmp_path: Path, text: str) -> None:
+    written(tmp_path)
+    (tmp_path / "index.json").write_text(text)
+    with pytest.raises(DataError, match=r"index\.json (is damaged: .*; put back a copy|has the format)"):
+        LatentShards.open(tmp_path)

@@ -76,7 +76,16 @@ SOME = {
 }
 """What takes another way through the ranks, some iterations of each."""
 FOUR = {"hybrid": recipe(Wan21(), on_policy(), batch=8, steps=5)}
-CASES: Mapping[str, Recipe] = {**EVERYTHING, **SOME, **FOUR}
+HALF = {
+    f"half, {name}": evolve(of, dtype="bfloat16")
+    for name, of in {
+        "adapters": recipe(Wan21(), on_policy(), steps=6),
+        "whole": recipe(Wan21(), anyflow.teacher(), on_policy(), lora=False, steps=6),
+        "whole, recomputed": recipe(evolve(Far(), checkpointing=True), on_policy(), lora=False, steps=6),
+    }.items()
+}
+"""Frozen weights and forward passes in bfloat16."""
+CASES: Mapping[str, Recipe] = {**EVERYTHING, **SOME, **FOUR, **HALF}
 
 
 def distribution(name: str) -> Distribution:

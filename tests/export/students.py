@@ -52,11 +52,14 @@ def student(kind: str) -> tuple[WanFlowMap, Family, ShapeProfile]:
             return shaken(ONE), OneChunkFamily(), RANGES
         case "causal fixed":
             return shaken(evolve(CAUSAL, partition=(1,) * 5)), FarFamily(), CAUSAL_FIXED
+        case "causal small past":
+            return shaken(evolve(CAUSAL, full=1)), FarFamily(), CAUSAL_RANGES
         case _:
             return shaken(CAUSAL), FarFamily(), CAUSAL_RANGES
 
 
-KINDS = ("fixed", "ranges", "causal fixed", "causal ranges")
+KINDS = ("fixed", "ranges", "causal fixed", "causal ranges", "causal small past")
+"""The last one has no finished chunk at full resolution, full = 1."""
 
 
 @cache

@@ -24,7 +24,7 @@ from flowmap.export.errors import ExportError
 from flowmap.export.manifest import Manifest
 from flowmap.export.runner import Transformer
 from flowmap.export.spec import Target
-from tests.export.students import CAUSAL, CAUSAL_FIXED, CPU, F32, FIXED, ONE, shaken, student
+from tests.export.students import CAUSAL_FIXED, CPU, F32, FIXED, ONE, shaken, student
 from tests.toys import Toy
 
 SIZES: Mapping[str, Any] = {**FIXED.dims}
@@ -64,7 +64,7 @@ def test_what_is_written(exported: Path) -> None:
     assert set(manifest.files) == {"one_chunk.pt2", "parity.json", "latency.json"}
     assert manifest.versions["torch"] == torch.__version__ and len(manifest.weights) == 64
     found = json.loads((exported / "parity.json").read_text())
-    assert found["worst"]["error"] <= 1e-5 and {m["what"] for m in found["measured"]} >= {"1 steps", "4 steps"}
+    assert found["worst"]["error"] <= 1e-5 and {m["what"] for m in found["measured"]} >= {"1 step", "4 steps"}
     assert set(json.loads((exported / "latency.json").read_text())["seconds"]) == {"eager", "torch-export"}
     assert [p.name for p in exported.parent.iterdir()] == ["out"]
 
@@ -303,9 +303,14 @@ def test_what_is_there_is_not_written_over(exported: Path) -> None:
         flowmap.export(student("fixed")[0], "torch-export", exported, sizes=SIZES)
 
 
-def test_a_causal_student_with_no_past_at_full_resolution_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="full = 1: must be at least 2 to export"):
-        flowmap.export(shaken(evolve(CAUSAL, full=1)), "torch-export", tmp_path / "out", sizes={**CAUSAL_FIXED.dims})
+def test_a_causal_student_with_no_past_at_full_resolution(tmp_path: Path) -> None:
+    """Two graphs: what is finished is compressed at once."""
+    u, family, _ = student("causal small past")
+    report = flowmap.export(u, "torch-export", tmp_path / "out", sizes={**CAUSAL_FIXED.dims, "frames": 7}, check=False)
+    assert [graph.name for graph in report.manifest.graphs] == ["step", "compress"]
+    again = flowmap.export.flow_map(tmp_path / "out")
+    z, cond = family.example(u, {**CAUSAL_FIXED.usual(), "frames": 7}, flowmap.Rng.seeded(3))
+    torch.testing.assert_close(sample(again, z, cond, 3), sample(u, z, cond, 3), atol=2e-5, rtol=1e-4)
 
 
 def test_every_kind_of_error_is_a_sentence_of_its_own() -> None:
@@ -319,3 +324,20 @@ def test_a_network_of_another_precision_is_not_said_to_be_of_this_one(kind: str,
     with pytest.raises(ExportError, match="precision = bfloat16, and the network that was given computes in float32"):
         flowmap.export(u, "torch-export", tmp_path / "out", sizes=dict(sizes.dims), precision="bf16")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_narrow_network_with_exact_times_is_not_said_to_be_of_float32(tmp_path: Path) -> None:
+    """Some of its products are of float32, and that is not what people call it."""
+    DIGITS.save(shaken(DIGITS), tmp_path / "student")
+    narrow = DIGITS.load(tmp_path / "student", device=CPU, dtype=torch.bfloat16)
+    assert {p.dtype for p in narrow.parameters()} == {torch.float32, torch.bfloat16}
+    with pytest.raises(ExportError, match="precision = float32, and the network that was given computes in bfloat16"):
+        flowmap.export(narrow, "torch-export", tmp_path / "out", sizes=LATENT)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_manifest_says_what_the_weights_are(exported: Path) -> None:
+    manifest, (u, _, _) = Manifest.read(exported), student("fixed")
+    assert {*manifest.numbers} == {"float32"}
+    assert manifest.numbers["float32"] >= sum(p.numel() for p in u.parameters())
+    assert manifest.latent == (3, 4, 4, 6) and manifest.sampler == {"shift": 1.0, "sampler": "flow_map"}

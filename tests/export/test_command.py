@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import imageio.v3 as imageio
 import pytest
 from flowmap_digits import TINY_WAN
+from safetensors.torch import load_file, save_file
 
 from flowmap.cli import main
+from flowmap.export.manifest import Manifest
 from tests.export.students import shaken
 from tests.export.test_api import DIGITS
 
@@ -30,12 +34,46 @@ def test_export_and_sample(directory: Path, tmp_path: Path, capsys: pytest.Captu
     asked = ["--prompt", "a one moving up slowly", "--size", "9x32x32", "--steps", "1", "3"]
     for source, name in ((directory, "a"), (out, "b")):
         assert main(["sample", str(source), *asked, "--out", str(tmp_path / f"{name}.png")]) == 0
-    import imageio.v3 as imageio
-
     a, b = (imageio.imread(tmp_path / f"{name}.png").astype(int) for name in "ab")
     assert abs(a - b).max() <= 1
     assert main(["sample", str(out), *asked[:2], "--size", "9x64x32", "--out", str(tmp_path / "c.png")]) == 2
     assert "height of hidden_states is 16: this export was made for 8" in capsys.readouterr().err
+
+
+def test_a_run_and_its_student_are_one(directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = directory.parent
+    assert main(["export", str(run), *TO, "--no-check", "--out", str(tmp_path / "out")]) == 0
+    assert Manifest.read(tmp_path / "out").source == str(directory)
+    asked = ["--prompt", "a one", "--size", "9x32x32", "--steps", "1", "--out", str(tmp_path / "a.png")]
+    for source in (run, directory):
+        assert main(["sample", str(source), *asked]) == 0
+    assert main(["export", "--plan", str(run), "--sizes", "frames=5", "height=8", "width=8"]) == 0
+    assert main(["sample", str(run), *asked, "--encoders", str(run)]) == 2
+    assert "--encoders is for an export" in capsys.readouterr().err
+
+
+def test_an_export_whose_student_is_gone_or_another(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has neither text encoder nor VAE: those of its student are read, and of none that has others."""
+    student, out, video = tmp_path / "student", tmp_path / "out", tmp_path / "a.png"
+    shutil.copytree(directory, student)
+    assert main(["export", str(student), *TO, "--no-check", "--out", str(out)]) == 0
+    assert {*Manifest.read(out).encoders} == {"vae", "text"}
+    student.rename(tmp_path / "moved")
+    asked = ["sample", str(out), "--prompt", "a one", "--steps", "1", "--out", str(video)]
+    capsys.readouterr()
+    assert main(asked) == 2
+    said = capsys.readouterr().err
+    assert f"{student} is not there: name a directory that has them with --encoders DIR" in said
+    assert main([*asked, "--encoders", str(tmp_path / "moved")]) == 0  # of the size that it was made for
+    assert video.is_file()
+    weights = tmp_path / "moved" / "vae" / "diffusion_pytorch_model.safetensors"
+    state = load_file(weights)
+    save_file({**state, (first := min(state)): state[first] + 1}, weights)
+    video.unlink()
+    assert main([*asked, "--encoders", str(tmp_path / "moved")]) == 2
+    assert "its vae is not that of the student that" in capsys.readouterr().err and not video.exists()
 
 
 @pytest.mark.parametrize(
@@ -44,8 +82,12 @@ def test_export_and_sample(directory: Path, tmp_path: Path, capsys: pytest.Captu
         (["--to", "tensorrtt", "--out", "out"], "no exporter is called 'tensorrtt'"),
         (["--to", "onnx", "--out", "out", "--sizes", "frames"], "argument --sizes: 'frames': '': must be one size"),
         (["--to", "torch-export", "--out", "out", "--sizes", "height=7"], "no size is given for frames, width"),
+        (["--to", "tensorrt-rtx", "--out", "out"], "(--capability), of 7.5, 8.0"),
+        (["--to", "tensorrt-rtx", "--out", "out", "--capability", "89"], "'89' (--capability): must be as 8.9"),
         (["--to", "aoti", "--out", "out", "--device", "cuda"], "built on one, and there is none here"),
         (["--to", "onnx", "--out", "."], ".: is there already"),
+        (["--to", "torch-export", "--out", "out", "--sizes", "height=8"], "(--sizes frames=N width=N)"),
+        (["--to", "aoti", "--out", "out", "--precision", "fp8"], "aoti has no fp8"),
         (["--to", "onnx"], "the following arguments are required: --to, --out"),
         (["--to", "onnx", "--out", "out", "--precision", "fp4"], "invalid choice: 'fp4'"),
     ],

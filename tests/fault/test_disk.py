@@ -12,6 +12,7 @@ import pytest
 from flowmap import distill
 from flowmap.hookspecs import hookimpl
 from flowmap.plugins import manager
+from flowmap.training import faults
 from flowmap.training.checkpoint import published
 from flowmap.training.loop import Trainer
 from tests.toys import data
@@ -140,6 +141,8 @@ def watched(out: Path, *, at: str) -> None:
     """A slow disk; what was published when the run has returned."""
     os.environ["FLOWMAP_FAULT"] = f"{at}:stall"
     distill(recipe(), data(), out=out, save_minutes=0, device="cpu", pm=manager(entry_points=False))
+    point, _, count = at.partition(":")
+    assert faults.counted(point) >= int(count)  # it was slow
     print("published:", *(path.name for path in published(out / "checkpoints")))
 
 
@@ -148,7 +151,7 @@ def watched(out: Path, *, at: str) -> None:
 def test_saves_are_synchronous_so_a_slow_one_is_awaited(at: str, tmp_path: Path, uninterrupted: str) -> None:
     """Before the next save, the purge that follows it, and the end of the run."""
     end = run(tmp_path / "run", job=partial(watched, at=at))
-    assert end.code == 0 and end.seconds > 1.0
+    assert end.code == 0 and end.seconds > faults.STALL, end.said
     expected = ["step_00_00000003", "step_01_00000003", "step_02_00000002", "step_02_00000003"]
     assert end.said.splitlines()[-1] == f"published: {' '.join(expected)}"
     assert finished(tmp_path / "run") == uninterrupted

@@ -45,6 +45,18 @@ def test_the_payload_works() -> None:
     MARKER.unlink()
 
 
+def unpickled(out: Path) -> None:
+    pickle.loads((out / "payload").read_bytes())
+
+
+def test_it_would_leave_its_mark_from_a_run_too(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    evil(tmp_path / "run" / "payload")
+    assert run(tmp_path / "run", job=unpickled).code == 0
+    assert MARKER.exists()
+    MARKER.unlink()
+
+
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("stopped") / "run"
@@ -108,21 +120,24 @@ def test_one_with_a_manifest_to_match_executes_nothing_either(
         assert "checkpoints" in end.said.splitlines()[-1]
 
 
-STATES = {
-    "a path": {"stage": "../../evil"},
-    "a number that is none": {"iteration": 1e999},
-    "a list": {"stage": [1]},
-    "another stage": {"stage": 77},
-    "less than nothing": {"iteration": -4},
-    "no trainer": {"trainer": None},
-    "other means": {"trainer": {"means": {"x": "y"}, "skipped": {}}},
-    "other roles": {"trainer": {"means": {}, "skipped": {"nobody": 1}}},
+STATES: dict[str, tuple[dict[str, object], int]] = {
+    # what it says, and the exit code: another place than its name's is damage, and the one before is taken
+    "a path": ({"stage": "../../evil"}, 0),
+    "a number that is none": ({"iteration": 1e999}, 0),
+    "a list": ({"stage": [1]}, 0),
+    "another stage": ({"stage": 77}, 0),
+    "less than nothing": ({"iteration": -4}, 0),
+    "no trainer": ({"trainer": None}, 2),
+    "other means": ({"trainer": {"means": {"x": "y"}, "skipped": {}}}, 2),
+    "other roles": ({"trainer": {"means": {}, "skipped": {"nobody": 1}}}, 2),
 }
 
 
 @pytest.mark.row("R13")
-@pytest.mark.parametrize("state", STATES.values(), ids=STATES.keys())
-def test_a_state_that_makes_no_sense_is_a_sentence(state: dict[str, object], stopped: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("state, code", STATES.values(), ids=STATES.keys())
+def test_a_state_that_makes_no_sense_is_a_sentence(
+    state: dict[str, object], code: int, stopped: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     shutil.copytree(stopped, out)
     last = newest(out)
@@ -130,8 +145,11 @@ def test_a_state_that_makes_no_sense_is_a_sentence(state: dict[str, object], sto
     file.write_text(json.dumps(json.loads(file.read_text()) | state))
     sealed(last)
     end = run(out)
-    assert "Traceback" not in end.said, end.said
-    assert end.code in (0, 2)
+    assert "Traceback" not in end.said and end.code == code, end.said
+    if code:
+        assert f"{last}: its train_state.json makes no sense" in end.said.splitlines()[-1]
+    else:
+        assert f"{last.name} is damaged (" in end.said
 
 
 @pytest.mark.row("R13")

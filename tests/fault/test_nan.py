@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from flowmap import Recipe, distill
 from flowmap._types import Cache, Cond, Latent, Role, Time
+from flowmap.data import indices
 from flowmap.hookspecs import hookimpl
 from flowmap.plugins import manager
 from flowmap.training.checkpoint import published
@@ -107,6 +109,10 @@ def test_now_and_then_is_survived(role: Role, ranks: int, tmp_path: Path) -> Non
     end = run(tmp_path / "run", ranks=ranks, job=job)
     assert end.code == 0, end.said
     assert status(tmp_path / "run")["state"] == "finished"
+    last = tensors_of(published(tmp_path / "run" / "checkpoints")[-1])
+    for each in ("student", "critic"):
+        steps = {int(value) for name, value in last.items() if name.startswith(f"optim/{each}/step/")}
+        assert steps == {6 if each == role or role == "student" else 8}  # a critic learns from the student's samples
 
 
 @pytest.mark.row("R5")
@@ -120,6 +126,13 @@ def test_many_in_a_row_end_the_run(role: Role, ranks: int, tmp_path: Path) -> No
     reason = str(said["reason"])
     assert f"'s loss or gradient was not finite {MAX_SKIPPED} times in a row" in reason
     assert "stage 0 (anyflow_on_policy)" in reason
+    found = re.search(
+        r"the last time in iteration 7, the loss of samples? ([\d, ]+)( on rank (\d))?: lower its lr", reason
+    )
+    assert found is not None and found[3] == (None if ranks == 1 else str(ranks - 1))
+    samples = indices(16, 4, 7, 0, 0)[-4 // ranks :]  # of the last rank
+    assert {*map(int, found[1].split(", "))} == {*samples}
+    assert reason.endswith(f"; the last good checkpoint is {said['checkpoint']}")
     last = tensors_of(published(out / "checkpoints")[-1])
     assert all(value.isfinite().all() for value in last.values())
     assert run(out, ranks=ranks, job=partial(poisoned, poison=Poison(role, []), steps=12)).code == 0  # nothing was lost

@@ -14,12 +14,14 @@ import pytest
 from flowmap import distill
 from flowmap.hookspecs import hookimpl
 from flowmap.plugins import manager
+from flowmap.training.distributed import Distribution
 from flowmap.training.loop import Trainer
 from tests.toys import data
 
 from .harness import KILLED, final_hash, finished, newest, recipe, run, start, status, torchrun
 
 SOON = 20.0  # seconds
+PATIENT = 4.0  # seconds that an exchange may take
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +105,73 @@ def test_a_rank_that_raises_ends_the_others(point: str, tmp_path: Path, uninterr
     assert finished(tmp_path / "run", ranks=2) == uninterrupted
 
 
+def impatient(out: Path) -> None:
+    distribution = Distribution(timeout=PATIENT)
+    distill(
+        recipe(),
+        data(),
+        out=out,
+        save_minutes=0,
+        device="cpu",
+        pm=manager(entry_points=False),
+        distribution=distribution,
+    )
+
+
+WAITED = {
+    "data.next:5:stall30@1": "the student's update in iteration 1 of stage 1 (anyflow_forward)",
+    "data.next:5:stall30@0": "the student's update in iteration 1 of stage 1 (anyflow_forward)",
+    "critic.after:2:stall30@1": "the end of iteration 1 of stage 2 (anyflow_on_policy)",
+    "save.shard:3:stall30@1": "the checkpoint after 3 iterations of stage 0 (flow_matching)",
+}
+
+
+@pytest.mark.row("R8")
+@pytest.mark.parametrize(
+    "fault", [*list(WAITED)[:2], *(pytest.param(f, marks=pytest.mark.slow) for f in list(WAITED)[2:])]
+)
+def test_a_rank_that_stalls_ends_the_others_which_say_what_they_waited_for(
+    fault: str, tmp_path: Path, uninterrupted: str
+) -> None:
+    out, stalled = tmp_path / "run", int(fault[-1])
+    end = run(out, fault, ranks=2, job=impatient)
+    assert end.codes[1 - stalled] == 1 and all(end.codes) and end.seconds < SOON, end.said
+    told = (
+        f"another process of this job has not answered within {PATIENT:g} s while rank {1 - stalled} waited for it in "
+        f"{WAITED[fault]}"
+    )
+    assert told in end.said and "Traceback" not in end.said, end.said
+    if stalled:
+        assert status(out)["state"] == "failed" and told in str(status(out)["reason"])
+    assert finished(out, ranks=2) == uninterrupted
+
+
+@pytest.mark.row("R8")
+@pytest.mark.slow
+def test_torchrun_fails_when_a_rank_stalls(tmp_path: Path, uninterrupted: str) -> None:
+    out = tmp_path / "run"
+    script = f"import os; os.environ['FLOWMAP_TIMEOUT'] = '4'\n{SCRIPT}"
+    agent = torchrun(out, script, fault="data.next:5:stall12@1")
+    said, _ = agent.communicate(timeout=120)
+    assert agent.returncode != 0 and "has not answered within 4 s while rank 0 waited for it in the student's" in said
+    assert status(out)["state"] == "failed"
+    assert finished(out, ranks=2) == uninterrupted
+
+
+@pytest.mark.parametrize("given", ["soon", "0", "-1", "nan", "inf", ""])
+def test_a_timeout_that_is_none_is_refused(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOWMAP_TIMEOUT", given)
+    with pytest.raises(ValueError, match=r"FLOWMAP_TIMEOUT = '.*': must be a number of seconds > 0"):
+        Distribution().check(1, [4])
+    Distribution(timeout=3.0).check(1, [4])
+
+
+def test_the_environment_gives_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Distribution().seconds == 1800.0
+    monkeypatch.setenv("FLOWMAP_TIMEOUT", "90")
+    assert (Distribution().seconds, Distribution(timeout=7.0).seconds) == (90.0, 7.0)
+
+
 class Observer:
     """Sees badly on one rank alone."""
 
@@ -121,6 +190,8 @@ def observed(out: Path) -> None:
 @pytest.mark.row("R8")
 def test_an_observer_that_raises_on_one_rank_changes_nothing(tmp_path: Path, uninterrupted: str) -> None:
     assert finished(tmp_path / "run", ranks=2, job=observed) == uninterrupted
+    said = (tmp_path / "run.log").read_text()
+    assert said.count("raised RuntimeError('an observer that raises')") == 3 and "it is switched off" in said
 
 
 SCRIPT = """

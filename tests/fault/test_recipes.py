@@ -91,10 +91,10 @@ ONE = {  # what is wrong with the first line after HEAD
         "AttributeError: module 'flowmap.methods.anyflow' has no attribute 'forwrad'; did you mean 'forward'?"
     ),
     "anyflow.forward(diagonal=0.8, edge=0.5)": (
-        "Triangle.diagonal + edge = 1.3: the shares must not sum to more than 1"
+        "forward.diagonal + edge = 1.3: the shares must not sum to more than 1"
     ),
     "anyflow.forward(velocity='taecher')": (
-        "FlowMapMatching.velocity = 'taecher': must be 'data', 'teacher' or 'student'; did you mean 'teacher'?"
+        "forward.velocity = 'taecher': must be 'data', 'teacher' or 'student'; did you mean 'teacher'?"
     ),
     "Diagonal(low=0.9, high=0.1)": "Diagonal.low = 0.9: must be below high = 0.1",
     "ConsistencySimulation((1.0, 0.5, 0.75))": (
@@ -124,8 +124,8 @@ SEVERAL = {
         "line 8: AdamW.lr = 0: must be > 0",
     ),
     "anyflow.forward(guidance=0.5, drop=2.0)": (
-        "line 8: Exact.w = 0.5: must be >= 1",
-        "line 8: Exact.drop = 2.0: must be <= 1",
+        "line 8: forward.guidance = 0.5: must be >= 1",
+        "line 8: forward.drop = 2.0: must be <= 1",
     ),
     "Recipe('wan21', ())": (
         "line 8: Recipe.backbone = 'wan21': must be a FlowMapSpec",
@@ -140,7 +140,12 @@ SEVERAL = {
     sede=3,
 )""": (
         "line 11: AdamW.lr = -1: must be > 0",
-        "line 12: FlowMapBackwardSimulation.steps = (): must name at least one budget, each at least 1",
+        "line 11: Stage.steps = 0: must be >= 1",
+        "line 12: on_policy.steps = (): must name at least one budget, each at least 1",
+        "line 12: Stage.batch = 0: must be >= 1",
+        "line 8: Recipe has no field 'sede' (= 3): must be one of backbone, stages, teacher, data, evaluation, seed, "
+        "dtype, name; did you mean 'seed'?",
+        "line 8: Recipe.backbone = 'wan21': must be a FlowMapSpec",
     ),
     """0
 fast = AdamW(lr=0)
@@ -247,7 +252,7 @@ def test_a_method_that_there_is_not(request_: str, capsys: pytest.CaptureFixture
     _written(GOOD)
     assert main(request_.split()) == 2
     err = capsys.readouterr().err
-    assert err.startswith("flowmap: no method with stages for a recipe is called 'meanfow': there are ")
+    assert err.startswith("flowmap: no method for a whole recipe is called 'meanfow': there are ")
     assert err.endswith("; did you mean 'meanflow'?\n") and not Path("runs").exists()
 
 

@@ -351,3 +351,16 @@ def test_the_derivative_comes_in_slowly() -> None:
         t, r = u.calls[0]["t"][:, None], u.calls[0]["r"][:, None]
         v = (u.calls[0]["z"] - batch.x) / t
         torch.testing.assert_close(loss.value, (1 - v + ϱ * 2 * (t - r)).square().mean(), atol=1e-3, rtol=1e-3)
+
+
+def test_before_its_warm_up_a_derivative_that_is_not_finite_costs_nothing() -> None:
+    """It has the factor 0 then, and 0 times it would not be 0."""
+
+    def overflows(u: Any, z: Latent, t: Time, r: Time, v: Latent, cond: Cond) -> Latent:
+        return torch.full_like(v, torch.inf)
+
+    objective = FlowMapMatching(Triangle(0.0, 0.0), overflows, warmup=Ramp(10))
+    for iteration, finite in ((0, True), (1, False)):
+        loss = objective({"student": Spy()}, told(4), Rng.seeded(0), Shared(iteration))
+        assert loss.finite is not None and loss.finite.tolist() == [finite] * 4
+        assert bool(loss.value.isfinite()) == finite

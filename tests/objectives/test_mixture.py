@@ -98,6 +98,70 @@ def test_objectives_draw_their_noise_apart() -> None:
     assert not torch.equal(a.noise[0], b.noise[0])
 
 
+@define
+class Overflows:
+    """An objective that is not finite: in what it makes of the network, and in what it compares it with."""
+
+    called: int = 0
+    needs = frozenset[Role]({"student"})
+
+    def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
+        self.called += 1
+        u = nets["student"](batch.x, *torch.full((2, len(batch)), 0.5, dtype=batch.x.dtype), batch.cond)
+        return Loss((u * torch.inf - torch.nan).square().mean() + (u - u.detach()).abs().sqrt().sum())
+
+
+@pytest.mark.parametrize("calls", ["student", "no network"])
+def test_a_call_that_is_only_made_for_other_ranks_costs_no_step(calls: str) -> None:
+    """Its share of this rank is empty: 0 times what is not finite would not be 0."""
+
+    def gradients(objective: Any, ranks: int) -> list[torch.Tensor]:
+        student = GaussianFlowMap(MEAN, STD)
+        nets: Any = {"student": student}
+        flow = FlowMapMatching(Diagonal())
+        loss = Mixture(((1.0, flow), (0.0, objective)))(nets, data(8), Rng.seeded(0), Shared(ranks=ranks))
+        assert loss.value.isfinite() and loss.finite is not None and loss.finite.all()
+        return [loss.value.detach(), *torch.autograd.grad(loss.value, [*student.parameters()])]
+
+    bad = Overflows() if calls == "student" else Told("student")
+    if isinstance(bad, Told):
+        bad = define(type("Worse", (Told,), {"__call__": lambda self, *a: Loss(torch.tensor(torch.nan))}))()
+    alone, beside = gradients(bad, ranks=1), gradients(bad, ranks=2)
+    assert all(torch.equal(a, b) and a.isfinite().all() for a, b in zip(alone, beside, strict=True))
+    assert not isinstance(bad, Overflows) or bad.called == 1
+
+
+def test_what_is_not_finite_is_told_by_sample() -> None:
+    @define
+    class Some(Told):
+        def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
+            loss = super().__call__(nets, batch, rng, shared)
+            each = torch.where(batch.x[:, 0] == 3.0, torch.nan, batch.x[:, 0])
+            return Loss(each.mean(), loss.logs, each.isfinite() if self.role == "student" else None)
+
+    apart, together = (Mixture(((0.5, Told()), (0.5, Some(role)))) for role in ("student", "teacher"))
+    for seed in range(4):
+        told, all_of = (m({}, numbered(8), Rng.seeded(seed), Shared()) for m in (apart, together))
+        assert told.finite is not None and all_of.finite is not None
+        hit = not all_of.value.isfinite()
+        assert told.finite.tolist() == [not hit or x != 3.0 for x in range(1, 9)]
+        assert int((~all_of.finite).sum()) == 4 * hit
+
+
+def test_each_part_has_means_of_its_own() -> None:
+    shared = Shared()
+
+    class Asks(Told):
+        def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
+            shared.mean("x", batch.x[:, 0], torch.ones(len(batch), dtype=torch.bool))
+            return super().__call__(nets, batch, rng, shared)
+
+    Mixture(((0.5, a := Asks()), (0.5, b := Asks())))({}, numbered(8), Rng.seeded(0), shared)
+    shared.next()
+    means = {f"{k}/x": float(o.batches[0].x.mean()) for k, o in enumerate((a, b))}
+    assert shared.state() == means and len({*means.values()}) == 2
+
+
 def test_the_gradient_is_that_of_the_batch() -> None:
     """Of two flow-map matchings at the true map: none."""
     parts = [FlowMapMatching(Wide(times), velocity="teacher") for times in (Diagonal(), Diagonal(shift=5.0))]

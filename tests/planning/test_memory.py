@@ -21,12 +21,14 @@ SPECS = {
     "adapters": spec(),
     "whole": spec(lora=False),
     "nothing recomputed": spec(checkpointing=False),
+    "whole, nothing recomputed": spec(lora=False, checkpointing=False),
     "causal": spec(causal=True),
 }
 F32, BF16 = torch.float32, torch.bfloat16
 CASES = [
     *((method, "adapters", dtype) for method in ("stage 1", "stage 2") for dtype in (F32, BF16)),
     *(("stage 2", of, F32) for of in ("whole", "causal")),
+    *((method, of, BF16) for method, of in (("stage 1", "whole"), ("flow matching", "whole, nothing recomputed"))),
     *((method, "nothing recomputed", F32) for method in ("flow matching", "stage 1")),
 ]
 

@@ -74,8 +74,111 @@ def test_memory_is_divided_by_what_is_sharded_and_not_by_what_passes(whole):
     assert sixteen["activations"] == pytest.approx(one["activations"] / 2)
 
 
+def test_a_context_divides_what_passes_among_gpus_that_have_the_same_samples(whole):
+    shared = plan(whole.recipe, Machine(gpus=4, context=2))
+    for alone, two in zip(whole.stages, shared.stages, strict=True):
+        assert two.local(8) == 2 * alone.local(8) == alone.local(4)
+        assert two.flops == alone.flops and two.samples == alone.samples
+        one, half = alone.peak(8, whole.shape), two.peak(8, shared.shape)
+        assert half["activations"] == pytest.approx(one["activations"] / 2)
+        assert half["weights"] == one["weights"] and half["gathered"] == one["gathered"]
+    assert shared.worlds == [2 * n for n in whole.worlds]
+    assert "2 GPUs share the tokens of a sample" in text(shared)
+    with pytest.raises(RecipeError, match="context = 5, ranks that share a sample's tokens"):
+        plan(whole.recipe, Machine(gpus=5, context=5))
+
+
+class Judge:
+    """An evaluation, as far as a plan looks at one."""
+
+    def __call__(self, nets, backbone, out):
+        raise AssertionError("a plan judges nothing")
+
+    def quick(self):
+        return self
+
+    def written(self, out):
+        return False
+
+
+@pytest.fixture(scope="module")
+def judged():
+    """A whole student, trained alone: without an evaluation and with one."""
+    plain = recipe(flow_matching(role="student"), of=spec(lora=False), dtype="bfloat16")
+    return [plan(r, Machine(gpus=4)) for r in (plain, evolve(plain, evaluation=Judge()))]
+
+
+def test_a_teacher_for_the_evaluation_alone_is_held_all_the_while(judged):
+    without, judge = judged
+    assert without.shape.frozen == without.shape.judge == 0
+    assert judge.shape.judge == judge.shape.frozen > 0.9 * without.shape.trained["student"]
+    more = [p.stages[0].traced.lasting["weights"] for p in judged]
+    assert 2 * judge.shape.judge <= more[1] - more[0] < 2.6 * judge.shape.judge  # bfloat16, but for what is exact
+    assert without.stages[0].flops == judge.stages[0].flops
+    assert judge.shape.end - without.shape.end == more[1] - more[0] - _buffers(judged)
+    assert "of them for the evaluation alone" in text(judge) and "to judge it by" in text(judge)
+    assert "for the evaluation" not in text(without)
+
+
+def _buffers(plans):
+    """Tables of positions, which a network has beside its parameters."""
+    nets = networks(plans[1].recipe, torch.bfloat16)
+    return sum(b.numel() * b.element_size() for b in nets["teacher"].buffers())
+
+
+def test_adapters_cost_an_evaluation_nothing():
+    plain = recipe(flow_matching(role="student"))
+    found = [plan(r, Machine(gpus=1)).shape for r in (plain, evolve(plain, evaluation=Judge()))]
+    assert found[0].frozen == found[1].frozen and found[1].judge == 0
+
+
+def test_a_whole_network_has_weights_in_float32_and_computes_in_bfloat16(judged):
+    found, size = judged[0].stages[0].traced, judged[0].shape.trained["student"]
+    assert found.lasting["adapters"] == 4 * size == found.accumulated
+    assert found.lasting["average"] == 4 * size and found.lasting["optimiser"] == pytest.approx(8 * size, rel=0.01)
+    assert found.single < 0.02
+    full = plan(evolve(judged[0].recipe, dtype="float32"), Machine(gpus=4))
+    assert full.stages[0].traced.single == 1.0
+    ratio = full.stages[0].hours(Machine()) / judged[0].stages[0].hours(Machine())
+    assert ratio == pytest.approx(2.0, rel=0.02)
+    assert found.highest.passing() < 0.85 * full.stages[0].traced.highest.passing()
+
+
+def test_gradients_of_two_roles_are_never_there_at_once(whole):
+    stage, trained = whole.stages[2], whole.shape.trained
+    assert stage.traced.accumulated == 4 * max(trained["student"], trained["critic"])
+    assert stage.peak(1, whole.shape)["gradients"] == stage.traced.accumulated < stage.traced.lasting["gradients"]
+
+
+def test_the_end_is_on_the_first_gpu(whole):
+    """The base with the student's adapters, and what is written; not the critic's."""
+    nets = networks(whole.recipe, torch.float32)
+    kept = sum(4 * p.numel() for name, p in nets["student"].named_parameters() if ".critic." not in name)
+    kept -= sum(4 * p.numel() for p in nets["teacher"].trained().values())
+    assert whole.shape.end == 2 * kept
+    tight = evolve(whole, machine=Machine(gpus=4, memory=int(kept)))
+    assert tight.peak(16) >= whole.shape.end and "which the end takes on any number of them" in text(tight)
+
+
+def test_whole_networks_that_do_not_fit_are_told_of_adapters(judged):
+    found = evolve(judged[0], machine=Machine(gpus=16, memory=int(RESERVE)))
+    passing = found.stages[0].peak(16, found.shape)["activations"]
+    heavy = evolve(
+        found, stages=tuple(evolve(s, traced=evolve(s.traced, lasting=_times(s, 1000))) for s in found.stages)
+    )
+    assert passing < heavy.stages[0].peak(16, heavy.shape)["optimiser"]
+    said = text(heavy)
+    assert (
+        "lora=Lora(rank=256) of the backbone" in said and "larger batches, which divide over more GPUs than 16" in said
+    )
+
+
+def _times(stage, many):
+    return {kind: many * size for kind, size in stage.traced.lasting.items()}
+
+
 def test_what_is_put_together():
-    assert Shape(0, {}, block=10, outside=3, block_gradients=2).gathered(2) == 27
+    assert Shape(0, {}, 0, block=10, outside=3, block_gradients=2, result=5, left=7).gathered(2) == 27
 
 
 def test_the_smallest_number_of_gpus_divides_the_batches_and_fits(whole):
@@ -91,7 +194,7 @@ def test_the_smallest_number_of_gpus_divides_the_batches_and_fits(whole):
 
 def test_hours_are_operations_over_speed(whole):
     stage, machine = whole.stages[1], Machine(gpus=2, tflops=100.0, utilisation=0.5)
-    assert stage.hours(machine) == pytest.approx(stage.flops * 100 / (2 * 100e12 * 0.5) / 3600)
+    assert stage.hours(machine) == pytest.approx(2 * stage.flops * 100 / (2 * 100e12 * 0.5) / 3600)  # in float32
 
 
 def test_what_cannot_be_planned_is_a_sentence():

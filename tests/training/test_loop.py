@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ from flowmap.methods import anyflow
 from flowmap.objectives import Loss, Networks
 from flowmap.objectives.flow_map_matching import FlowMapMatching
 from flowmap.times import Diagonal, Triangle
-from flowmap.training.loop import Trainer, TrainingError, rate
+from flowmap.training.loop import MAX_SKIPPED, Trainer, TrainingError, rate
 from flowmap.weights import Balanced, Beta
 from tests.toys import Toy, data
 
@@ -80,9 +81,59 @@ def test_what_an_iteration_shares_ends_with_it() -> None:
     for iteration in range(2):
         logs = trainer.step(iteration)
     assert trainer.shared.kept(Rng((0,), (0, 1, 2, 3), 4)) is None
-    assert {*trainer.shared.state()} == {"diagonal"}
+    ((place, mu),) = trainer.shared.state().items()
+    assert place == "student/0/1/1/diagonal"  # role, update, term, reweight
     raw = float(logs["student/loss/diagonal"].value)
-    assert 0 < trainer.shared.state()["diagonal"] < 2 * raw  # of this iteration, weighed, and not of both
+    assert 0 < mu < 2 * raw  # of this iteration, weighed, and not of both
+
+
+@frozen
+class Scaled:
+    """A reweight that is a factor."""
+
+    by: float
+
+    def __call__(self, loss: Tensor, t: Tensor, r: Tensor, shared: Shared) -> Tensor:
+        return loss * self.by
+
+
+def balanced(*factors: float) -> Method:
+    """A term a factor, each with a `Balanced` of its own."""
+    terms = (FlowMapMatching(Triangle(0.5, 0.25), reweight=(Scaled(by), Balanced())) for by in factors)
+    return Method("balanced", (Update("student", tuple((1.0, term) for term in terms)),))
+
+
+@pytest.mark.parametrize("micro", [None, 2])
+def test_each_balanced_has_a_mean_of_its_own(micro: int | None) -> None:
+    """What a term is multiplied by off the diagonal is its own diagonal's mean: a hundredth of a loss, a hundredth."""
+    trainer = Trainer(build("student"), Stage(balanced(1.0, 0.01), 10, batch=8, micro=micro), data())
+    trainer.step(0)
+    means = trainer.shared.state()
+    assert [*means] == ["student/0/0/1/diagonal", "student/0/1/1/diagonal"]
+    first, second = means.values()
+    alone = Trainer(build("student"), Stage(balanced(1.0), 10, batch=8, micro=micro), data())
+    alone.step(0)
+    assert first == alone.shared.state()["student/0/0/1/diagonal"]
+    assert second == pytest.approx(0.01 * first, rel=0.9) and second < 0.1 * first
+
+
+def test_a_mean_of_a_checkpoint_that_knew_no_places_is_gone_on_with() -> None:
+    """As 0.1 wrote it: one mean, of whoever asks, until each has its own."""
+    stage = Stage(balanced(1.0), 10, batch=4, micro=2)
+    trainer = Trainer(build("student"), stage, data())
+    trainer.step(0)
+    state = trainer.state()
+    mu = state["means"]["student/0/0/1/diagonal"]
+    old = {**state, "means": {"diagonal": mu}}
+    found = []
+    for known in (state, old, {**state, "means": {}}):
+        other = Trainer(build("student"), stage, data())
+        other.restore(known)
+        other.step(1)
+        assert {*other.shared.state()} == {"student/0/0/1/diagonal"}
+        found.append(weights(other.nets["student"]))
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+    assert not all(torch.equal(value, found[2][name]) for name, value in found[0].items())
 
 
 def test_with_balanced_any_accumulation_is_the_same() -> None:
@@ -253,6 +304,100 @@ def test_a_loss_that_is_not_finite_is_skipped_though_its_gradient_is() -> None:
     logs = trainer.step(1)
     assert float(logs["student/gradient_norm"].value) > 0 and float(logs["student/skipped"].value) == 1.0
     assert all(torch.equal(value, before[name]) for name, value in weights(nets["student"]).items())
+
+
+@frozen
+class Told:
+    """Regression of u on 0 that says which samples are not finite, or `says` nothing; some samples poison it."""
+
+    bad: tuple[int, ...] = ()
+    says: bool = True
+
+    needs = frozenset[Role]({"student"})
+
+    def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
+        t = torch.full((len(batch),), 0.5)
+        each = nets["student"](batch.x, t, t, batch.cond).square().flatten(1).mean(1)
+        x = batch.x.flatten(1)[:, 0]
+        wrong = torch.stack([x == data().x[i].flatten()[0] for i in (*self.bad, 0)])[: len(self.bad)].any(0)
+        each = torch.where(wrong, torch.nan, each)
+        return Loss(each.mean(), {}, each.detach().isfinite() if self.says else None)
+
+
+def blamed(objective: Any, **more: Any) -> str:
+    """What the trainer says of it."""
+    stage = Stage(Method("told", (Update("student", ((1.0, objective),)),)), 100, batch=8, **more)
+    trainer = Trainer(build("student"), stage, data(8))
+    for iteration in range(MAX_SKIPPED):
+        logs = trainer.step(iteration)
+    with pytest.raises(TrainingError) as error:
+        trainer.read(logs, MAX_SKIPPED - 1)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("micro", [None, 3])
+def test_the_samples_are_named(micro: int | None) -> None:
+    assert "; the last time in iteration 4, the loss of samples " in blamed(Told((2, 5)), micro=micro)
+    found = re.search(r"samples (\d), (\d): lower its lr", blamed(Told((2, 5)), micro=micro))
+    assert found is not None and {*found.groups()} == {"2", "5"}
+
+
+def test_all_samples_of_a_loss_that_does_not_tell_them_apart_are_named() -> None:
+    at = indices(8, 8, MAX_SKIPPED - 1, 0, 0)
+    together = next(at[i : i + 2] for i in range(0, 8, 2) if 5 in at[i : i + 2])
+    assert f"the loss of samples {together[0]}, {together[1]}: lower" in blamed(Told((5,), says=False), micro=2)
+    assert re.search(r"the loss of samples (\d, ){7}\d: lower", blamed(Told((5,), says=False)))
+
+
+def test_many_samples_are_counted() -> None:
+    @frozen
+    class All(Told):
+        def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
+            return Loss(nets["student"](batch.x, *torch.zeros(2, len(batch)), batch.cond).mean() * torch.nan)
+
+    stage = Stage(Method("all", (Update("student", ((1.0, All()),)),)), 100, batch=12)
+    trainer = Trainer(build("student"), stage, data())
+    for iteration in range(MAX_SKIPPED):
+        logs = trainer.step(iteration)
+    with pytest.raises(TrainingError, match=r"of samples (\d+, ){7}\d+ and 4 more: lower"):
+        trainer.read(logs, 9)
+
+
+def test_a_gradient_of_finite_losses_is_told_from_a_loss() -> None:
+    @frozen
+    class Backward(Told):
+        def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
+            u = nets["student"](batch.x, *torch.zeros(2, len(batch)), batch.cond)
+            u.register_hook(lambda gradient: gradient * torch.inf)
+            return Loss(u.mean())
+
+    assert "in iteration 4, the gradient, of losses that were finite: lower" in blamed(Backward())
+
+
+def test_a_streak_that_a_checkpoint_has_ends_with_the_first_good_step() -> None:
+    trainer, _ = poisoned()
+    trainer.restore({"means": {}, "skipped": {"student": MAX_SKIPPED + 2}})
+    assert trainer.skipped == {"student": MAX_SKIPPED + 2}
+    try:
+        trainer.read(trainer.step(0), 0)
+    except TrainingError as error:
+        pytest.fail(str(error))
+    again, _ = poisoned(0)
+    again.restore({"means": {}, "skipped": {"student": MAX_SKIPPED - 1}})
+    with pytest.raises(TrainingError, match=f"{MAX_SKIPPED} times in a row"):
+        again.read(again.step(0), 0)
+
+
+def test_a_term_of_weight_0_costs_no_step() -> None:
+    """0 times what is not finite would."""
+    ((_, fine),) = method().updates[0].terms
+    nets = {name: build("student") for name in ("without", "with")}
+    for name, terms in (("without", ((1.0, fine),)), ("with", ((1.0, fine), (0.0, Told((0, 1, 2, 3)))))):
+        trainer = Trainer(nets[name], Stage(Method("weighed", (Update("student", terms),)), 10, batch=4), data(4))
+        assert float(trainer.step(0)["student/skipped"].value) == 0.0
+    assert all(
+        torch.equal(v, weights(nets["with"]["student"])[k]) for k, v in weights(nets["without"]["student"]).items()
+    )
 
 
 def test_gradients_are_clipped_by_their_norm_before_the_step() -> None:

@@ -1,0 +1,118 @@
+"""The adapters of a student on disk: `lora/` in its directory, as `checkpoints.save_lora` writes it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from attrs import evolve, frozen
+from torch import Tensor
+
+from flowmap.export.errors import ExportError, ParityError
+
+from .checkpoints import BASE_FILE, LORA_FILE, WHOLE_FILE
+from .streaming import stored
+
+if TYPE_CHECKING:
+    from flowmap.export.forms import Saved
+    from flowmap.export.spec import Asked
+
+PREFIX = "transformer."
+BASE = "base"
+"""Option: the directory of the diffusers pipeline that the adapters were trained on; where it is now."""
+
+
+@frozen(eq=False)
+class Adapters:
+    """ΔW = scale · B A of every layer, by the names of diffusers. about: what peft is told of them. base: its config,
+    as far as no tensor shows it, and its path."""
+
+    layers: Mapping[str, tuple[Tensor, Tensor]]
+    scale: float
+    about: Mapping[str, Any]
+    base: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> Adapters:
+        from safetensors import safe_open
+
+        require(folder)
+        with safe_open(folder / "lora" / LORA_FILE, framework="pt") as file:
+            tensors = {name.removeprefix(PREFIX): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            said = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+        about = {name.removeprefix(PREFIX): value for name, value in said.items()}
+        names = sorted(name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight"))
+        pairs = {name: (tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]) for name in names}
+        base = folder / "lora" / BASE_FILE
+        return cls(
+            pairs, about["lora_alpha"] / about["r"], about, json.loads(base.read_text()) if base.is_file() else {}
+        )
+
+    def change(self, layer: str) -> Tensor:
+        """ΔW, float64."""
+        a, b = self.layers[layer]
+        return self.scale * (b.double() @ a.double())
+
+    def to(self, dtype: torch.dtype) -> Adapters:
+        """Rounded to what a file of that precision holds."""
+        return evolve(self, layers={name: (a.to(dtype), b.to(dtype)) for name, (a, b) in self.layers.items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As peft has them, without the scale."""
+        pairs = {name: {"A": a, "B": b} for name, (a, b) in self.layers.items()}
+        return {f"{name}.lora_{x}.weight": w for name, pair in pairs.items() for x, w in pair.items()}
+
+
+def require(folder: Path) -> None:
+    """An `ExportError` where the student has no adapters, or not adapters alone."""
+    if not (folder / "lora" / LORA_FILE).is_file():
+        raise ExportError(
+            f"{folder}: has no adapters (lora/{LORA_FILE}), so its weights were trained whole: their change is of full "
+            "rank and no LoRA; export it --to diffusers"
+        )
+    if (whole := folder / "lora" / WHOLE_FILE).is_file():
+        from safetensors import safe_open
+
+        with safe_open(whole, framework="pt") as file:
+            names = sorted({name.rpartition(".")[0] for name in file.keys()})  # noqa: SIM118
+        raise ExportError(
+            f"{folder}: {', '.join(names)} is trained in full beside the adapters, which a LoRA file cannot hold: "
+            "export it --to diffusers"
+        )
+
+
+def base_of(adapters: Adapters, asked: Asked) -> Path | None:
+    """Where the base is, if it is here; an `ExportError` where it was named and is not."""
+    named = asked.options.get(BASE)
+    if named is not None and not (Path(named) / "transformer").is_dir():
+        raise ExportError(f"base = {str(named)!r}: has no transformer/: must be the directory of a diffusers pipeline")
+    path = named or adapters.base.get("path")
+    return Path(path) if path and (Path(path) / "transformer").is_dir() else None
+
+
+def compared(adapters: Adapters, student: Saved, asked: Asked) -> float | None:
+    """How far W_base + ΔW is from the student's W at most, of the largest entry of each, where the base is here.
+
+    A `ParityError` where that is more than rounding, of what was fused or of the file: then the adapters are another
+    student's, or the base is.
+    """
+    base = base_of(adapters, asked)
+    if base is None or not asked.check:
+        return None
+    theirs, ours, worst = stored(str(base)), stored(str(student.folder)), 0.0
+    for name in adapters.layers:
+        plain = name.replace(".delta_embedder.", ".time_embedder.")  # a lifted network's is a copy
+        weight = theirs[f"{name}.weight" if f"{name}.weight" in theirs else f"{plain}.weight"][:]
+        wanted = ours[f"{name}.weight"][:]
+        error = float((weight.double() + adapters.change(name) - wanted.double()).abs().max() / wanted.abs().max())
+        rounding = max(torch.finfo(dtype).eps for dtype in (wanted.dtype, adapters.layers[name][0].dtype))
+        if not error <= max(1e-5, 2 * rounding):
+            raise ParityError(
+                f"{base} with the adapters in {student.folder / 'lora'} is not the student: {name}.weight is off by "
+                f"{error:.1e} of its largest entry; give the base that it was trained on, base = ..."
+            )
+        worst = max(worst, error)
+    return worst

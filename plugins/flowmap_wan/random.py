@@ -1,0 +1,59 @@
+"""Random weights, each tensor drawn on its own, so that nobody needs more of a network than what it keeps."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from attrs import frozen
+from torch import Tensor, nn
+
+EVEN = (nn.Linear, nn.Conv3d)
+
+
+@frozen
+class Drawn:
+    """A tensor as torch first makes it for its layer, float32, as if it were in a file.
+
+    Its numbers are those of a generator keyed by (seed, name), on the CPU: the same in every process and on every
+    device, whatever else is drawn. scale: of uniform numbers in [-scale, scale], or of normal ones; None for `fill`.
+    """
+
+    key: int
+    shape: torch.Size
+    scale: float | None
+    normal: bool = False
+    fill: float = 0.0
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        made = torch.empty(self.shape)
+        if self.scale is None:
+            return made.fill_(self.fill)[rows]
+        generator = torch.Generator().manual_seed(self.key)
+        if self.normal:
+            return made.normal_(0.0, self.scale, generator=generator)[rows]
+        return made.uniform_(-self.scale, self.scale, generator=generator)[rows]
+
+
+def drawn(net: nn.Module, seed: int) -> dict[str, Drawn]:
+    """Every parameter of `net`, which may be on the meta device, by name."""
+    found = {}
+    for prefix, layer in net.named_modules():
+        for own, p in layer.named_parameters(recurse=False):
+            name = f"{prefix}.{own}" if prefix else own
+            found[name] = _of(layer, own, p, _key(seed, name))
+    return found
+
+
+def _of(layer: nn.Module, own: str, p: Tensor, key: int) -> Drawn:
+    if isinstance(layer, EVEN):
+        return Drawn(key, p.shape, layer.weight[0].numel() ** -0.5)  # one over the root of the inputs
+    if own == "scale_shift_table":
+        return Drawn(key, p.shape, p.shape[-1] ** -0.5, normal=True)
+    if p.dim() != 1:
+        raise NotImplementedError(f"{type(layer).__name__}.{own} {list(p.shape)}: no random weights are known for it")
+    return Drawn(key, p.shape, None, fill=float(own == "weight"))  # a norm
+
+
+def _key(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "big") >> 1
