@@ -46,7 +46,7 @@ def _head(plan: Plan) -> Iterator[str]:
         f"{machine.utilisation:.0%} of it reached"
     )
     if machine.context > 1:
-        yield f"{machine.context} GPUs share the tokens of a sample; the little that is not of tokens counts as divided too"
+        yield f"{machine.context} GPUs share the tokens of a sample; what is not of tokens counts as divided too"
     yield f"frozen weights and forward passes in {plan.recipe.dtype}, what is trained in float32"
     yield "Found by running a step of each stage at its real size on tensors without data; nothing was measured."
     yield ""
@@ -150,8 +150,8 @@ def _advice(plan: Plan) -> Iterator[str]:
         )
     elif stage.samples == 1:
         yield (
-            f"--context {2 * plan.machine.context}: more GPUs for the tokens of a sample, one of which is all that they "
-            "hold already; or fewer frames, or a smaller picture"
+            f"--context {2 * plan.machine.context}: more GPUs for the tokens of a sample, one of which is all that "
+            "they hold already; or fewer frames, or a smaller picture"
         )
 
 
