@@ -15,7 +15,7 @@ from flowmap.model import Wrapped
 from flowmap.objectives import equipped
 from flowmap.testing import CountingFlowMap
 from flowmap.training.loop import Trainer
-from flowmap.training.networks import build
+from flowmap.training.ranks.networks import build
 
 DRY = 8
 """Samples of a dry run: what shares of a batch come to, to the eighth."""

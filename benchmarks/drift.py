@@ -33,8 +33,8 @@ from flowmap.evaluation.curve import Bench
 from flowmap.evaluation.records import Point
 from flowmap.objectives import Networks
 from flowmap.recipe import describe
-from flowmap.training import checkpoint
-from flowmap.training.networks import build
+from flowmap.training.ranks.networks import build
+from flowmap.training.store import checkpoint
 
 from . import drift_report as report
 from .drift_report import Value

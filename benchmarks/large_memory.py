@@ -24,8 +24,8 @@ from flowmap.methods import anyflow
 from flowmap.methods.flow_matching import flow_matching
 from flowmap.planning.hollow import META, hollowed
 from flowmap.planning.trace import trace
-from flowmap.training.files import write_text
 from flowmap.training.loop import Trainer
+from flowmap.training.store.files import write_text
 
 from .large_step_report import hardware
 

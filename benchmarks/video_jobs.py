@@ -31,7 +31,7 @@ from flowmap.method import Sampler
 from flowmap.plugins import trained_by
 from flowmap.recipe import describe, digest
 from flowmap.training.loop import TrainingError
-from flowmap.training.networks import build
+from flowmap.training.ranks.networks import build
 from flowmap.training.run import environment
 
 from . import any_step_video_report as report

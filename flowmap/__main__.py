@@ -10,7 +10,7 @@ from .cli import main
 if __name__ == "__main__":
     code = main()
     if "RANK" in os.environ:
-        from .training.distributed import leave
+        from .training.ranks.distributed import leave
 
         leave(code)
     sys.exit(code)

@@ -18,19 +18,21 @@ from .model import FlowMap
 from .objectives import Networks, equipped
 from .observers import Observers, tracked
 from .recipe import Precision, Recipe, RecipeError, digest, not_data
-from .training import checkpoint, fits, publish, stages
-from .training.agree import rank, ranks
-from .training.context import unsplit
-from .training.directory import others
-from .training.distributed import Distribution, first_alone, joined, own_device, world
+from .training import stages
 from .training.faults import reach
-from .training.files import write_json
 from .training.fingerprint import final_hash
 from .training.interrupt import Interrupt
-from .training.networks import precision, spread, trained, whole_again
+from .training.ranks import fits
+from .training.ranks.agree import rank, ranks
+from .training.ranks.context import unsplit
+from .training.ranks.distributed import Distribution, first_alone, joined, own_device, world
+from .training.ranks.networks import precision, spread, trained, whole_again
+from .training.ranks.sharding import whole
 from .training.run import Run
 from .training.saving import MINUTES, Saves
-from .training.sharding import whole
+from .training.store import checkpoint, publish
+from .training.store.directory import others
+from .training.store.files import write_json
 
 NAMES: Mapping[torch.dtype, Precision] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 STUDENT_FILE = "flowmap.json"

@@ -9,7 +9,7 @@ import pytest
 
 from flowmap.cli import COMMANDS, build_parser, main, recipes
 from flowmap.cli.errors import HELD_BACK
-from flowmap.training.directory import others
+from flowmap.training.store.directory import others
 from flowmap.training.tensorboard import TensorBoard
 
 NAMES = ", ".join(recipes.known())

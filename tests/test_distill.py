@@ -23,7 +23,7 @@ from flowmap.method import Method, Update
 from flowmap.methods import anyflow, flow_matching
 from flowmap.plugins import manager
 from flowmap.recipe import RecipeError, describe, digest
-from flowmap.training.checkpoint import CheckpointError
+from flowmap.training.store.checkpoint import CheckpointError
 from tests.distributed import cases
 from tests.toys import Toy, data
 

@@ -10,7 +10,7 @@ from flowmap import AdamW, Ema, ModuleSpec, Recipe, Rng, Stage, TensorData, dist
 from flowmap.methods import anyflow, flow_matching
 from flowmap.recipe import describe, digest
 from flowmap.testing import BACKBONE_CHECKS
-from flowmap.training.checkpoint import CheckpointError
+from flowmap.training.store.checkpoint import CheckpointError
 
 CPU = torch.device("cpu")
 

@@ -90,7 +90,7 @@ DMD, ROLLOUT, TIMES, TYPES = (
     "flowmap.times",
     "flowmap._types",
 )
-LOOP, CHECKPOINT, STAGES = "flowmap.training.loop", "flowmap.training.checkpoint", "flowmap.training.stages"
+LOOP, CHECKPOINT, STAGES = "flowmap.training.loop", "flowmap.training.store.checkpoint", "flowmap.training.stages"
 SKIPS, MIXTURE = "flowmap.training.skips", "flowmap.objectives.mixture"
 
 at_rest = partial(matching.test_at_the_true_flow_map_there_is_no_gradient, Triangle(0.0, 0.0), ())
@@ -464,7 +464,7 @@ RESUMING: list[tuple[str, str, str, str]] = [
         "for iteration in range(first, stage.steps)",
         "for iteration in range(first - 1, stage.steps)",
     ),
-    ("a damaged file that is believed", "flowmap.training.manifest", "found != digest", "False"),
+    ("a damaged file that is believed", "flowmap.training.store.manifest", "found != digest", "False"),
 ]
 
 

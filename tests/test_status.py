@@ -16,10 +16,10 @@ from flowmap.cli import main
 from flowmap.methods import anyflow
 from flowmap.model import sha256
 from flowmap.plugins import manager
-from flowmap.training import metrics, status
-from flowmap.training.files import write_json
-from flowmap.training.lock import me
 from flowmap.training.run import Run
+from flowmap.training.store import metrics, status
+from flowmap.training.store.files import write_json
+from flowmap.training.store.lock import me
 from tests import runs
 from tests.toys import Toy, data
 

@@ -52,7 +52,7 @@ def run(options: Namespace) -> None:
     wait_passively(options.console)
     recipe = recipes.load(name).capped(options.steps)
     from ..distill import distill
-    from ..training.distributed import Distribution
+    from ..training.ranks.distributed import Distribution
     from ..training.run import primary
 
     out = Path(options.out or default_out(name, trial=options.steps is not None))

@@ -45,11 +45,11 @@ def sentence(error: Exception) -> Said | None:
     from ..model import ConditionError, WeightsError
     from ..plugins import PluginError
     from ..recipe import RecipeError
-    from ..training.agree import LostRankError, RankError
-    from ..training.checkpoint import CheckpointError, SaveError
-    from ..training.lock import LockError
     from ..training.loop import TrainingError
-    from ..training.status import StatusError
+    from ..training.ranks.agree import LostRankError, RankError
+    from ..training.store.checkpoint import CheckpointError, SaveError
+    from ..training.store.lock import LockError
+    from ..training.store.status import StatusError
     from ..training.tracking import TrackerError
 
     if isinstance(error, BadClipsError):  # the other clips are encoded

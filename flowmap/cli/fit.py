@@ -21,7 +21,7 @@ def fit(index: Index, backbone: FlowMapSpec) -> Iterator[Finding]:
     from .._types import Batch
     from ..data.check import Finding
     from ..recipe import RecipeError
-    from ..training import fits
+    from ..training.ranks import fits
 
     meta = torch.device("meta")
     name = backbone.about().name

@@ -14,7 +14,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """1 for a run that has failed or was killed."""
-    from ..training import status
+    from ..training.store import status
 
     path = Path(options.run)
     told = status.lines(path)

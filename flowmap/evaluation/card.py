@@ -11,8 +11,8 @@ from ..method import Sampler
 from ..objectives.distribution_matching import DistributionMatching
 from ..objectives.flow_map_matching import FlowMapMatching
 from ..recipe import Recipe, describe, digest
-from ..training.files import write_text
 from ..training.run import environment
+from ..training.store.files import write_text
 from . import records
 
 

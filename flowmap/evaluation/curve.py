@@ -21,8 +21,8 @@ from ..model import Codec, FlowMapSpec
 from ..objectives import Networks
 from ..recipe import describe
 from ..rollout import consistency_step, guided_euler_step, ode_step, sample
-from ..training.files import write_json, write_text
 from ..training.run import environment
+from ..training.store.files import write_json, write_text
 from . import plots, previews, records
 from .metrics import Metric, Samples
 from .records import Point

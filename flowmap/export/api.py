@@ -13,7 +13,7 @@ from torch import nn
 from .._types import Rng
 from ..model import FlowMap
 from ..plugins import backbone, collect, installed, named
-from ..training.publish import whole
+from ..training.store.publish import whole
 from . import forms, fp8
 from .backend import Exporter, check_machine, check_versions, machine, require
 from .errors import ExportError

@@ -12,7 +12,7 @@ from attrs import field, frozen
 from ..model import FlowMap, FlowMapSpec
 from ..plugins import backbone, collect
 from ..training.faults import reach
-from ..training.publish import whole
+from ..training.store.publish import whole
 from .backend import versions
 from .errors import ExportError
 from .manifest import Manifest

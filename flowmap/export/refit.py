@@ -20,7 +20,7 @@ from torch import Tensor
 from ..model import FlowMap, sha256
 from ..plugins import collect, installed, named
 from ..training.faults import reach
-from ..training.publish import whole
+from ..training.store.publish import whole
 from . import forms
 from .api import Report, codec_of, loaded, require_free
 from .backend import Exporter, check_versions, failing, require

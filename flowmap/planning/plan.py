@@ -20,8 +20,8 @@ from ..model import FlowMap
 from ..objectives import Networks
 from ..objectives.distribution_matching import CriticMatching, DistributionMatching
 from ..recipe import Recipe, RecipeError, Stage
-from ..training.context import unsplit
-from ..training.networks import precision, specs
+from ..training.ranks.context import unsplit
+from ..training.ranks.networks import precision, specs
 from .draws import DRAWS, Tariff, drawn, mean
 from .hollow import META, hollowed
 from .ledger import Kind, Moment

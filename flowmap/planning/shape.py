@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .._types import Role
 from ..objectives import Networks
 from ..recipe import Recipe
-from ..training.networks import remaining
+from ..training.ranks.networks import remaining
 
 
 @frozen

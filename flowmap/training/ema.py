@@ -9,7 +9,7 @@ from attrs import define
 from torch import Tensor, nn
 
 from ..recipe import Ema
-from .reduction import local
+from .ranks.reduction import local
 
 
 @define

@@ -16,10 +16,10 @@ from ..data import Data, ReadsAhead, indices
 from ..method import Update
 from ..objectives import Networks
 from ..recipe import AdamW, Stage
-from .agree import during, rank, ranks
 from .ema import Average
 from .faults import reach
-from .reduction import add_up, clip, norm, read
+from .ranks.agree import during, rank, ranks
+from .ranks.reduction import add_up, clip, norm, read
 from .skips import MAX_SKIPPED, Skips
 
 

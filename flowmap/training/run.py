@@ -19,12 +19,12 @@ from attrs import define, field
 from tqdm import tqdm
 
 from ..recipe import Recipe, RecipeError, describe, digest
-from . import status
-from .files import write_json
 from .interrupt import Preempted
-from .lock import Lock, me
-from .metrics import Metrics
-from .status import Status
+from .store import status
+from .store.files import write_json
+from .store.lock import Lock, me
+from .store.metrics import Metrics
+from .store.status import Status
 
 PACKAGES = ("flowmap-distill", "torch", "diffusers", "transformers", "peft", "safetensors", "numpy")
 DATA = "data.json"

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from attrs import define, field
 
-from . import checkpoint
-from .agree import anywhere
-from .checkpoint import SaveError, Weights
 from .loop import Trainer
+from .ranks.agree import anywhere
 from .run import Run
+from .store import checkpoint
+from .store.checkpoint import SaveError, Weights
 
 MINUTES = 5.0
 FAILURES = 3  # saves in a row, on which a run ends

@@ -13,7 +13,7 @@ from attrs import define, field, frozen
 from torch import Tensor
 
 from ..objectives import Loss
-from .agree import everywhere
+from .ranks.agree import everywhere
 
 MAX_SKIPPED = 5  # optimiser steps in a row that a role may skip for what is not finite
 NAMED = 8  # samples, of each rank

@@ -12,12 +12,12 @@ from .._types import Mean, Role
 from ..data import Data
 from ..objectives import Networks
 from ..recipe import Recipe
-from . import checkpoint
-from .agree import during
 from .interrupt import Interrupt, Preempted
 from .loop import Trainer, TrainingError
+from .ranks.agree import during
 from .run import Run
 from .saving import Saves
+from .store import checkpoint
 
 if TYPE_CHECKING:
     from ..observers import Observers

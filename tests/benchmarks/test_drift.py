@@ -17,7 +17,7 @@ from benchmarks.drift_report import Value
 from flowmap import distill
 from flowmap.cli import recipes
 from flowmap.cli.errors import UsageError
-from flowmap.training.checkpoint import CheckpointError
+from flowmap.training.store.checkpoint import CheckpointError
 from tests.toys import FRAMES, Toy
 
 

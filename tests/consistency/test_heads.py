@@ -23,7 +23,7 @@ from flowmap.objectives import equipped
 from flowmap.plugins import manager
 from flowmap.recipe import describe
 from flowmap.rollout import ConsistencySimulation
-from flowmap.training.networks import build
+from flowmap.training.ranks.networks import build
 from tests.consistency.judges import CPU, ROLES, Flat, Named, one, toy
 from tests.toys import Toy, ToyFlowMap, data
 

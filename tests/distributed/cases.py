@@ -18,7 +18,7 @@ from flowmap.methods import anyflow
 from flowmap.objectives.flow_map_matching import FlowMapMatching
 from flowmap.objectives.mixture import Mixture
 from flowmap.times import Diagonal, Triangle
-from flowmap.training.distributed import Distribution
+from flowmap.training.ranks.distributed import Distribution
 from flowmap.weights import Balanced
 
 BATCH, STEPS, LR = 6, 20, 5e-5

@@ -22,9 +22,9 @@ from flowmap._types import Cond, Latent
 from flowmap.context import Context
 from flowmap.methods import anyflow
 from flowmap.methods.meanflow import meanflow
-from flowmap.training.agree import rank
-from flowmap.training.context import context
-from flowmap.training.distributed import Distribution, joined
+from flowmap.training.ranks.agree import rank
+from flowmap.training.ranks.context import context
+from flowmap.training.ranks.distributed import Distribution, joined
 from flowmap.training.run import primary
 
 from .cases import CASES, EVERYTHING, on_policy, recipe

@@ -22,8 +22,8 @@ from flowmap import Recipe, TensorData, distill
 from flowmap.cli import main
 from flowmap.context import Context, overlap
 from flowmap.recipe import RecipeError
-from flowmap.training.context import context, unsplit
-from flowmap.training.distributed import Distribution
+from flowmap.training.ranks.context import context, unsplit
+from flowmap.training.ranks.distributed import Distribution
 from tests.fault import harness
 from tests.fault.harness import KILLED, _port, final_hash, newest, run, status, tensors_of
 from tests.toys import Toy, data

@@ -7,8 +7,8 @@ import torch
 
 from flowmap import Stage
 from flowmap.methods import anyflow
-from flowmap.training.distributed import Distribution, joined, own_device, world
 from flowmap.training.loop import _micro
+from flowmap.training.ranks.distributed import Distribution, joined, own_device, world
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 
 from flowmap import distill
 from flowmap._types import Role
-from flowmap.training.agree import rank
-from flowmap.training.distributed import Distribution, joined
+from flowmap.training.ranks.agree import rank
+from flowmap.training.ranks.distributed import Distribution, joined
+from flowmap.training.ranks.sharding import pieces
 from flowmap.training.run import primary
-from flowmap.training.sharding import pieces
 from tests.distributed.cases import CASES, distribution
 
 

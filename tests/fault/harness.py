@@ -29,8 +29,8 @@ from flowmap import AdamW, Ema, Recipe, Stage, distill
 from flowmap.cli.errors import sentence
 from flowmap.methods import anyflow
 from flowmap.plugins import manager
-from flowmap.training.checkpoint import published
 from flowmap.training.interrupt import Preempted
+from flowmap.training.store.checkpoint import published
 from tests.toys import Toy, data
 
 STEPS = 3  # of each of three stages

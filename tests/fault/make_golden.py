@@ -17,8 +17,8 @@ import torch
 from flowmap import AdamW, Ema, Recipe, Stage, __version__, distill
 from flowmap.methods import anyflow
 from flowmap.plugins import manager
-from flowmap.training import metrics
-from flowmap.training.checkpoint import published
+from flowmap.training.store import metrics
+from flowmap.training.store.checkpoint import published
 from tests.toys import Toy, data
 
 GOLDEN = Path(__file__).parent / "golden"

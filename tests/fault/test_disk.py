@@ -13,8 +13,8 @@ from flowmap import distill
 from flowmap.hookspecs import hookimpl
 from flowmap.plugins import manager
 from flowmap.training import faults
-from flowmap.training.checkpoint import published
 from flowmap.training.loop import Trainer
+from flowmap.training.store.checkpoint import published
 from tests.toys import data
 
 from .harness import End, finished, newest, recipe, run, status

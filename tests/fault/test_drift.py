@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from flowmap import __version__
-from flowmap.training.checkpoint import CheckpointError, published
-from flowmap.training.manifest import Manifest
+from flowmap.training.store.checkpoint import CheckpointError, published
+from flowmap.training.store.manifest import Manifest
 from tests import runs
 from tests.fault.make_golden import GOLDEN, run
 
@@ -47,7 +47,7 @@ def test_it_goes_on_with_the_same_losses(release: str, tmp_path: Path, monkeypat
 
 def test_the_losses_would_show_another_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = json.loads((GOLDEN / __version__ / "record.json").read_text())
-    monkeypatch.setattr("flowmap.training.checkpoint.restore_trainer", lambda found, trainer: None)
+    monkeypatch.setattr("flowmap.training.store.checkpoint.restore_trainer", lambda found, trainer: None)
     said = Manifest.read(placed(__version__, tmp_path))
     monkeypatch.setattr(sys.modules["flowmap.distill"], "digest", lambda recipe: said.digest)
     found = run(tmp_path)

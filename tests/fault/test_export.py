@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flowmap.training import publish
+from flowmap.training.store import publish
 
 from .harness import KILLED, finished, run, status
 

@@ -9,8 +9,8 @@ import pytest
 
 from flowmap import distill
 from flowmap.plugins import manager
-from flowmap.training import fits
-from flowmap.training.distributed import Distribution
+from flowmap.training.ranks import fits
+from flowmap.training.ranks.distributed import Distribution
 from tests.toys import data
 
 from .harness import recipe, run, status

@@ -12,7 +12,7 @@ import pytest
 
 from flowmap import distill
 from flowmap.cli import recipes
-from flowmap.training import status
+from flowmap.training.store import status
 
 RECIPE = """
 from flowmap import AdamW, Ema, Recipe, Stage, TensorData

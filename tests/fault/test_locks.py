@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from flowmap.training import lock
-from flowmap.training.lock import Lock, LockError, me
+from flowmap.training.store import lock
+from flowmap.training.store.lock import Lock, LockError, me
 from tests import runs
 
 pytestmark = pytest.mark.row("R18")

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from flowmap.model import FlowMapSpec, WeightsError
 from flowmap.recipe import digest
-from flowmap.training import checkpoint, manifest
+from flowmap.training.store import checkpoint, manifest
 from tests.toys import Toy
 
 from .harness import newest, recipe, run

@@ -18,8 +18,8 @@ from flowmap._types import Cache, Cond, Latent, Role, Time
 from flowmap.data import indices
 from flowmap.hookspecs import hookimpl
 from flowmap.plugins import manager
-from flowmap.training.checkpoint import published
 from flowmap.training.loop import MAX_SKIPPED, Trainer
+from flowmap.training.store.checkpoint import published
 from tests.toys import Toy, ToyFlowMap, data
 
 from .harness import recipe, run, status, tensors_of

@@ -14,8 +14,8 @@ import pytest
 from flowmap import distill
 from flowmap.hookspecs import hookimpl
 from flowmap.plugins import manager
-from flowmap.training.distributed import Distribution
 from flowmap.training.loop import Trainer
+from flowmap.training.ranks.distributed import Distribution
 from tests.toys import data
 
 from .harness import KILLED, final_hash, finished, newest, recipe, run, start, status, torchrun
@@ -197,7 +197,7 @@ def test_an_observer_that_raises_on_one_rank_changes_nothing(tmp_path: Path, uni
 SCRIPT = """
 import sys
 from pathlib import Path
-from flowmap.training.distributed import leave
+from flowmap.training.ranks.distributed import leave
 from tests.fault.harness import toy
 if __name__ == "__main__":
     toy(Path(sys.argv[1]))

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from flowmap.recipe import digest
-from flowmap.training import checkpoint
 from flowmap.training.loop import Trainer
-from flowmap.training.networks import build
+from flowmap.training.ranks.networks import build
+from flowmap.training.store import checkpoint
 from tests.toys import data
 
 from .harness import finished, newest, recipe, run, status, tensors_of
@@ -295,7 +295,7 @@ def test_another_schema_is_not_damage(schema: int, stopped: tuple[Path, int], tm
         said = json.loads((last / "MANIFEST.json").read_text())
         del said["sha256"]
         said |= {"schema": schema, "news": "something that we do not know"}
-        from flowmap.training.manifest import _own
+        from flowmap.training.store.manifest import _own
 
         (last / "MANIFEST.json").write_text(json.dumps({**said, "sha256": _own(said)}))
     else:

@@ -17,7 +17,7 @@ from flowmap.cli import recipes
 from flowmap.distill import RecipeError, evaluate
 from flowmap.evaluation.curve import Bench
 from flowmap.evaluation.records import Point, Record
-from flowmap.training.networks import build
+from flowmap.training.ranks.networks import build
 
 CPU = torch.device("cpu")
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"

@@ -19,9 +19,9 @@ from flowmap.methods import anyflow
 from flowmap.objectives import Networks
 from flowmap.plugins import manager
 from flowmap.recipe import digest
-from flowmap.training import checkpoint
-from flowmap.training.checkpoint import CheckpointError
-from flowmap.training.networks import build
+from flowmap.training.ranks.networks import build
+from flowmap.training.store import checkpoint
+from flowmap.training.store.checkpoint import CheckpointError
 from tests.toys import Toy, data
 
 SHARD = "state/shard-00001-model-00001-of-00001.safetensors"

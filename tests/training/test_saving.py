@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from attrs import define, field
 
-from flowmap.training import checkpoint, faults, publish, saving
-from flowmap.training.agree import RankError, anywhere, everywhere, on_first
-from flowmap.training.checkpoint import SaveError
+from flowmap.training import faults, saving
+from flowmap.training.ranks.agree import RankError, anywhere, everywhere, on_first
 from flowmap.training.run import Run
 from flowmap.training.saving import FAILURES, Saves
+from flowmap.training.store import checkpoint, publish
+from flowmap.training.store.checkpoint import SaveError
 
 
 @define

@@ -17,9 +17,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from .._types import Cache, Cond, Latent, Role, Time
-from ..model import FlowMap, FlowMapSpec, Rows, Streamed, Wrapped
-from ..objectives import Networks
+from ..._types import Cache, Cond, Latent, Role, Time
+from ...model import FlowMap, FlowMapSpec, Rows, Streamed, Wrapped
+from ...objectives import Networks
 from .agree import rank
 from .reduction import local
 

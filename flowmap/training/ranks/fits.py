@@ -12,13 +12,13 @@ from attrs import define, frozen
 from torch import Tensor, distributed, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from .._types import Batch, Rng, Role
-from ..model import ConditionError, FlowMap
-from ..objectives import Networks
-from ..recipe import RecipeError
-from ..validators import listed
+from ..._types import Batch, Rng, Role
+from ...model import ConditionError, FlowMap
+from ...objectives import Networks
+from ...recipe import RecipeError
+from ...validators import listed
+from ..faults import reach
 from .agree import lost, rank, ranks
-from .faults import reach
 
 T, R = 0.75, 0.25
 PATIENT = 60.0  # seconds that a rank with an error waits for the others to hear of it

@@ -26,15 +26,15 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
+from ..faults import reach
+from ..ranks.agree import RankError, everywhere, on_first, rank, ranks, said
 from . import manifest, shards
-from .agree import RankError, everywhere, on_first, rank, ranks, said
-from .faults import reach
 from .manifest import SCHEMA, Manifest
 from .publish import settle
 
 if TYPE_CHECKING:
-    from .._types import Role
-    from .loop import Trainer
+    from ..._types import Role
+    from ..loop import Trainer
 
 KEEP = 2
 Weights = Mapping["Role", Mapping[str, nn.Parameter]]

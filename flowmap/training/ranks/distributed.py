@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from .. import validators
+from ... import validators
 from .agree import LostRankError, during, lost, rank, ranks
 
 T = TypeVar("T")

@@ -8,11 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .._types import Role
-from ..context import Context
-from ..model import FlowMap, FlowMapSpec, Splits
-from ..objectives import Networks
-from ..recipe import Recipe, RecipeError
+from ..._types import Role
+from ...context import Context
+from ...model import FlowMap, FlowMapSpec, Splits
+from ...objectives import Networks
+from ...recipe import Recipe, RecipeError
 from .agree import ranks
 from .context import context
 from .distributed import Distribution

@@ -6,9 +6,9 @@ from datetime import timedelta
 
 from torch import distributed
 
-from ..context import Context
-from ..model import Splits
-from ..recipe import Recipe
+from ...context import Context
+from ...model import Splits
+from ...recipe import Recipe
 from .agree import rank
 from .distributed import Distribution
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .agree import ranks, said
-from .faults import reach
+from ..faults import reach
+from ..ranks.agree import ranks, said
 
 PLACES = "DCP_SHARDING_INFO"
 """Where torch notes, in the head of a file, the offsets of its pieces."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor, Shard
 
-from .._types import Mean
+from ..._types import Mean
 from .agree import ranks
 
 
