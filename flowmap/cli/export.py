@@ -24,8 +24,6 @@ ENGINES: Mapping[str, str] = {
     "refittable": "the engine takes other weights later",
     "strip": "the engine holds no weights, and reads those of the ONNX file beside it",
     "weight_streaming": "the engine needs not have all its weights in the GPU's memory at once",
-    "version_compatible": "the engine is read by later releases of its library",
-    "hardware_compatible": "the engine runs on later GPUs than those it is built for",
 }
 """Options of back ends, where they have them."""
 

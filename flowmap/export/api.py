@@ -82,9 +82,7 @@ class Export:
             return Report(final, *forms.write(to, *form, asked, final))
         exporter: Exporter = named(pm, "flowmap_exporters", to, forms.names(pm))
         if asked.target.device == "cuda" and not torch.cuda.is_available() and not exporter.builds_ahead:
-            raise ExportError(
-                f"{to} for a CUDA GPU (device, --device) is built on one, and there is none here: leave it out"
-            )
+            raise ExportError(f"{to} for a CUDA GPU (device, --device) is built on one, and there is none here")
         exporter.check(asked)
         libraries = require(to, exporter)
 

@@ -29,7 +29,7 @@ from .spec import DTYPES, Asked, Precision, ShapeProfile
 from .support import Support
 
 OPTIONS = ("weight_streaming", "optimization_level")
-INSTALL = "pip install 'flowmap-distill[tensorrt]' --extra-index-url https://pypi.nvidia.com"
+INSTALL = "pip install 'flowmap-distill[tensorrt]' --extra-index-url INDEX, where INDEX is NVIDIA's own package index"
 """The library's wheels are at its vendor's; those on the package index only fetch them from there."""
 ASK = "pip install 'flowmap-distill[rtx]', and then pip install --no-deps torch-tensorrt-rtx==2.13.0 dllist psutil"
 """The same converters, with a library that is on the package index and does not crash where there is no GPU."""

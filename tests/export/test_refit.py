@@ -388,9 +388,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         ("onnx", ["--capability", "8.9"], "onnx is not built for GPUs that are named"),
         ("torch-export", ["--refittable"], "torch-export has no option 'refittable': it has none"),
         ("onnx", ["--weight-streaming"], "onnx has no option 'weight_streaming': must be one of refittable"),
-        ("onnx", ["--version-compatible"], "onnx has no option 'version_compatible'"),
         ("aoti", ["--strip"], "aoti has no option 'strip'"),
-        ("tensorrt-rtx", ["--hardware-compatible"], "tensorrt-rtx has no option 'hardware_compatible'"),
     ],
 )
 def test_an_option_that_a_back_end_does_not_have(

@@ -21,7 +21,7 @@ ROWS = {
     "R5": "NaN or Inf in losses and gradients",
     "R6": "SIGTERM, SIGINT, SIGUSR1",
     "R7": "a rank dies",
-    "R8": "an error on one rank alone",
+    "R8": "an error or a stall on one rank alone",
     "R9": "another number of ranks",
     "R10": "bad recipes",
     "R11": "bad shapes",
