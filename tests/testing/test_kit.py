@@ -409,8 +409,8 @@ class CanBeChanged(FlowMapSpec):
 
 
 @attrs.frozen
-class HoldsAFunction(Plain):
-    make: Any = len
+class HoldsAnObject(Plain):
+    make: Any = attrs.field(factory=object)
 
 
 class NoValue(FlowMapSpec):
@@ -443,7 +443,7 @@ SPECS: list[tuple[str, FlowMapSpec]] = [
     ("it_distils", ToldInfinity()),
     ("it_distils", FreezesTheStudent()),
     ("the_spec_is_a_value", CanBeChanged()),
-    ("the_spec_is_a_value", HoldsAFunction()),
+    ("the_spec_is_a_value", HoldsAnObject()),
     ("the_spec_is_a_value", NoValue()),
     ("the_spec_is_a_value", BecomesAnother()),
     ("u_has_the_shape_and_dtype_of_z", WrongBatch()),
