@@ -204,7 +204,7 @@ class Shared:
         Of all that ask by `name` from where this is asked, and of no others: two terms share none.
         The last iteration's mean where this one has none, and where the batch is not `whole`: so it is the same in
         every micro-batch, and on any number of ranks. Not a number where that has none either. A mean that is not
-        finite counts as none: of a step that is skipped nothing is remembered.
+        finite counts as none, and of a step that is skipped nothing is remembered: see `forget`.
         """
         name, mean = "/".join(map(str, (*self._place, name))), Mean.of(values, mask)
         if self._idle:
@@ -240,14 +240,18 @@ class Shared:
     def kept(self, rng: Rng) -> Latent | None:
         return self._samples.get(rng.positions)
 
+    def forget(self, skipped: Tensor, *place: str | int) -> None:
+        """Remember nothing that was asked for in `place` in this iteration, where `skipped` [] is not 0."""
+        within = "/".join(map(str, place)) + "/"
+        for name, mean in self._now.items():
+            if name.startswith(within):
+                self._now[name] = Mean(torch.where(skipped == 0, mean.total, torch.nan), mean.count)
+
     def next(self) -> None:
         """The iteration is over."""
         if not self.whole and self.ranks > 1 and self._now:
             self._now = dict(zip(self._now, _summed([*self._now.values()]), strict=True))
-        known = {name: self._known(name, mean) for name, mean in self._now.items()}
-        for name in known:
-            self._last.pop(_unplaced(name), None)
-        self._last |= known
+        self._last |= {name: self._known(name, mean) for name, mean in self._now.items()}
         self._now.clear()
         self._samples.clear()
 
@@ -263,7 +267,7 @@ class Shared:
 
 
 def _unplaced(name: str) -> str:
-    """As checkpoints of 0.1 have it, whose means had no place: where there is one, it is the last of every place."""
+    """As checkpoints of 0.1 have it, whose means had no place: one is the last of every place that has none yet."""
     return name.rpartition("/")[2]
 
 

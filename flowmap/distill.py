@@ -80,7 +80,8 @@ def distill(
         Observers(pm, tracked(makers, path if run.speaks else None, run.note)) as watch,
     ):
         with joined(distribution, device):
-            found = None if path is None else checkpoint.latest(path / "checkpoints", digest(recipe))
+            key = digest(recipe)
+            found = None if path is None else checkpoint.latest(path / "checkpoints", key)
             run.start(recipe)  # a directory of another recipe stays as it is
             for passed in () if found is None else found.passed:
                 run.note(passed)
@@ -94,11 +95,11 @@ def distill(
                 batches = _batches(recipe, source, path, device)
                 run.data_is(fingerprint(batches), resumed=found is not None)
                 sample = batches.batch([0]).to(device)
-                fits.check(nets, sample, _made_of(recipe), type(batches).__name__)
+                fits.check(nets, sample, _made_of(recipe), type(batches).__name__, distribution.seconds)
                 if recipe.equips:
                     learning = equipped(nets, recipe.equips, sample)
                 weights = trained(recipe, learning)
-                saves = Saves(None if path is None else path / "checkpoints", digest(recipe), run, save_minutes)
+                saves = Saves(None if path is None else path / "checkpoints", key, run, save_minutes)
                 context = distribution.context
                 stages.train(recipe, learning, batches, run, watch, saves, device, weights, found, context)
             # without what objectives equip: a finished run is opened again without it, and says the same

@@ -6,23 +6,15 @@ be many by one name: of these the code counts, too, and what they hold.
 
 from __future__ import annotations
 
+import dis
 import hashlib
-import re
+import json
 from collections.abc import Callable, Iterator
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType, NoneType
 from typing import Any
 
-from torch import nn
-
-from .model import sha256
-
-Describe = Callable[[Any], Any]
-ADDRESS = re.compile(r"\bat 0x[0-9a-f]+|<[\w.]+ object\b")
-_within: list[FunctionType] = []  # those that are being described: a function may hold itself
-
-
-class UnknownValueError(ValueError):
-    """A function holds a value that nothing tells from others of its type."""
+Describe = Callable[[Any, str], Any]  # of a value, and of where it is
+_within: list[object] = []  # those that are being described: a function may hold itself
 
 
 def function(f: FunctionType, describe: Describe) -> Any:
@@ -39,19 +31,62 @@ def function(f: FunctionType, describe: Describe) -> Any:
         return {
             "type": "function",
             "name": name,
-            "code": hashlib.sha256(repr(_code(f.__code__)).encode()).hexdigest(),
-            "holds": {key: _held(f"{name} holds {key}", value, describe) for key, value in _variables(f)},
+            "code": sha256(repr(_code(f.__code__))),
+            "holds": {key: describe(value, f"{name} holds {key}") for key, value in _variables(f)},
         }
     finally:
         _within.pop()
 
 
+def kind(cls: type, describe: Describe) -> str:
+    """The name of a class; of one that a function made, with a hash of what its methods hold of that function."""
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    if "<locals>" not in cls.__qualname__ or any(cls is other for other in _within):
+        return name
+    _within.append(cls)
+    try:
+        held = {
+            f"{f.__qualname__} holds {key}": describe(value, f"{f.__module__}.{f.__qualname__} holds {key}")
+            for f in sorted(_methods(cls), key=lambda f: f.__qualname__)
+            for key, value in _closure(f)
+            if key != "__class__"
+        }
+    finally:
+        _within.pop()
+    return f"{name} {sha256(json.dumps(held, sort_keys=True))}" if held else name
+
+
+def free(value: Any) -> bool:
+    """Whether a built-in function is one of a module, and not a method of some value."""
+    return isinstance(value, BuiltinFunctionType) and isinstance(value.__self__, (ModuleType, NoneType))
+
+
 def named(value: Any) -> str | None:
     """The name of a class, of a built-in function or of a module; None of anything else."""
-    free = isinstance(value, BuiltinFunctionType) and isinstance(value.__self__, (ModuleType, NoneType))
-    if free or isinstance(value, type):
+    if free(value) or isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
     return value.__name__ if isinstance(value, ModuleType) else None
+
+
+def sha256(content: str | bytes) -> str:
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
+def _methods(cls: type) -> Iterator[FunctionType]:
+    """Those that are written in the class; attrs and dataclasses make theirs without variables of its own."""
+    for value in vars(cls).values():
+        for f in (value.fget, value.fset) if isinstance(value, property) else (value,):
+            f = f.__func__ if isinstance(f, (staticmethod, classmethod)) else f
+            if isinstance(f, FunctionType) and f.__module__ == cls.__module__:
+                yield f
+
+
+def _closure(f: FunctionType) -> Iterator[tuple[str, Any]]:
+    for key, cell in zip(f.__code__.co_freevars, f.__closure__ or (), strict=True):
+        try:
+            yield key, cell.cell_contents
+        except ValueError:  # not assigned yet
+            yield key, None
 
 
 def _variables(f: FunctionType) -> Iterator[tuple[str, Any]]:
@@ -59,31 +94,13 @@ def _variables(f: FunctionType) -> Iterator[tuple[str, Any]]:
     for place, value in enumerate(f.__defaults__ or ()):
         yield f"default {place}", value
     yield from sorted((f.__kwdefaults__ or {}).items())
-    for key, cell in zip(f.__code__.co_freevars, f.__closure__ or (), strict=True):
-        try:
-            yield key, cell.cell_contents
-        except ValueError:  # not assigned yet
-            yield key, None
+    yield from _closure(f)
     for key in sorted(_names(f.__code__)):
         value = f.__globals__.get(key)
         if isinstance(value, (bool, int, float, str)) or (
             isinstance(value, FunctionType) and "<" in value.__qualname__
         ):
             yield f"{key} of the module", value
-
-
-def _held(what: str, value: Any, describe: Describe) -> Any:
-    if isinstance(value, nn.Module):
-        return {"type": f"{type(value).__module__}.{type(value).__qualname__}", "sha256": sha256(value.state_dict())}
-    described = describe(value)
-    if described != f"<{type(value).__name__}>":
-        return described
-    if ADDRESS.search(said := repr(value)):
-        raise UnknownValueError(
-            f"{what}, a {type(value).__name__}, of which two cannot be told apart: so a run could go on with another. "
-            "Give the recipe a frozen attrs value in place of the function, or let it hold plain values"
-        )
-    return said
 
 
 def _code(code: CodeType) -> tuple[Any, ...]:
@@ -109,4 +126,6 @@ def _constant(value: Any) -> Any:
 
 
 def _names(code: CodeType) -> set[str]:
-    return {*code.co_names}.union(*(_names(value) for value in code.co_consts if isinstance(value, CodeType)))
+    """What it reads of its module: not the attributes, which are among the names of its code, too."""
+    own = {at.argval for at in dis.get_instructions(code) if at.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    return own.union(*(_names(value) for value in code.co_consts if isinstance(value, CodeType)))

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 GROUP = "flowmap"
 KINDS = {"flowmap_stages": "method for a whole recipe"}
+RUN, EXPORT = "status.json", "manifest.json"
+"""Files by which a directory is known that is taken for a student's."""
 MUST = {
     "flowmap_backbones": "a FlowMapSpec",
     "flowmap_methods": "a function that makes a Method",
@@ -144,13 +146,27 @@ def backbone(name: str, pm: pluggy.PluginManager | None = None) -> FlowMapSpec:
         return cast("FlowMapSpec", registered[name])
     spec = _resolved(pm, name)
     if spec is None:
-        inside = Path(name) / "student"
-        hint = f"; did you mean {str(inside)!r}?" if inside.is_dir() else ""
+        if (told := _mistaken(Path(name))) is not None:
+            raise PluginError(told)
+        missing = f"there is no directory {name!r}, and " if os.sep in name else ""
         raise PluginError(
-            f"no plugin knows the backbone {name!r}: give one of {', '.join(registered)}, the directory of a diffusers "
-            f"pipeline, or a hub id{hint}"
+            f"{missing}no plugin knows the backbone {name!r}: give one of {', '.join(registered)}, the directory of a "
+            "diffusers pipeline, or a hub id"
         )
     return spec
+
+
+def _mistaken(path: Path) -> str | None:
+    """What is at a path that no plugin takes for a backbone; None where there is nothing."""
+    if (path / "student").is_dir():
+        return f"{path} is a run: its student is {str(path / 'student')!r}"
+    if (path / RUN).is_file():
+        return f"{path} is a run that has not finished: it has no student yet; `flowmap status {path}` says how it goes"
+    if (path / EXPORT).is_file():
+        return f"{path} is an export, not a student: give the student that it was made of"
+    if path.is_dir():
+        return f"{path}: no plugin knows what is in this directory: give a student's, or that of a diffusers pipeline"
+    return f"{path} is a file, not a student's directory" if path.exists() else None
 
 
 def _resolved(pm: pluggy.PluginManager, name: str) -> FlowMapSpec | None:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from types import FunctionType, MethodType
 from typing import Any, Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
 import attrs
 from attrs import field, frozen
-from torch import Tensor
 
-from . import functions, validators
+from . import validators, values
 from ._types import Role
 from .data import Data, DataError, Source, fingerprint
 from .method import Method
-from .model import FlowMapSpec, sha256
+from .model import FlowMapSpec
 from .objectives import Equip, Networks, united
 from .times import share
 
@@ -231,40 +227,25 @@ class Recipe:
 
 
 def describe(value: Any) -> Any:
-    """A value as JSON: components by type and field, tensors by shape and hash, so that a run says what it did."""
-    if attrs.has(type(value)):
-        fields = {f.name: describe(getattr(value, f.name)) for f in attrs.fields(type(value)) if f.init and f.repr}
-        if isinstance(value, FlowMapSpec) and (fingerprint := value.fingerprint()) is not None:
-            fields["fingerprint"] = fingerprint
-        return {"type": f"{type(value).__module__}.{type(value).__qualname__}", **fields}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        own = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init and f.repr}
-        return {"type": f"{type(value).__module__}.{type(value).__qualname__}", **own}
-    if isinstance(value, partial):
-        return {"type": "functools.partial", "of": describe([value.func, value.args, value.keywords])}
-    if isinstance(value, Mapping):
-        return {str(k): describe(v) for k, v in value.items()}
-    if isinstance(value, (set, frozenset)):  # of strings, in another order in every process
-        return sorted((describe(v) for v in value), key=json.dumps)
-    if isinstance(value, (list, tuple)):
-        return [describe(v) for v in value]
-    if isinstance(value, Tensor):
-        return {"type": "torch.Tensor", "shape": list(value.shape), "sha256": sha256({"": value})}
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, FunctionType):
-        try:
-            return functions.function(value, describe)
-        except functions.UnknownValueError as error:
-            raise RecipeError(str(error)) from None
-    if isinstance(value, MethodType):
-        return {"type": "method", "name": value.__func__.__qualname__, "of": describe(value.__self__)}
-    if (name := functions.named(value)) is not None:
-        return name
-    return str(value) if isinstance(value, Path) else f"<{type(value).__name__}>"
+    """A value as JSON: components by type and field, tensors by shape and hash, so that a run says what it did.
+
+    What nothing tells from others of its type is `<its type>`; a `RecipeError` where a function holds such a value.
+    """
+    return _told(value, strict=False)
 
 
 def digest(recipe: Recipe) -> str:
-    """sha256 of what a recipe does: a checkpoint of another recipe is not resumed. Name and evaluation are left out."""
-    described = describe(attrs.evolve(recipe, evaluation=None, name=""))
+    """sha256 of what a recipe does: a checkpoint of another recipe is not resumed. Name and evaluation are left out.
+
+    A `RecipeError` where it holds what nothing tells from others of its type. Data may: their fingerprint is compared.
+    """
+    described = _told(attrs.evolve(recipe, evaluation=None, name="", data=None), strict=True)
+    described["data"] = describe(recipe.data)
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _told(value: Any, strict: bool) -> Any:
+    try:
+        return values.told(value, type(value).__name__, strict)
+    except values.UnknownValueError as error:
+        raise RecipeError(str(error)) from None

@@ -38,6 +38,8 @@ REQUESTS = {
     "sample . --prompt x --context x.avi": "argument --context: 'x.avi': must end in .png, .jpg, .mp4 or .gif",
     "sample . --prompt x --context x.png": "context 'x.png': there is no such file",
     "sample . --prompt x --seed -1": "argument --seed: -1: must be a whole number, at least 0",
+    "data": "data: no task: must be one of synth, encode, check",
+    "status nowhere": "run 'nowhere': there is no such directory; `flowmap distill` makes one",
     "curve nowhere": "run 'nowhere': there is no recipe.json in it, so it is no run directory",
     "cite quickstrat": (
         f"there is no recipe 'quickstrat': give a Python file, or one of {NAMES}; did you mean 'quickstart'?"

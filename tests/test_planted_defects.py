@@ -405,6 +405,16 @@ DEFECTS: list[Defect] = [
         partial(test_mixture.test_a_call_that_is_only_made_for_other_ranks_costs_no_step, "no network"),
     ),
     (
+        "weights that hear an idle call",
+        *(MIXTURE, "own.register_hook(torch.zeros_like)", "pass"),
+        partial(test_mixture.test_what_overflows_within_a_network_in_such_a_call_costs_no_step, False),
+    ),
+    (
+        "a mean of a step that was skipped",
+        *(TYPES, "torch.where(skipped == 0, mean.total, torch.nan)", "mean.total"),
+        partial(test_loop.test_of_a_step_that_another_term_spoils_no_mean_is_remembered, None),
+    ),
+    (
         "an idle call that goes back through the network",
         *(MIXTURE, "return _constant(out, out.detach()) if isinstance(out, Tensor) else out", "return out"),
         partial(test_mixture.test_a_call_that_is_only_made_for_other_ranks_costs_no_step, "student"),

@@ -166,6 +166,14 @@ def test_notes_reach_the_status(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert told(tmp_path, capsys)["note 20"] == "a save failed: 24"
 
 
+def test_the_bar_has_no_mean_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Run(None) as run:
+        run.stage(0, "toy", 0, 1)
+        run.step(0, 0, {"student/loss/bulk": 1.0, "student/loss/edge": float("nan")})
+    err = capsys.readouterr().err
+    assert "bulk=1.000" in err and "edge" not in err
+
+
 def test_a_disk_that_takes_nothing_ends_no_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

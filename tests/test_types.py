@@ -118,6 +118,17 @@ def test_shared_means_grow_over_micro_batches_and_outlive_the_iteration() -> Non
     assert float(loaded.mean("a", torch.ones(2), none_of)) == 6.0
 
 
+def test_a_mean_without_a_place_is_the_last_of_each_until_it_has_its_own() -> None:
+    shared, some = Shared(), torch.tensor([True])
+    shared.load({"a": 3.0})
+    with shared.at("x"):
+        shared.mean("a", torch.ones(1), some)
+    shared.next()  # y is not due
+    for place, last in (("x", 1.0), ("y", 3.0)):
+        with shared.at(place):
+            assert float(shared.mean("a", torch.ones(1), ~some)) == last
+
+
 def test_samples_are_kept_detached_by_micro_batch_for_one_iteration() -> None:
     shared, x = Shared(), torch.ones(2, requires_grad=True)
     first, second = Rng((0,), (0, 1), 4), Rng((0,), (2, 3), 4)

@@ -32,7 +32,8 @@ SIZE = (81, 480, 832)
 
 
 def arguments(parser: ArgumentParser) -> None:
-    tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK", parser_class=_strict(parser))
+    tasks = parser.add_subparsers(dest="task", metavar="TASK", parser_class=_strict(parser))
+    parser.set_defaults(work=_none)
 
     synth = _task(tasks, "synth", "let a teacher make latents of prompts", SYNTH)
     synth.add_argument("teacher", metavar="RECIPE_OR_BACKBONE", help="a recipe, whose teacher it is, or a backbone")
@@ -158,6 +159,10 @@ def part(text: str) -> tuple[int, int]:
 def run(options: Namespace) -> int | None:
     work: Callable[[Namespace], int | None] = options.work
     return work(options)
+
+
+def _none(options: Namespace) -> None:
+    raise UsageError("data: no task: must be one of synth, encode, check")
 
 
 def _synth(options: Namespace) -> None:

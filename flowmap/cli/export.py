@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 FORMS = ("steps", "shift", "base")
 """Options of forms for other programs."""
 ENGINES: Mapping[str, str] = {
-    "refittable": "the engine takes other weights later",
-    "strip": "the engine holds no weights, and reads those of the ONNX file beside it",
-    "weight_streaming": "the engine needs not have all its weights in the GPU's memory at once",
+    "refittable": "it takes other weights later (--to onnx, tensorrt-rtx)",
+    "strip": "the engine holds no weights, and reads those of the ONNX file beside it (--to tensorrt-rtx)",
+    "weight_streaming": "not all of the engine's weights need be in the GPU's memory at once (--to tensorrt, "
+    "tensorrt-rtx)",
 }
 """Options of back ends, where they have them."""
 
@@ -46,7 +47,8 @@ def arguments(parser: ArgumentParser) -> None:
         help="of batch, frames, height, width (of latents, not pixels) and text; N, or least:usual:most; as in training"
         " by default",
     )
-    parser.add_argument("--precision", choices=("float32", "bf16", "fp16", "fp8"), default="float32")
+    told = "of weights and activations; fp8 is of onnx and tensorrt-rtx"
+    parser.add_argument("--precision", choices=("float32", "bf16", "fp16", "fp8"), default="float32", help=told)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where it will run")
     parser.add_argument(
         "--capability", nargs="+", default=[], metavar="N.N", help="of the GPUs to build for, such as 8.9"
@@ -87,11 +89,9 @@ def run(options: Namespace) -> None:
     if options.refit is not None:
         refit(options)
         return
-    if options.to is None or options.out is None:
-        raise UsageError("the following arguments are required: --to, --out")
-    path = Path(options.student)
-    if not path.is_dir():
-        raise UsageError(f"student {options.student!r}: there is no such directory; `flowmap distill` makes one")
+    if missing := [f"--{name}" for name in ("to", "out") if vars(options)[name] is None]:
+        raise UsageError(f"the following arguments are required: {', '.join(missing)}")
+    path = directory("student", options.student)
     wait_passively(options.console)
     from ..export.api import export
     from ..export.spec import Target
@@ -110,6 +110,13 @@ def run(options: Namespace) -> None:
     show(report)
 
 
+def directory(what: str, name: str) -> Path:
+    if not Path(name).is_dir():
+        made = "flowmap distill" if what == "student" else "flowmap export"
+        raise UsageError(f"{what} {name!r}: there is no such directory; `{made}` makes one")
+    return Path(name)
+
+
 def refit(options: Namespace) -> None:
     if options.out is None:
         raise UsageError("the following arguments are required: --out")
@@ -119,11 +126,12 @@ def refit(options: Namespace) -> None:
     if own:
         name = own[0].replace("_", "-")
         raise UsageError(f"--{name} cannot be given with --refit: all but the weights is that of {options.refit}")
+    path, student = directory("export", options.refit), directory("student", options.student)
     wait_passively(options.console)
     from ..export.api import export
 
     check = not options.no_check
-    show(export.refit(options.refit, options.student, options.out, check=check, compile=options.compile))
+    show(export.refit(path, student, options.out, check=check, compile=options.compile))
 
 
 def show(report: Report) -> None:
@@ -131,19 +139,23 @@ def show(report: Report) -> None:
         print(f"{report.path / file}  {what.bytes / 2**20:.1f} MiB")
     if report.worst is None:
         print("not compared with the student")
-    else:
-        print(f"largest error beside the student: {report.worst:.1e} relative")
+        return
+    manifest = report.manifest
+    narrow = manifest.precision != "float32" and manifest.graphs
+    same = f" in {'fp16' if manifest.precision == 'fp8' else manifest.precision}" if narrow else ""
+    print(f"largest error beside the student{same}: {report.worst:.1e} relative")
+    if narrow:
+        said = "not measured" if report.narrowing is None else f"{report.narrowing:.1e} relative"
+        print(f"largest error beside the student in float32: {said}")
 
 
 def plan(options: Namespace) -> None:
-    from ..export.forms import located
     from ..export.plan import plan as planned
 
     if options.precision == "fp8":
         raise UsageError("--precision fp8: a plan is of the graphs before they are rounded: say fp16")
-    asked, path = dict(options.sizes), Path(options.student)
-    name = str(located(path)) if path.is_dir() else options.student
-    for graph in planned(name, to=options.to, sizes=asked, precision=options.precision):
+    asked = dict(options.sizes)
+    for graph in planned(options.student, to=options.to, sizes=asked, precision=options.precision):
         print(f"{graph.name}: {graph.nodes} nodes, nothing complex, nothing in float64, no higher-order operators")
         print(f"  weights      {graph.weights / 2**30:8.2f} GiB in {options.precision}")
         print(f"  activations  {graph.activations / 2**30:8.2f} GiB at most, where nothing is fused")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .command import Command, positive, whole
 from .errors import UsageError
 from .threads import wait_passively
+
+if TYPE_CHECKING:
+    from ..export.errors import ProfileError
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -20,7 +23,11 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--seed", type=whole, default=0, metavar="N", help="of the noise, 0 by default")
     parser.add_argument("--size", type=size, metavar="FxHxW", help="frames, height, width; as in training by default")
     parser.add_argument(
-        "--context", type=context, metavar="FILE", help="an image or a video to go on from, of the video's size"
+        "--context",
+        type=context,
+        metavar="FILE",
+        help="an image or a video to go on from, of the video's size; for a student that makes chunk after chunk, such "
+        "as those of the backbone far",
     )
     parser.add_argument(
         "--encoders",
@@ -56,7 +63,7 @@ def run(options: Namespace) -> None:
     try:
         grid_of_samples(backbone(str(path)), path, *asked, context, **more)
     except ProfileError as error:
-        raise UsageError(f"{error}, in latents; leave --size out for the size that it was made for") from error
+        raise UsageError(_outside(error, options.size)) from error
     except ValueError as error:
         raise UsageError(str(error)) from error
     print(options.out)
@@ -103,9 +110,28 @@ def _exported(path: Path) -> dict[str, Any]:
         "u": export.flow_map(path),
         "device": torch.device(manifest.target.device),
         "shape": manifest.latent or None,
+        **({"rows": (batch.least, batch.most)} if (batch := manifest.sizes.get("batch")) else {}),
         "shift": manifest.sampler["shift"],
         "step": STEPS[manifest.sampler["sampler"]] if "sampler" in manifest.sampler else None,
     }
+
+
+def _outside(error: ProfileError, size: tuple[int, int, int] | None) -> str:
+    """What a user gave in place of the tensor that does not fit: a prompt's length, a size in pixels."""
+    if (at := error.outside) is None:
+        return str(error)
+    if at.name == "text":
+        again = f"export again with --sizes text={at.found}"
+        return f"the prompt takes {at.found} text tokens, this export takes {at.allowed()}: shorten it, or {again}"
+    if size is None:
+        return str(error)
+    asked = dict(zip(("frames", "height", "width"), size, strict=True))
+    if at.name in ("height", "width"):
+        unit = asked[at.name] // at.found
+        told = f"--size: {at.name} is {asked[at.name]}: this export was made for {at.allowed(unit)} pixels"
+    else:
+        told = f"{error}, in latents"
+    return f"{told}; leave --size out for the size that it was made for"
 
 
 def size(text: str) -> tuple[int, int, int]:

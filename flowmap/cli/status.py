@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from .command import Command
+from .errors import UsageError
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -17,6 +18,8 @@ def run(options: Namespace) -> int:
     from ..training.store import status
 
     path = Path(options.run)
+    if not path.is_dir():
+        raise UsageError(f"run {options.run!r}: there is no such directory; `flowmap distill` makes one")
     told = status.lines(path)
     width = max(map(len, told))
     for name, text in told.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from attrs import field, frozen
@@ -25,6 +25,16 @@ def _sizes(value: Mapping[str, Sequence[int]]) -> Mapping[str, tuple[int, ...]]:
     return {name: tuple(size) for name, size in value.items()}
 
 
+@runtime_checkable
+class TellsSizes(Protocol):
+    """Data, or a source of it, that knows its samples' sizes before it is loaded. Not a part of `Source`: nobody has
+    to, and a plan needs it alone.
+    """
+
+    def sizes(self, backbone: FlowMapSpec) -> Mapping[str, tuple[int, ...]]:
+        """Of the latents "x", [F, C, H, W], and of each condition, without the batch."""
+
+
 @frozen
 class Sized:
     """`source`, whose samples have a known size: a plan needs it before there is data, and a run refuses another.
@@ -35,6 +45,9 @@ class Sized:
     source: Source
     x: tuple[int, ...] = field(converter=_size)
     cond: Mapping[str, tuple[int, ...]] = field(factory=dict, converter=_sizes)
+
+    def sizes(self, backbone: FlowMapSpec) -> Mapping[str, tuple[int, ...]]:
+        return {"x": self.x, **self.cond}
 
     def load(self, backbone: FlowMapSpec, cache: Path | None, *, device: torch.device) -> Data:
         data = self.source.load(backbone, cache, device=device)

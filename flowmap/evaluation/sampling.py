@@ -17,6 +17,7 @@ from ..rollout import Step, chunks_after, consistency_step, ode_step, sample
 from .previews import tile, write_video
 
 LONGEST = 16  # video frames to a latent one: more than any codec has
+MANY = 2**31
 STEPS: Mapping[Sampler, Step] = {"flow_map": ode_step, "consistency": consistency_step}
 
 
@@ -35,11 +36,13 @@ def grid_of_samples(
     shape: tuple[int, int, int, int] | None = None,
     shift: float | None = None,
     step: Step | None = None,
+    rows: tuple[int, int] = (1, MANY),
 ) -> None:
     """One video with a row a prompt and a column a number of steps; along a row the noise is the same.
 
     context: frames [n, 3, H, W] in [0, 1] that every video goes on from. u: takes the place of the student's network;
-    shape: of its latents, where no `size` is given; shift, step: of its sampler. Else the student's own.
+    shape: of its latents, where no `size` is given; shift, step: of its sampler. Else the student's own. rows: how few
+    and how many prompts `u` takes at once; more are made in several calls.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     codec = backbone.codec(device=device, dtype=torch.float32)
@@ -50,7 +53,18 @@ def grid_of_samples(
     cond = codec.encode_prompts(prompts)
     noise = Rng.seeded(seed).noise_like(torch.zeros(len(prompts), *shape, device=device))
     step, shift = step or step_of(student), backbone.shift if shift is None else shift
-    made = [codec.decode(sample(u, noise, cond, n, shift=shift, step=step, context=given)) for n in steps]
+    parts = [slice(k, k + rows[1]) for k in range(0, len(prompts), rows[1])]
+
+    def some(a: Tensor, part: slice) -> Tensor:
+        own = a[part]
+        return torch.cat([own, own[-1:].expand(max(0, rows[0] - len(own)), *own.shape[1:])])
+
+    def latents(part: slice, n: int) -> Latent:
+        texts = {name: some(value, part) for name, value in cond.items()}
+        x = sample(u, some(noise, part), texts, n, shift=shift, step=step, context=some(given, part))
+        return x[: len(noise[part])]
+
+    made = [codec.decode(torch.cat([latents(part, n) for part in parts])) for n in steps]
     write_video(tile(torch.stack(made, 1).flatten(0, 1).cpu(), columns=len(steps)), Path(out))
 
 
@@ -78,6 +92,11 @@ def encode_context(codec: Codec, u: FlowMap, shape: tuple[int, int, int, int], c
     """
     if context is None:
         return torch.zeros(1, 0, *shape[1:])
+    if len(u.chunks(shape[0])) == 1:
+        raise ValueError(
+            f"this student makes all {shape[0]} latent frames at once and takes no context: one that makes them chunk "
+            "after chunk does"
+        )
     n, _, height, width = context.shape
     first = codec.latent_shape(n, height, width)
     if first[1:] != shape[1:]:

@@ -19,6 +19,7 @@ from .backend import Exporter, check_machine, check_versions, machine, require
 from .errors import ExportError
 from .graph import Family, Graph
 from .manifest import MANIFEST, Manifest
+from .narrowing import exact
 from .plain import Plain
 from .runner import Checked
 from .spec import DTYPES, Asked, Precision, Range, ShapeProfile, Target
@@ -33,11 +34,16 @@ Sizes = Mapping[str, int | tuple[int, int, int] | Range]
 
 @frozen
 class Report:
-    """path: of the export. worst: the largest relative error that was measured, None where nothing was."""
+    """path: of the export. worst: the largest relative error that was measured, None where nothing was.
+
+    It is beside the student in the precision of the export; narrowing: beside the student in float32, where the export
+    is narrower and that was measured.
+    """
 
     path: Path
     manifest: Manifest
     worst: float | None
+    narrowing: float | None = None
 
 
 @frozen
@@ -64,9 +70,10 @@ class Export:
 
         student: a network, or a directory that `distill` wrote. sizes: of batch, frames, height, width (of latents)
         and text, each one size or (least, usual, most); those of training by default. example: (z, cond) for a
-        network that no plugin knows how to export. check: measure parity, and fail where it is worse than the limit of
-        `precision`. compile: time the student under torch.compile too; None is on a GPU alone, since a compilation
-        takes minutes on a CPU. steps: of the rollouts that are compared. options: of the back end.
+        network that no plugin knows how to export. check: measure parity with the student in `precision`, and fail
+        where it is worse than the limit of that; and how far the student in float32 is, without a limit. compile: time
+        the student under torch.compile too; None is on a GPU alone, since a compilation takes minutes on a CPU. steps:
+        of the rollouts that are compared. options: of the back end.
 
         An `ExportError` says in a sentence what cannot be done. `out` appears when all is done, or not at all.
         """
@@ -90,8 +97,7 @@ class Export:
         u, spec, folder = loaded(student, DTYPES[precision], device, pm)
         facts = forms.facts(folder)
         name, family = family_of(u, example, pm)
-        known = {name: n for name, n in {**family.sizes(u), **_trained(facts)}.items() if name in family.dims}
-        graphs, wanted = family.graphs(u), ShapeProfile({**known, **(sizes or {})})
+        graphs, wanted = family.graphs(u), ShapeProfile({**known_sizes(family, u, facts), **(sizes or {})})
         check_sizes(family, u, wanted, graphs)
 
         manifest = Manifest(
@@ -120,9 +126,12 @@ class Export:
             graphs = fp8.quantized(graphs, u, family, wanted, manifest.config, device, shift, codec)
         with whole(final) as partial:
             manifest = build(partial, graphs, family.profile(u, wanted), exporter, manifest, asked, device)
-            worst = compare(partial, u, wanted, exporter, manifest, family, steps, codec, compile) if check else None
+            errors: tuple[float | None, float | None] = (None, None)
+            if check:
+                wide = exact(spec, folder, device)
+                errors = compare(partial, u, wanted, exporter, manifest, family, steps, codec, wide, compile)
             manifest = manifest.write(partial)
-        return Report(final, manifest, worst)
+        return Report(final, manifest, *errors)
 
     def refit(
         self,
@@ -220,11 +229,12 @@ def check_sizes(family: Family, u: FlowMap, asked: ShapeProfile, graphs: tuple[G
         graph.check(family.profile(u, asked))
 
 
-def _trained(facts: Mapping[str, Any]) -> dict[str, int]:
-    if "latent_shape" not in facts:
-        return {}
-    frames, _, height, width = facts["latent_shape"]
-    return {"frames": frames, "height": height, "width": width}
+def known_sizes(family: Family, u: FlowMap, facts: Mapping[str, Any]) -> dict[str, int]:
+    """Where none are asked for: the network's own, and those of training."""
+    known = dict(family.sizes(u))
+    if "latent_shape" in facts:
+        known["frames"], _, known["height"], known["width"] = facts["latent_shape"]
+    return {name: n for name, n in known.items() if name in family.dims}
 
 
 def codec_of(spec: Any, device: torch.device) -> Codec | None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .spec import Outside
+
 
 class ExportError(Exception):
     """An export cannot be made, or cannot be used."""
@@ -24,7 +29,11 @@ class VersionError(ExportError):
 
 
 class ProfileError(ExportError):
-    """A dimension of an input is not in the range that the export was made for."""
+    """A dimension of an input is not in the range that the export was made for; outside: which, where it has a name."""
+
+    def __init__(self, text: str, outside: Outside | None = None) -> None:
+        super().__init__(text)
+        self.outside = outside
 
 
 class DtypeError(ExportError):

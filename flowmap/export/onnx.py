@@ -14,9 +14,9 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from . import fp8, weights
+from . import constants, fp8, weights
 from .backend import Available, Job, quiet, versions
-from .errors import ExportError
+from .errors import ExportError, NoDeviceError
 from .graph import Call
 from .manifest import Built, Manifest
 from .spec import Asked
@@ -52,7 +52,7 @@ class Onnx(Refits):
 
     def check(self, asked: Asked) -> None:
         asked.known("onnx", ("refittable",), fp8=True)
-        check_precision(asked)
+        check_runs_here(asked)
 
     def build(self, job: Job) -> str:
         file = f"{job.graph.name}.onnx"
@@ -60,7 +60,7 @@ class Onnx(Refits):
         return file
 
     def check_refit(self, manifest: Manifest, asked: Asked) -> None:
-        check_precision(asked)
+        check_runs_here(asked)
 
     def refit(self, folder: Path, built: Built, manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
         weights.fill(folder / built.file, tensors)
@@ -71,12 +71,7 @@ class Onnx(Refits):
     def load(self, file: Path, built: Built, manifest: Manifest) -> Call:
         import onnxruntime
 
-        wanted = "CUDAExecutionProvider" if manifest.target.device == "cuda" else "CPUExecutionProvider"
-        if wanted not in (have := onnxruntime.get_available_providers()):
-            raise ExportError(
-                f"this export runs on {manifest.target.device}, and ONNX Runtime here has {', '.join(have)}: install "
-                "onnxruntime-gpu"
-            )
+        wanted = provider(manifest.target.device)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = torch.get_num_threads()  # as many as the student has beside it
@@ -90,8 +85,39 @@ class Onnx(Refits):
         return call
 
 
+def provider(device: str) -> str:
+    """What ONNX Runtime calls `device`, or an `ExportError` where the one that is installed cannot run there."""
+    import onnxruntime
+
+    wanted = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
+    if wanted not in (have := onnxruntime.get_available_providers()):
+        raise ExportError(
+            f"this export runs on {device}, and ONNX Runtime here has {', '.join(have)}: install onnxruntime-gpu"
+        )
+    return wanted
+
+
+def check_runs_here(asked: Asked) -> None:
+    """An `ExportError` where ONNX Runtime cannot run here what is asked for, and is to compare it with the student."""
+    if not asked.check:
+        return
+    if asked.target.device == "cuda":
+        if not torch.cuda.is_available():
+            raise NoDeviceError(
+                "onnx for a CUDA GPU (device, --device) is compared with the student on one, and there is none here: "
+                "write it unseen (check=False, --no-check), or do it where there is one"
+            )
+        if find_spec("onnxruntime") is not None:
+            provider("cuda")
+    elif asked.precision == "bf16":
+        raise ExportError(
+            "onnx in bf16 does not run on a CPU, ONNX Runtime has no convolution of that type there: export float32 or "
+            "fp16, or write it unseen for another engine (check=False, --no-check)"
+        )
+
+
 def check_precision(asked: Asked) -> None:
-    """ONNX Runtime on a CPU has no convolution in bf16."""
+    """ONNX Runtime, in an engine's place, has no convolution in bf16 on a CPU."""
     if asked.precision == "bf16" and asked.check and not torch.cuda.is_available():
         raise ExportError(
             "bf16 cannot be compared with the student here, ONNX Runtime has no such convolution on a CPU: export "
@@ -127,6 +153,7 @@ def write(program: ExportedProgram, graph: Graph, path: Path) -> None:
     onnx.save(model, str(path))
     weights.require_complete(path, held, program.state_dict, weights.used(program))
     weights.add(path.parent, graph.name, held)
+    constants.add(path.parent, graph.name, constants.of(graph.module, program))
 
 
 @contextlib.contextmanager

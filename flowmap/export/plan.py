@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from torch.export import ExportedProgram
 
 from ..model import FlowMapSpec
 from ..plugins import backbone, installed, named
-from .api import Sizes, check_sizes, family_of
+from . import forms
+from .api import Sizes, check_sizes, family_of, known_sizes
 from .errors import BackendError, ExportError, MissingPackageError
 from .graph import lint, program
 from .spec import DTYPES, Precision, ShapeProfile
@@ -44,15 +46,18 @@ def plan(
     precision: Precision = "float32",
     pm: Any = None,
 ) -> tuple[GraphPlan, ...]:
-    """The graphs of a backbone's student, clean or a `LintError`; name: as for `flowmap.backbone`, or a spec.
+    """The graphs of a backbone's student, clean or a `LintError`; name: as for `flowmap.backbone`, a run, or a spec.
 
-    to: the back end that is asked which operators it can take.
+    to: the back end that is asked which operators it can take. sizes: as for an export, those of training by default.
     """
-    exporter = None if to is None else named(pm or installed(), "flowmap_exporters", to)
-    spec = name if isinstance(name, FlowMapSpec) else backbone(name, pm)
+    pm = pm or installed()
+    if to in forms.names(pm):
+        raise ExportError(f"{to} writes files and no graph: there is nothing to plan")
+    exporter = None if to is None else named(pm, "flowmap_exporters", to)
+    spec, facts = (name, {}) if isinstance(name, FlowMapSpec) else _found(name, pm)
     u = spec.outline().build(frozenset({"student"}), device=META, dtype=DTYPES[precision])["student"].eval()
-    _, family = family_of(u, None, pm or installed())
-    asked = ShapeProfile({**family.sizes(u), **(sizes or {})})
+    _, family = family_of(u, None, pm)
+    asked = ShapeProfile({**known_sizes(family, u, facts), **(sizes or {})})
     graphs = family.graphs(u)
     check_sizes(family, u, asked, graphs)
     planned = []
@@ -61,6 +66,12 @@ def plan(
         found = measured(graph.name, traced)
         planned.append(found if to is None else evolve(found, support=supported(to, exporter, traced)))
     return tuple(planned)
+
+
+def _found(name: str, pm: Any) -> tuple[FlowMapSpec, dict[str, Any]]:
+    """The backbone, and what `distill` wrote beside it, if it did."""
+    folder = forms.located(Path(name)) if Path(name).is_dir() else None
+    return backbone(name if folder is None else str(folder), pm), forms.facts(folder)
 
 
 def supported(to: str, exporter: object, traced: ExportedProgram) -> Support | str:

@@ -21,12 +21,13 @@ from ..model import FlowMap, sha256
 from ..plugins import collect, installed, named
 from ..training.faults import reach
 from ..training.store.publish import whole
-from . import forms
+from . import constants, forms
 from .api import Report, codec_of, loaded, require_free
 from .backend import Exporter, check_versions, failing, require
 from .errors import ExportError
 from .graph import Family, Graph
 from .manifest import MANIFEST, Manifest
+from .narrowing import exact
 from .plain import Plain
 from .spec import DTYPES, Asked, ShapeProfile
 from .steps import compare
@@ -72,7 +73,7 @@ def refit(
 
     device = torch.device(manifest.target.device if torch.cuda.is_available() else "cpu")
     u, spec, folder = loaded(student, DTYPES[manifest.precision], device, pm)
-    family = _family(manifest, u, example, pm, old)
+    family = _family(manifest, u, example, check, pm, old)
     graphs = {graph.name: graph for graph in family.graphs(u)}
     states = _fitting(old, manifest, family.config(u), graphs, maps)
 
@@ -99,9 +100,12 @@ def refit(
             with failing(f"{manifest.to} cannot refit {built.name!r}"):
                 refits.refit(partial, built, manifest, _placed(maps[built.name], states[built.name]))
             reach("export.refitted")
-        worst = compare(partial, u, sizes, exporter, manifest, family, steps, codec, compile) if check else None
+        errors: tuple[float | None, float | None] = (None, None)
+        if check:
+            wide = exact(spec, folder, device)
+            errors = compare(partial, u, sizes, exporter, manifest, family, steps, codec, wide, compile)
         manifest = manifest.write(partial)
-    return Report(final, manifest, worst)
+    return Report(final, manifest, *errors)
 
 
 def _refits(old: Path, manifest: Manifest, exporter: Exporter, asked: Asked) -> Refits:
@@ -113,11 +117,18 @@ def _refits(old: Path, manifest: Manifest, exporter: Exporter, asked: Asked) -> 
     return exporter
 
 
-def _family(manifest: Manifest, u: FlowMap, example: tuple[Latent, Cond] | None, pm: Any, old: Path) -> Family:
+def _family(
+    manifest: Manifest, u: FlowMap, example: tuple[Latent, Cond] | None, check: bool, pm: Any, old: Path
+) -> Family:
     """The one that exported, if `u` is of its kind."""
     if manifest.family == "plain":
         if example is None:
             raise ExportError(f"{old}: was exported from an example, (z, cond): give it again")
+        if not check:
+            raise ExportError(
+                f"{old}: a network that no plugin knows may compute with numbers that nobody sees: its refit is always "
+                "compared with it, leave check=False out"
+            )
         return Plain(*example)
     families: dict[str, Family] = collect(pm, "flowmap_graphs")
     if manifest.family not in families:
@@ -145,6 +156,7 @@ def _fitting(
             raise ExportError(f"{other[0]} is in {whose}: it is another network, export it again")
         for key, was in held.items():
             _same(old, key, was, Held.of(states[name][key], None))
+    constants.require_same(old, {name: graph.module for name, graph in graphs.items()})
     return states
 
 

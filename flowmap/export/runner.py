@@ -16,7 +16,7 @@ from ..model import ConditionError, FlowMap
 from .errors import DtypeError, ExportError, ProfileError
 from .graph import Call
 from .manifest import Built
-from .spec import Range
+from .spec import Outside, Range
 
 
 @frozen(eq=False)
@@ -52,9 +52,8 @@ def check(built: Built, args: tuple[Tensor, ...], device: torch.device) -> None:
                 continue
             r, m = built.ranges[d], built.multiples.get(d, 1)
             if n not in r or n % m:
-                allowed = str(r.usual) if r.fixed else f"{r.least} to {r.most}"
-                of = f", a multiple of {m}" if m > 1 and not r.fixed else ""
-                raise ProfileError(f"{d} of {i.name} is {n}: this export was made for {allowed}{of}")
+                outside = Outside(d, n, r, m)
+                raise ProfileError(f"{d} of {i.name} is {n}: this export was made for {outside.allowed()}", outside)
             if sizes.setdefault(d, (n, i.name))[0] != n:
                 raise ProfileError(f"{d} of {i.name} is {n}, that of {sizes[d][1]} is {sizes[d][0]}: must agree")
 
@@ -94,11 +93,16 @@ class ExportedFlowMap(FlowMap):
 
 
 def fitted(a: Tensor, allowed: Range) -> Tensor:
-    """[B, n, ...] with zeros up to the least n, and without the ones beyond the most; what is not zero stays."""
+    """[B, n, ...] with zeros up to the least n, and without the ones beyond the most; what is not zero stays.
+
+    Of zeros that are too many, one stays too: it stands for all padding.
+    """
     if (short := allowed.least - a.shape[1]) > 0:
         return F.pad(a, (*(0, 0) * (a.ndim - 2), 0, short))
-    rest = a[:, allowed.most - 1 :]  # the last place that is kept stands for all padding
-    return a[:, : allowed.most] if rest.shape[1] > 1 and not rest.any() else a
+    if a.shape[1] <= allowed.most:
+        return a
+    used = a.flatten(2).any(2).any(0).nonzero()
+    return a[:, : max(allowed.most, int(used[-1]) + 2 if len(used) else 0)]
 
 
 class Transformer(nn.Module):

@@ -59,6 +59,23 @@ class Range:
         return str(self.usual) if self.fixed else f"{self.least}:{self.usual}:{self.most}"
 
 
+@frozen
+class Outside:
+    """The dimension `name` has the size `found`, and must be in `range` and a multiple of `multiple`."""
+
+    name: str
+    found: int
+    range: Range
+    multiple: int = 1
+
+    def allowed(self, unit: int = 1) -> str:
+        """In parts of the dimension: pixels of a latent one, where `unit` is how many it stands for."""
+        if self.range.fixed:
+            return str(unit * self.range.usual)
+        of = f", a multiple of {unit * self.multiple}" if unit * self.multiple > 1 else ""
+        return f"{unit * self.range.least} to {unit * self.range.most}{of}"
+
+
 def _ranges(dims: Mapping[str, int | tuple[int, int, int] | Range]) -> Mapping[str, Range]:
     return {name: Range.of(value) for name, value in dims.items()}
 
@@ -120,5 +137,4 @@ class Asked:
         if self.precision == "fp8" and not fp8:
             raise ExportError(f"{to} has no fp8: take onnx or tensorrt-rtx for it, or another precision")
         if unknown := sorted(self.options.keys() - {*options}):
-            there = f"must be one of {', '.join(options)}" if options else "it has none"
-            raise ExportError(f"{to} has no option {unknown[0]!r}: {there}")
+            raise ExportError(f"{to} has no option {unknown[0]!r}; it has {', '.join(options) or 'none'}")

@@ -19,6 +19,7 @@ from .backend import Exporter, Job, failing
 from .graph import Family, Graph, lint, program, require_precision
 from .latency import latency
 from .manifest import Built, Manifest
+from .narrowing import Exact, narrowing
 from .runner import Checked
 from .spec import DTYPES, Asked, ShapeProfile
 
@@ -76,9 +77,13 @@ def compare(
     family: Family,
     steps: Sequence[int],
     codec: Codec | None,
+    exact: Exact | None,
     compile: bool | None = None,
-) -> float:
-    """Write parity.json and latency.json; the largest error, or a `ParityError`."""
+) -> tuple[float, float | None]:
+    """Write parity.json and latency.json; the largest error beside `u`, or a `ParityError`.
+
+    And that beside the student in float32, which `exact` loads: None where `u` is it, or where it was not measured.
+    """
     device = next(u.parameters()).device
     calls, said = {}, ""
     for g in manifest.graphs:
@@ -89,6 +94,11 @@ def compare(
     found = verify.parity(u, made, family, asked, manifest.precision, steps, manifest.sampler["shift"], codec)
     found.require()
     timed = latency({"eager": u, manifest.to: made}, family, u, asked.usual(), compile=compile)
-    for name, record in (("parity", found.json()), ("latency", timed)):
+    parity = {"beside": f"the student in {str(DTYPES[manifest.precision]).removeprefix('torch.')}", **found.json()}
+    lost = None
+    if manifest.precision != "float32":
+        cost = narrowing(u, made, exact, family, asked.usual(), steps, manifest.sampler["shift"])
+        parity["narrowing"], lost = {"beside": "the student in float32", **cost.json()}, cost.worst
+    for name, record in (("parity", parity), ("latency", timed)):
         (folder / f"{name}.json").write_text(json.dumps({"compared": said, **record}, indent=2) + "\n")
-    return found.worst.error
+    return found.worst.error, lost

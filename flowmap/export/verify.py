@@ -75,8 +75,9 @@ def parity(
     shift: float = 1.0,
     codec: Codec | None = None,
 ) -> Parity:
-    """Single calls at five (t, r), and a rollout, at the usual, least and most sizes; frames at the usual ones.
+    """`made` beside `u`, which computes in `precision` too; what that itself costs is another question (`narrowing`).
 
+    Single calls at five (t, r), and a rollout, at the usual, least and most sizes; frames at the usual ones.
     Of a network in chunks also calls of every chunk after the first, with its history.
     """
     return Parity(precision, tuple(_measure(u, made, family, profile, precision, steps, shift, codec)))
@@ -105,14 +106,14 @@ def _measure(
         yield from _with_history(u, made, z, cond, sizes, limit)
         if k:
             ours, theirs = (sample(net, z, cond, steps[0], shift=shift) for net in (made, u))
-            yield compare(ours, theirs, _walk(steps[0], u, z), sizes, walked)
+            yield compare(ours, theirs, walk(steps[0], u, z), sizes, walked)
     z, cond = family.example(u, profile.usual(), Rng.seeded(12))
     for n in steps:
         ours, theirs = (sample(net, z, cond, n, shift=shift) for net in (made, u))
-        yield compare(ours, theirs, _walk(n, u, z), profile.usual(), walked)
+        yield compare(ours, theirs, walk(n, u, z), profile.usual(), walked)
         if codec is not None:
             frames = codec.decode(ours), codec.decode(theirs)
-            yield compare(*frames, f"frames of {_walk(n, u, z)}", profile.usual(), walked)
+            yield compare(*frames, f"frames of {walk(n, u, z)}", profile.usual(), walked)
 
 
 def _with_history(
@@ -130,7 +131,8 @@ def _with_history(
         yield compare(*found, f"u(t={t:g}, r={r:g}) of chunk {k + 1}", sizes, limit)
 
 
-def _walk(steps: int, u: FlowMap, z: Tensor) -> str:
+def walk(steps: int, u: FlowMap, z: Tensor) -> str:
+    """What a rollout is called."""
     chunks = len(u.chunks(z.shape[1])) if z.ndim > 1 else 1
     return ("1 step" if steps == 1 else f"{steps} steps") + (f" in {chunks} chunks" if chunks > 1 else "")
 
@@ -146,5 +148,12 @@ def corners(profile: ShapeProfile) -> list[dict[str, int]]:
 
 def compare(ours: Tensor, theirs: Tensor, what: str, sizes: Mapping[str, int], limit: float) -> Measured:
     a, b = ours.double(), theirs.double()
-    error = float((a - b).norm() / b.norm().clamp_min(1e-30))
-    return Measured(what, dict(sizes), error, limit, float((a - b).abs().max()), float(b.square().mean().sqrt()))
+    return Measured(
+        what, dict(sizes), relative(a, b), limit, float((a - b).abs().max()), float(b.square().mean().sqrt())
+    )
+
+
+def relative(ours: Tensor, theirs: Tensor) -> float:
+    """‖ours - theirs‖ / ‖theirs‖."""
+    a, b = ours.double(), theirs.double()
+    return float((a - b).norm() / b.norm().clamp_min(1e-30))

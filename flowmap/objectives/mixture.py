@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import accumulate
 from typing import Any, TypeAlias
 
 import torch
 from attrs import field, frozen
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.func import functional_call
 
 from .._types import NOTHING, Batch, Mean, Rng, Role, Shared, select, to_device
 from . import Equip, Equips, Loss, Networks, Objective, united
@@ -29,7 +32,9 @@ class Mixture(Equips):
     parts: (share, objective); the shares sum to 1 and are stratified over the global batch. On average it is the sum of
     the objectives, weighted by their shares, at the cost of one: as terms of an `Update` each would see the whole
     batch. An objective whose share of a micro-batch is empty is not called, but on several ranks: see `Shared.ranks`;
-    there its call changes neither the value nor the gradient, finite or not. What reweights share is each part's own.
+    there its call changes neither the value nor the gradient, finite or not, but for one case: where networks are
+    sharded, what is not finite within a network may make of its gradient of zero one that is not, and the step is
+    skipped. What reweights share is each part's own.
     """
 
     parts: Parts = field(converter=_parts)
@@ -72,14 +77,37 @@ class Mixture(Equips):
 def _idle(objective: Objective, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
     """The calls of `objective` on one sample that counts for nothing: other ranks make them, and wait for this one.
 
-    Nothing is chosen in place of its value and of the gradients of what the networks gave: 0 times what is not finite
-    would not be 0, and cost all ranks their step.
+    Nothing is chosen in place of its value and of the gradients of what the networks gave and of their weights: 0 times
+    what is not finite would not be 0, and cost all ranks their step. Not of weights in pieces: FSDP puts its own in
+    their place.
     """
-    first = torch.zeros(1, dtype=torch.long)
+    first, of = torch.zeros(1, dtype=torch.long), _Of(nets)
+    pieces = any(isinstance(p, DTensor) for p in of.parameters())
+    weights = {} if pieces else {name: _silent(p) for name, p in of.named_parameters()}
     with shared.idle(), _unheard(nets):
-        loss = objective(nets, _batch(batch, first), _rng(rng, first, len(batch)), shared)
+        call = partial(objective, nets, _batch(batch, first), _rng(rng, first, len(batch)), shared)
+        loss: Loss = functional_call(of, weights, (call,))
     none = torch.zeros((), device=batch.x.device)
     return Loss(_constant(loss.value, none), {name: Mean(none, none) for name in loss.logs})
+
+
+class _Of(nn.Module):
+    """A call within networks, as one of the module that has them all."""
+
+    def __init__(self, nets: Networks) -> None:
+        super().__init__()
+        self.nets = nn.ModuleDict({str(role): u for role, u in nets.items()})
+
+    def forward(self, call: Callable[[], Loss]) -> Loss:
+        return call()
+
+
+def _silent(p: Tensor) -> Tensor:
+    """p, whose gradient is zero whatever comes back."""
+    own = p.view_as(p)
+    if own.requires_grad:
+        own.register_hook(torch.zeros_like)
+    return own
 
 
 @contextmanager

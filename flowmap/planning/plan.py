@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import validators
 from .._types import Role
 from ..data import Data, TensorData
-from ..data.sized import Sized
+from ..data.sized import TellsSizes
 from ..method import Method
 from ..methods.flow_matching import flow_matching
 from ..model import FlowMap
@@ -229,8 +229,9 @@ def _data(samples: int, sizes: Mapping[str, tuple[int, ...]]) -> TensorData:
 def _sizes(recipe: Recipe) -> tuple[int, dict[str, tuple[int, ...]]]:
     """(frames, of a sample's latents "x" and of each condition)."""
     data = recipe.data
-    if isinstance(data, Sized):
-        return data.x[0], {"x": data.x, **data.cond}
+    if isinstance(data, TellsSizes):
+        told = dict(data.sizes(recipe.backbone))
+        return told["x"][0], told
     if isinstance(data, Data):
         one = data.batch([0])
         return one.x.shape[1], {"x": tuple(one.x.shape[1:]), **{k: tuple(v.shape[1:]) for k, v in one.cond.items()}}

@@ -87,6 +87,7 @@ class Trainer:
                     logs[name] = logs[name] + mean if name in logs else mean
                 done += len(positions)
             logs |= self._apply(update.role, iteration)
+            self.shared.forget(self._skips[update.role].skipped, update.role, number)
         during(f"the end of iteration {iteration} of {self.where}")
         self.shared.next()
         return logs

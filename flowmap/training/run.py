@@ -158,7 +158,8 @@ class Run:
                 self._status = attrs.evolve(self._status, step=iteration + 1)
         if logs is None:
             return
-        shown = {k.rpartition("/")[2]: f"{v:.3f}" for k, v in logs.items() if "loss" in k or "dmd/gradient" in k}
+        found = {k: v for k, v in logs.items() if v == v}  # as in metrics.jsonl: a mean of no sample is no number
+        shown = {k.rpartition("/")[2]: f"{v:.3f}" for k, v in found.items() if "loss" in k or "dmd/gradient" in k}
         self._bar.set_postfix(shown, refresh=False)
         if self._metrics is not None:
             error = self._metrics.add({"stage": number, "iteration": iteration, "time": time.time(), **logs})

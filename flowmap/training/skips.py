@@ -47,6 +47,7 @@ class Skips:
     last: Tensor
     bad: Tensor = field(init=False)  # [b] this step's samples
     losses: Tensor = field(init=False)  # [] this step's losses that were not finite
+    skipped: Tensor = field(init=False)  # [] 1 where the last step was left out, on all ranks, and 0 where not
 
     @classmethod
     def of(cls, samples: int, device: torch.device) -> Self:
@@ -63,7 +64,8 @@ class Skips:
         self.losses += wrong
 
     def end(self, iteration: int, skip: Tensor) -> None:
-        """The step is over; skip: [] 1 where it was left out, on all ranks, and 0 where not."""
+        """The step is over; skip: [] what `skipped` is."""
+        self.skipped = skip
         self.counts[0] = (self.counts[0] + 1) * skip
         self.counts[1] = torch.maximum(self.counts[1], self.counts[0])
         now = torch.cat([torch.full_like(self.losses, iteration).reshape(1), self.bad])

@@ -137,7 +137,8 @@ class OneRollout(Equips):
         value, logs = x.new_zeros(()), dict[str, Mean]()
         for number, (weight, term) in enumerate(self.terms):
             objective: Any = term  # a value of attrs, which the protocol cannot say
-            loss: Loss = evolve(objective, rollout=Made(x))(nets, batch, rng.fork(number), shared)
+            with shared.at(number):
+                loss: Loss = evolve(objective, rollout=Made(x))(nets, batch, rng.fork(number), shared)
             value = value + weight * loss.value
             logs |= {name: logs[name] + mean if name in logs else mean for name, mean in loss.logs.items()}
         return Loss(value, logs)

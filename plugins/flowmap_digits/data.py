@@ -9,7 +9,7 @@ from attrs import field, frozen
 
 from flowmap import FlowMapSpec, TensorData, validators
 
-from .videos import PLAIN, Style, clips
+from .videos import CANVAS, FRAMES, PLAIN, Style, clips
 
 
 @frozen
@@ -19,6 +19,12 @@ class MovingDigits:
     count: int = field(default=4096, validator=validators.ge(1))
     seed: int = 0
     style: Style = field(default=PLAIN, validator=validators.instance_of(Style))
+
+    def sizes(self, backbone: FlowMapSpec) -> dict[str, tuple[int, ...]]:
+        """Of a sample's latents and text, before any clip is drawn."""
+        codec = backbone.codec(device=torch.device("cpu"), dtype=torch.float32)
+        text = {name: tuple(value.shape[1:]) for name, value in codec.encode_prompts([""]).items()}
+        return {"x": codec.latent_shape(FRAMES, CANVAS, CANVAS), **text}
 
     def load(self, backbone: FlowMapSpec, cache: Path | None, *, device: torch.device) -> TensorData:
         codec = backbone.codec(device=device, dtype=torch.float32)

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from flowmap.export.spec import Asked
 
 PREFIX = "transformer."
+SLACK = 1.1
+"""Bounds to first order, and what was rounded twice."""
+FUSED = 2.0**-18
+"""What a sum of float32 products, over a few hundred ranks, was rounded to when it was fused."""
 BASE = "base"
 """Option: the directory of the diffusers pipeline that the adapters were trained on; where it is now."""
 
@@ -55,6 +59,16 @@ class Adapters:
         """ΔW, float64."""
         a, b = self.layers[layer]
         return self.scale * (b.double() @ a.double())
+
+    def rounding(self, layer: str) -> Tensor:
+        """By how much each entry of ΔW can be off, where A and B were rounded to what they are in, float64:
+
+        |Δ(B A)| <= (|B| + δB) (|A| + δA) - |B| |A|,    δX = ε/2 |X| + the half of the smallest number.
+        """
+        a, b = (x.double().abs() for x in self.layers[layer])
+        limits = torch.finfo(self.layers[layer][0].dtype)
+        half = max(limits.eps, FUSED) / 2, limits.smallest_normal * limits.eps / 2
+        return self.scale * ((b + half[0] * b + half[1]) @ (a + half[0] * a + half[1]) - b @ a)
 
     def to(self, dtype: torch.dtype) -> Adapters:
         """Rounded to what a file of that precision holds."""
@@ -96,8 +110,9 @@ def base_of(adapters: Adapters, asked: Asked) -> Path | None:
 def compared(adapters: Adapters, student: Saved, asked: Asked) -> float | None:
     """How far W_base + ΔW is from the student's W at most, of the largest entry of each, where the base is here.
 
-    A `ParityError` where that is more than rounding, of what was fused or of the file: then the adapters are another
-    student's, or the base is.
+    A `ParityError` where an entry is off by more than its own rounding, of W and W_base to what the student is stored
+    in and of the adapters to what the file is in: then the adapters are another student's, or the base is. An entry's
+    own, since ΔW is small beside the largest of W, and may be less than that one's rounding.
     """
     base = base_of(adapters, asked)
     if base is None or not asked.check:
@@ -105,14 +120,19 @@ def compared(adapters: Adapters, student: Saved, asked: Asked) -> float | None:
     theirs, ours, worst = stored(str(base)), stored(str(student.folder)), 0.0
     for name in adapters.layers:
         plain = name.replace(".delta_embedder.", ".time_embedder.")  # a lifted network's is a copy
-        weight = theirs[f"{name}.weight" if f"{name}.weight" in theirs else f"{plain}.weight"][:]
+        weight = theirs[f"{name}.weight" if f"{name}.weight" in theirs else f"{plain}.weight"][:].double()
         wanted = ours[f"{name}.weight"][:]
-        error = float((weight.double() + adapters.change(name) - wanted.double()).abs().max() / wanted.abs().max())
-        rounding = max(torch.finfo(dtype).eps for dtype in (wanted.dtype, adapters.layers[name][0].dtype))
-        if not error <= max(1e-5, 2 * rounding):
+        off = (weight + adapters.change(name) - wanted.double()).abs()
+        limits = torch.finfo(wanted.dtype)
+        stored_in = limits.eps * (wanted.double().abs() + weight.abs()) / 2 + limits.smallest_normal * limits.eps
+        allowed = SLACK * (stored_in + adapters.rounding(name))
+        error = float(off.max() / wanted.abs().max())
+        if not (off <= allowed).all():
+            times = float((off / allowed).max())
             raise ParityError(
                 f"{base} with the adapters in {student.folder / 'lora'} is not the student: {name}.weight is off by "
-                f"{error:.1e} of its largest entry; give the base that it was trained on, base = ..."
+                f"{error:.1e} of its largest entry, an entry by {times:.3g} times what rounding explains; give the "
+                "base that it was trained on, base = ..."
             )
         worst = max(worst, error)
     return worst

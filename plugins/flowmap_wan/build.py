@@ -80,7 +80,11 @@ def pretrained(spec: WanSpec, dtype: torch.dtype) -> Any:
     if files := sorted((Path(spec.path) / "transformer").glob("diffusion_pytorch_model*.safetensors")):
         require_fit(files, empty(spec, dtype), more=True)  # diffusers would make up what is missing
     given = {"subfolder": "transformer", "dtype": dtype, "use_safetensors": True}  # and no pickles where there are none
-    return checked_class(spec).from_pretrained(spec.path, **given).eval()
+    cls = checked_class(spec)
+    loader: Any = type(cls.__name__, (cls,), {"_keep_in_fp32_modules": exact(cls)})
+    net = loader.from_pretrained(spec.path, **given)
+    net.__class__ = cls  # the other one was for loading: it has no name that diffusers could write down
+    return net.eval()
 
 
 def checked_class(spec: WanSpec) -> Any:
@@ -112,8 +116,18 @@ def empty(spec: WanSpec, dtype: torch.dtype) -> Any:
 
 
 def dtype_of(name: str, cls: Any, dtype: torch.dtype) -> torch.dtype:
-    """What diffusers loads a tensor of `cls` in when asked for `dtype`: times, norms and modulation stay float32."""
-    return torch.float32 if {*name.split(".")} & {*(cls._keep_in_fp32_modules or ())} else dtype
+    """What a tensor of `cls` is in when asked for `dtype`: what is `exact` stays float32."""
+    return torch.float32 if {*name.split(".")} & {*exact(cls)} else dtype
+
+
+EXACT = ("delta_embedder", "far_patch_embedding")
+"""Float32 in a student that is trained, so in one that is loaded, too; diffusers' own list has neither. The second
+embedder, as the first, and what a causal one trains in full beside its adapters."""
+
+
+def exact(cls: Any) -> list[str]:
+    """What stays float32: times, norms and modulation, as diffusers has it, and `EXACT`."""
+    return [*(cls._keep_in_fp32_modules or ()), *EXACT]
 
 
 def rebuilt(rope: Any) -> Any:
@@ -146,7 +160,9 @@ def lift(spec: WanSpec, net: Any) -> Any:
     if "gate_value" not in net.config:
         for key in [key for key in state if ".time_embedder." in key]:
             state[key.replace(".time_embedder.", ".delta_embedder.")] = state[key].clone()
-    lifted.load_state_dict({**state, **spec.extra_state(state)}, strict=True, assign=True)
+    extra = spec.extra_state(state)
+    state |= {name: value.to(dtype_of(name, type(lifted), value.dtype)) for name, value in extra.items()}
+    lifted.load_state_dict(state, strict=True, assign=True)
     device = None if net.device.type == "meta" else net.device
     if device is None:
         lifted.rope = rebuilt(lifted.rope)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,7 @@ from flowmap.model import sha256
 from . import adapters
 from .adapters import Adapters
 from .fixed_step import Embedder, Pair, embedder, grid, solve, wanted
-from .forms import transformer_of
+from .forms import size_of, transformer_of
 from .streaming import stored
 
 if TYPE_CHECKING:
@@ -109,7 +111,7 @@ class FixedStepLora:
         about = {"format": "pt", "flowmap": json.dumps({**told, "base": base})}
         file = f"fixed_{planned.steps}_steps.safetensors"
         save_file(tensors, out / file, metadata=about)
-        (out / "README.txt").write_text(_text(file, planned, base))
+        (out / "README.txt").write_text(_text(file, planned, base, size_of(student)))
         config = {"base": base, "rank_of_time": len(pair.a), "error_of_time": pair.error, "gain_of_time": pair.gain}
         told |= {"built_in_guidance": student.sampler["built_in_guidance"]}
         return Written(sha256(tensors), told, config, max(pair.error, weights or 0.0))
@@ -121,17 +123,24 @@ def schedule(student: Saved, asked: Asked) -> Schedule:
     times = given.get("times")
     if times is None:
         steps, s = given.get("steps", STEPS), given.get("shift", student.sampler["shift"])
-        if not isinstance(steps, int) or not 1 <= steps <= 100:
+        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= 100:
             raise ExportError(f"steps = {steps!r}: must be an integer from 1 to 100")
-        if not isinstance(s, (int, float)) or not s > 0:
-            raise ExportError(f"shift = {s!r}: must be above 0")
+        if not _number(s) or not 0 < s < math.inf:
+            raise ExportError(f"shift = {s!r}: must be a number above 0")
         return Schedule(grid(steps, float(s)), float(s))
     if clash := sorted({"steps", "shift"} & given.keys()):
         raise ExportError(f"times and {clash[0]} were both given: times say all")
-    listed = [float(t) for t in times if float(t) != 0.0] if isinstance(times, Sequence) else []
-    if not listed or not all(1.0 >= a > b >= 0.0 for a, b in zip(listed, [*listed[1:], 0.0], strict=True)):
-        raise ExportError(f"times = {times!r}: must be numbers that decrease, from at most 1 to above 0")
-    return Schedule((*listed, 0.0), None)
+    numbers = isinstance(times, Sequence) and len(times) > 0 and all(map(_number, times))
+    listed = [float(t) for t in times] if numbers else []
+    if listed and listed[-1] != 0.0:
+        listed.append(0.0)
+    if len(listed) < 2 or not all(1.0 >= a > b for a, b in pairwise(listed)) or listed[-1] != 0.0:
+        raise ExportError(f"times = {times!r}: must be numbers that decrease, from at most 1 to above 0 or a last 0")
+    return Schedule(tuple(listed), None)
+
+
+def _number(x: Any) -> bool:
+    return isinstance(x, (int, float)) and not isinstance(x, bool)
 
 
 def plain(found: Adapters, folder: Path) -> Embedder:
@@ -192,7 +201,7 @@ def _without(found: Adapters, fused: Embedder, name: str) -> Embedder:
     return evolve(fused, w1=fused.w1 - change[0], w2=fused.w2 - change[1])
 
 
-def _text(file: str, planned: Schedule, base: str | None) -> str:
+def _text(file: str, planned: Schedule, base: str | None, size: str) -> str:
     n, s = planned.steps, planned.shift
     sigmas = ", ".join(f"{t:.6g}" for t in planned.times)
     of = f"It was made for {base}." if base else "It fits the Wan model that the student was trained from."
@@ -207,6 +216,7 @@ def _text(file: str, planned: Schedule, base: str | None) -> str:
         if s is not None
         else "...  # a scheduler of Euler steps whose set_timesteps gives these sigmas"
     )
+    trained = f"\nIt was trained on videos of {size.removesuffix(', ')}.\n" if size else ""
     return f"""A LoRA of plain Wan that is a student of {n} steps, and of no other number.
 
 {of}
@@ -223,8 +233,8 @@ diffusers:
     pipe = WanPipeline.from_pretrained("the base")
     pipe.scheduler = {pipe}
     pipe.load_lora_weights("this directory", weight_name="{file}")
-    video = pipe("a prompt", num_inference_steps={n}, guidance_scale=1.0).frames[0]
+    video = pipe("a prompt", {size}num_inference_steps={n}, guidance_scale=1.0).frames[0]
 
 A number of steps that divides 1000 has the same sigmas in both; with others ComfyUI rounds them to a table of 1000, and
 its sigmas are the ones that the file is exact at.
-"""
+{trained}"""

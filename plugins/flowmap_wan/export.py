@@ -19,7 +19,7 @@ from .graph import POSITIONS, Attention, OneChunk
 from .network import TIME_SCALE, Bidirectional, WanFlowMap
 
 SIZES = ("batch", "frames", "height", "width", "text")
-KEYS = ("in_channels", "out_channels", "patch_size", "num_attention_heads", "attention_head_dim", "num_layers")
+KEYS = ("in_channels", "out_channels", "patch_size", "num_attention_heads", "attention_head_dim", "num_layers", "eps")
 
 
 @frozen

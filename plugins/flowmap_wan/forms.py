@@ -17,6 +17,7 @@ from flowmap.model import require_fit, sha256
 
 from . import adapters
 from .build import empty, pretrained
+from .narrowed import narrowed
 
 if TYPE_CHECKING:
     from flowmap.export.forms import Saved
@@ -30,7 +31,7 @@ class Pipeline:
     """`diffusers`: the whole pipeline, adapters fused, averaged weights, the transformer in the precision asked for.
 
     Text encoder, tokenizer and VAE are copied as they are: bfloat16 costs a VAE its details. `flowmap.json` says how
-    the student is sampled.
+    the student is sampled. What was written is loaded and compared with the student: `narrowed`.
     """
 
     def check(self, student: Saved, asked: Asked) -> None:
@@ -44,6 +45,8 @@ class Pipeline:
         net = pretrained(_at(student), DTYPES[asked.precision])
         net.save_pretrained(out / "transformer")
         require_fit(_files(out), net)
+        weights = sha256(net.state_dict())
+        del net
         index = json.loads((student.folder / "model_index.json").read_text())
         for name in index:
             if name != "transformer" and (student.folder / name).is_dir():
@@ -53,7 +56,8 @@ class Pipeline:
                 shutil.copyfile(student.folder / name, out / name)
         sampler = student.sampler
         (out / "flowmap.json").write_text(json.dumps({**student.facts, **_known(sampler)}, indent=2) + "\n")
-        return Written(sha256(net.state_dict()), sampler, {"pipeline": index["_class_name"]})
+        worst = narrowed(student, asked, out)
+        return Written(weights, sampler, {"pipeline": index["_class_name"]}, worst)
 
 
 @frozen
@@ -102,8 +106,20 @@ Then:
 
     pipe = {index["_class_name"]}.from_pretrained("base")
     pipe.load_lora_weights("this directory")
-    video = pipe("a prompt", num_inference_steps=4, guidance_scale=1.0).frames[0]
+    video = pipe("a prompt", {size_of(student)}num_inference_steps=4, guidance_scale=1.0).frames[0]
 """
+
+
+def size_of(student: Saved) -> str:
+    """The size of the videos that it was trained on, as a pipeline is told it; empty where `distill` did not say."""
+    if "latent_shape" not in student.facts:
+        return ""
+    file = student.folder / "vae" / "config.json"
+    vae = json.loads(file.read_text()) if file.is_file() else {}
+    frames, _, *sides = student.facts["latent_shape"]
+    height, width = (n * int(vae.get("scale_factor_spatial", 8)) for n in sides)
+    frames = (frames - 1) * int(vae.get("scale_factor_temporal", 4)) + 1
+    return f"height={height}, width={width}, num_frames={frames}, "
 
 
 def transformer_of(folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowmap import Batch, Rng
-from flowmap._types import Shared
+from flowmap._types import Role, Shared
 from flowmap.objectives import Loss
 from flowmap.objectives.distribution_matching import CriticMatching, DistributionMatching
 from flowmap.rollout import ConsistencySimulation
@@ -296,6 +296,26 @@ def test_one_rollout_is_made_once_with_a_graph_for_the_student_alone(gradient: b
         terms = ((1.0, Adversarial(rollout)), (1.0, Adversarial(rollout, noised=False)))
     OneRollout(terms, gradient=gradient)(nets(), DATA, Rng.seeded(0), Shared())
     assert rollout.made == [gradient]
+
+
+@frozen
+class Asks:
+    """A term that shares a mean, of `value`."""
+
+    value: float
+    rollout: Any = Made(X)
+    needs = frozenset[Role]({"student"})
+
+    def __call__(self, nets: Any, batch: Batch, rng: Rng, shared: Shared) -> Loss:
+        shared.mean("diagonal", torch.full((1,), self.value), torch.tensor([True]))
+        return Loss(torch.zeros(()))
+
+
+def test_each_term_of_one_rollout_has_means_of_its_own() -> None:
+    made, shared = Made(X), Shared()
+    OneRollout(((1.0, Asks(1.0, made)), (1.0, Asks(5.0, made))))(nets(), DATA, Rng.seeded(0), shared)
+    shared.next()
+    assert shared.state() == {"0/diagonal": 1.0, "1/diagonal": 5.0}
 
 
 def test_terms_of_one_rollout_have_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -10,8 +11,13 @@ import pytest
 from flowmap_digits import TINY_WAN
 from safetensors.torch import load_file, save_file
 
-from flowmap.cli import main
-from flowmap.export.manifest import Manifest
+from flowmap.cli import build_parser, main
+from flowmap.cli.export import ENGINES
+from flowmap.export.errors import ExportError
+from flowmap.export.manifest import MANIFEST, Manifest
+from flowmap.export.spec import Asked
+from flowmap.plugins import collect, installed
+from flowmap.training.store import status
 from tests.export.students import shaken
 from tests.export.test_api import DIGITS
 
@@ -37,7 +43,42 @@ def test_export_and_sample(directory: Path, tmp_path: Path, capsys: pytest.Captu
     a, b = (imageio.imread(tmp_path / f"{name}.png").astype(int) for name in "ab")
     assert abs(a - b).max() <= 1
     assert main(["sample", str(out), *asked[:2], "--size", "9x64x32", "--out", str(tmp_path / "c.png")]) == 2
-    assert "height of hidden_states is 16: this export was made for 8" in capsys.readouterr().err
+    assert "--size: height is 64: this export was made for 32 pixels; leave --size out" in capsys.readouterr().err
+    assert main(["sample", str(out), *asked[:2], "--size", "5x32x32", "--out", str(tmp_path / "c.png")]) == 2
+    assert "frames of hidden_states is 3: this export was made for 5, in latents; leave" in capsys.readouterr().err
+    long = " ".join(["a one moving up slowly"] * 4)
+    assert main(["sample", str(out), "--prompt", long, "--out", str(tmp_path / "c.png")]) == 2
+    said = capsys.readouterr().err
+    assert "the prompt takes 22 text tokens, this export takes 12: shorten it, or" in said  # an end and padding too
+
+
+@pytest.mark.parametrize("batch", ["1", "2:2:2"])
+def test_more_prompts_than_an_export_takes_at_once(batch: str, directory: Path, tmp_path: Path) -> None:
+    """In several calls, the last of them filled up; the same rows as of the student."""
+    out = tmp_path / "out"
+    assert main(["export", str(directory), *TO, f"batch={batch}", "--no-check", "--out", str(out)]) == 0
+    prompts = [word for n in ("one", "two", "three") for word in ("--prompt", f"a {n} moving up slowly")]
+    for source, name in ((directory, "a"), (out, "b")):
+        asked = ["--size", "9x32x32", "--steps", "1", "2", "--out", str(tmp_path / f"{name}.png")]
+        assert main(["sample", str(source), *prompts, *asked]) == 0
+    a, b = (imageio.imread(tmp_path / f"{name}.png").astype(int) for name in "ab")
+    assert a.shape == b.shape and abs(a - b).max() <= 1
+
+
+@pytest.mark.parametrize("name", [*ENGINES, "fp8"])
+def test_the_help_names_the_forms_that_have_an_option(name: str) -> None:
+    told = re.sub(r"\s+", " ", build_parser()[1]["export"].format_help())
+    listed = "onnx, tensorrt-rtx" if name == "fp8" else re.findall(r"--to ([\w, -]+)\)", ENGINES[name])[0]
+    assert (name == "fp8" and "fp8 is of onnx and tensorrt-rtx" in told) or ENGINES[name] in told
+    have = []
+    for to, exporter in collect(installed(), "flowmap_exporters").items():
+        try:
+            exporter.check(Asked("fp8") if name == "fp8" else Asked(options={name: True}))
+        except ExportError as error:
+            if "has no option" in str(error) or "has no fp8" in str(error):
+                continue
+        have.append(to)
+    assert have == listed.split(", ")
 
 
 def test_a_run_and_its_student_are_one(directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,7 +129,10 @@ def test_an_export_whose_student_is_gone_or_another(
         (["--to", "onnx", "--out", "."], ".: is there already"),
         (["--to", "torch-export", "--out", "out", "--sizes", "height=8"], "(--sizes frames=N width=N)"),
         (["--to", "aoti", "--out", "out", "--precision", "fp8"], "aoti has no fp8"),
-        (["--to", "onnx"], "the following arguments are required: --to, --out"),
+        (["--to", "onnx"], "the following arguments are required: --out"),
+        (["--out", "out"], "the following arguments are required: --to"),
+        (["--refit", "nowhere", "--out", "out"], "export 'nowhere': there is no such directory; `flowmap export` make"),
+        (["--plan", "--to", "comfyui"], "comfyui writes files and no graph: there is nothing to plan"),
         (["--to", "onnx", "--out", "out", "--precision", "fp4"], "invalid choice: 'fp4'"),
     ],
 )
@@ -103,3 +147,19 @@ def test_a_wrong_request_is_a_sentence(
 def test_a_student_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "nowhere", *TO, "--out", "out"]) == 2
     assert "student 'nowhere': there is no such directory" in capsys.readouterr().err
+    assert main(["export", "run/nowhere", "--plan"]) == 2
+    assert "there is no directory 'run/nowhere', and no plugin knows the backbone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file, said", [("status.json", "has not finished: it has"), ("manifest.json", "an export,")])
+def test_what_is_no_student_is_named(file: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert {"status.json", "manifest.json"} == {status.FILE, MANIFEST}
+    (path := tmp_path / "x").mkdir()
+    (path / file).write_text("{}")
+    asked = [["export", str(path), "--plan"], ["export", str(path), "--to", "onnx", "--out", str(tmp_path / "out")]]
+    asked += [["data", "check", str(tmp_path), "--backbone", str(path)]]
+    asked += [["sample", str(path), "--prompt", "x"]] if file == "status.json" else []
+    for arguments in asked:
+        assert main(arguments) == 2
+        assert said in (err := capsys.readouterr().err) and err.startswith(f"flowmap: {path} is ")
+        assert "backbone" not in err and err.count("\n") == 1

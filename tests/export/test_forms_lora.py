@@ -16,6 +16,7 @@ import torch
 from attrs import evolve
 from diffusers import AnyFlowFARPipeline, AnyFlowPipeline, AnyFlowTransformer3DModel
 from flowmap_digits import TINY_WAN
+from flowmap_wan import forms
 from flowmap_wan21 import Wan21
 from safetensors.torch import load_file, save_file
 
@@ -23,7 +24,7 @@ import flowmap
 from flowmap.cli import main
 from flowmap.export.errors import ExportError, ParityError
 from flowmap.export.manifest import Manifest
-from flowmap.export.spec import Target
+from flowmap.export.spec import DTYPES, Target
 from flowmap.plugins import PluginError
 from tests.export.students import CPU, F32, shaken
 from tests.export.test_api import DIGITS, FAR_DIGITS, PROMPT, VIDEO
@@ -67,6 +68,7 @@ def test_a_pipeline_is_whole_and_is_the_student(precision: Any, run: Path, tmp_p
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
     stored = {w.dtype for w in load_file(next((out / "transformer").glob("*.safetensors"))).values()}
     assert stored == ({F32} if precision == "float32" else {F32, torch.bfloat16})  # times and norms stay exact
+    assert report.worst == 0.0 if precision == "float32" else 1e-4 < report.worst < 5e-2
     assert load_file(out / "vae" / "diffusion_pytorch_model.safetensors").popitem()[1].dtype == F32
     error = off(*(latents(AnyFlowPipeline.from_pretrained(path)) for path in (out, run / "student")))
     assert error == 0.0 if precision == "float32" else 1e-4 < error < 5e-2
@@ -101,6 +103,48 @@ def test_a_pipeline_is_a_students_directory_again(run: Path, tmp_path: Path) -> 
     asked = ["--prompt", PROMPT, "--size", "9x32x32", "--steps", "1", "--out", str(tmp_path / "a.png")]
     assert main(["sample", str(tmp_path / "out"), *asked]) == 0
     flowmap.export(tmp_path / "out", "diffusers", tmp_path / "again")
+
+
+@pytest.mark.parametrize("spec", [LORA, FAR_DIGITS])
+def test_a_pipeline_that_is_not_the_student(spec: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec.save(shaken(spec), tmp_path / "student")
+    read = forms.pretrained
+
+    def damaged(*args: Any) -> Any:
+        net = read(*args)
+        last = net.far_patch_embedding if spec is FAR_DIGITS else net.condition_embedder.delta_embedder.linear_2
+        with torch.no_grad():
+            last.weight *= 2.0
+        return net
+
+    monkeypatch.setattr(forms, "pretrained", damaged)
+    with pytest.raises(ParityError, match=r"the export is not the student: .* is allowed in float32; nothing was"):
+        flowmap.export(tmp_path / "student", "diffusers", tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["student"]
+    assert flowmap.export(tmp_path / "student", "diffusers", tmp_path / "out", check=False).worst is None
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_both_time_embedders_of_a_narrow_pipeline_are_exact(precision: Any, run: Path, tmp_path: Path) -> None:
+    out, dtype = tmp_path / "out", DTYPES[precision]
+    flowmap.export(run, "diffusers", out, precision=precision)
+    ours, theirs = (load_file(next((p / "transformer").glob("*.safetensors"))) for p in (out, run / "student"))
+    exact = [name for name in ours if "time_embedder" in name or "delta_embedder" in name]
+    assert len(exact) == 8 and all(torch.equal(ours[name], theirs[name]) for name in exact)
+    assert ours["proj_out.weight"].dtype == dtype
+    loaded = AnyFlowTransformer3DModel.from_pretrained(out, subfolder="transformer", dtype=dtype)
+    embedders = loaded.condition_embedder  # as docs/deploy.md says of plain diffusers
+    assert embedders.time_embedder.linear_1.weight.dtype == F32
+    assert embedders.delta_embedder.linear_1.weight.dtype == dtype
+
+
+@pytest.mark.parametrize("to", ["lora", "comfyui"])
+def test_the_lines_that_load_it_have_the_size_of_its_videos(to: str, run: Path, copy: Path, tmp_path: Path) -> None:
+    flowmap.export(run, to, tmp_path / "a")
+    assert 'pipe("a prompt", height=32, width=32, num_frames=9, num_' in (tmp_path / "a" / "README.txt").read_text()
+    (copy / "flowmap.json").unlink()
+    flowmap.export(copy, to, tmp_path / "b")
+    assert 'pipe("a prompt", num_inference_steps=4, ' in (tmp_path / "b" / "README.txt").read_text()
 
 
 # ---------------------------------------------------------------------- lora
@@ -154,14 +198,23 @@ def test_a_base_that_is_not_here_is_not_compared(copy: Path, tmp_path: Path) -> 
     [
         ("comfyui", {"steps": 0}, "steps = 0: must be an integer from 1 to 100"),
         ("comfyui", {"steps": 2.0}, r"steps = 2\.0: must be an integer"),
-        ("comfyui", {"shift": -1.0}, r"shift = -1\.0: must be above 0"),
+        ("comfyui", {"steps": True}, "steps = True: must be an integer"),
+        ("comfyui", {"shift": -1.0}, r"shift = -1\.0: must be a number above 0"),
+        ("comfyui", {"shift": True}, "shift = True: must be a number above 0"),
+        ("comfyui", {"shift": float("inf")}, "shift = inf: must be a number above 0"),
         ("comfyui", {"times": (0.5, 0.7)}, r"times = \(0\.5, 0\.7\): must be numbers that decrease"),
+        ("comfyui", {"times": (1.0, 0.0, 0.5)}, r"times = \(1\.0, 0\.0, 0\.5\): must be numbers that decrease"),
+        ("comfyui", {"times": (1.0, 0.0, 0.0)}, "must be numbers that decrease"),
+        ("comfyui", {"times": (1.5, 0.5)}, "must be numbers that decrease"),
+        ("comfyui", {"times": (1.0, float("nan"))}, "must be numbers that decrease"),
+        ("comfyui", {"times": "10"}, "times = '10': must be numbers that decrease"),
+        ("comfyui", {"times": (0.0,)}, "must be numbers that decrease"),
         ("comfyui", {"times": ()}, "must be numbers that decrease"),
         ("comfyui", {"times": (1.0, 0.5), "shift": 3.0}, "times and shift were both given"),
-        ("comfyui", {"step": 4}, "comfyui has no option 'step': must be one of steps, shift, times, base"),
-        ("lora", {"steps": 4}, "lora has no option 'steps': must be one of base"),
+        ("comfyui", {"step": 4}, "comfyui has no option 'step'; it has steps, shift, times, base"),
+        ("lora", {"steps": 4}, "lora has no option 'steps'; it has base"),
         ("lora", {"base": "nowhere"}, "base = 'nowhere': has no transformer/"),
-        ("diffusers", {"steps": 4}, "diffusers has no option 'steps': it has none"),
+        ("diffusers", {"steps": 4}, "diffusers has no option 'steps'; it has none"),
     ],
 )
 def test_an_option_that_is_wrong(to: str, options: dict[str, Any], said: str, run: Path, tmp_path: Path) -> None:

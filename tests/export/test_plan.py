@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from attrs import evolve
@@ -13,7 +16,8 @@ from flowmap.export.errors import ExportError
 from flowmap.export.graph import Graph, Input, program
 from flowmap.export.plan import alive, plan
 from flowmap.export.spec import ShapeProfile
-from tests.export.students import CAUSAL, CPU, F32, ONE
+from tests.export.students import CAUSAL, CPU, F32, ONE, shaken
+from tests.export.test_api import DIGITS
 
 SIZES = {"frames": 21, "height": 60, "width": 104}
 
@@ -50,6 +54,17 @@ def test_what_is_alive_at_once() -> None:
 
     graph = Graph("chain", Chain(), (Input("x", (8,), F32),), "y")
     assert alive(program(graph, ShapeProfile({}), F32, CPU)) == 2 * 8 * 4
+
+
+def test_a_student_has_the_sizes_that_it_was_trained_at(tmp_path: Path) -> None:
+    """As its export has them; others, where they are asked for."""
+    student = tmp_path / "run" / "student"
+    DIGITS.save(shaken(DIGITS), student)
+    (student / "flowmap.json").write_text(json.dumps({"latent_shape": [5, 4, 8, 8]}))
+    sizes = {"frames": 5, "height": 8, "width": 8}
+    assert plan(str(tmp_path / "run")) == plan(str(student)) == plan(str(student), sizes=sizes)
+    more = plan(str(student), sizes={"frames": 9})
+    assert more[0].activations > plan(str(student))[0].activations
 
 
 def test_sizes_are_needed(capsys: pytest.CaptureFixture[str]) -> None:

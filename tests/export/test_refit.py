@@ -25,12 +25,13 @@ import flowmap
 from flowmap import FlowMap, Rng, sample
 from flowmap._types import Cond, Latent, Time
 from flowmap.cli import main
-from flowmap.export import errors, onnx, weights
+from flowmap.export import api, errors, onnx, refit, weights
+from flowmap.export.constants import CONSTANTS
 from flowmap.export.errors import ExportError
 from flowmap.export.graph import Graph, Input, program
 from flowmap.export.manifest import Manifest
 from flowmap.export.onnx import Onnx
-from flowmap.export.spec import ShapeProfile
+from flowmap.export.spec import Asked, ShapeProfile, Target
 from flowmap.export.weights import WEIGHTS
 from tests.export.students import CAUSAL, CPU, FIXED, KINDS, ONE, shaken, student, traced
 from tests.export.test_api import DIGITS
@@ -279,6 +280,50 @@ class Own(FlowMap):
         return self.mix(z) * (t + r)[:, None, None, None, None] + self.text(cond["text"])[:, None, None, None]
 
 
+class Constant(Own):
+    """With what a tracer writes into a graph, and no state dict has."""
+
+    def __init__(self, gain: float = 1.0, mean: float = 0.0, scale: float = 1.0, hidden: float = 1.0) -> None:
+        super().__init__()
+        self.gain, self.scale, self.hidden = gain, torch.tensor([scale]), [hidden]
+        self.register_buffer("mean", torch.full((4,), mean), persistent=False)
+        self.drop = nn.Dropout(gain / 4)  # of training alone
+
+    def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Any = None) -> Latent:
+        x = self.drop(super().forward(z, t, r, cond)) * self.gain
+        return (x + self.mean) * self.scale * self.hidden[0]
+
+
+def test_what_a_graph_holds_as_constants_is_compared(tmp_path: Path) -> None:
+    example = Rng.seeded(1).noise_like(torch.empty(2, 2, 3, 4, 4)), {"text": torch.ones(2, 4)}
+    old, new = tmp_path / "old", tmp_path / "new"
+    flowmap.export(Constant().eval(), "onnx", old, example=example, steps=(1,))
+    for changed, said in (
+        ({"gain": 1 + 1e-6}, r"u\.gain of the new student is 1\.000001, that of .* is 1\.0, and is a constant"),
+        ({"mean": 1e-6}, r"u\.mean of the new student holds other values than that of "),
+        ({"scale": 1 + 1e-6}, r"u\.scale of the new student holds other values than that of "),
+    ):
+        with pytest.raises(ExportError, match=said):
+            flowmap.export.refit(old, Constant(**changed).eval(), new, example=example, steps=(1,))
+    with pytest.raises(errors.ParityError):  # in a list, where nobody looks
+        flowmap.export.refit(old, Constant(hidden=2.0).eval(), new, example=example, steps=(1,))
+    with pytest.raises(ExportError, match=r"its refit is always compared with it, leave check=False out"):
+        flowmap.export.refit(old, Constant().eval(), new, example=example, check=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["old"]
+    u = Constant().eval()
+    u.drop.p = 0.5
+    flowmap.export.refit(old, u, new, example=example, steps=(1,))
+    (again := tmp_path / "again").mkdir()
+    for file in new.iterdir():
+        (again / file.name).write_bytes(file.read_bytes())
+    (again / CONSTANTS).unlink()
+    files = json.loads((again / "manifest.json").read_text())["files"]
+    del files[CONSTANTS]
+    change(again, files=files)
+    with pytest.raises(ExportError, match=r"has no constants\.json, an older flowmap wrote it: export again"):
+        flowmap.export.refit(again, u, tmp_path / "third", example=example)
+
+
 # ---------------------------------------------------------------------- what does not fit
 WIDER = {**TINY, "ffn_dim": 2 * TINY["ffn_dim"]}
 
@@ -295,10 +340,11 @@ WIDER = {**TINY, "ffn_dim": 2 * TINY["ffn_dim"]}
             lambda: shaken(evolve(ONE, gamma=0.5)),
             "gamma of the new student is 0.5, that of .* is 0.25: export it again",
         ),
+        (lambda: shaken(evolve(ONE, config={**TINY, "eps": 1e-5})), "^eps of the new student is 1e-05, that of"),
         (lambda: shaken(ONE).to(torch.bfloat16), "of the new student is bfloat16, that of .* is float32"),
         (lambda: student("causal fixed")[0], r"of a 'wan' network, and a FarFlowMap is none: export it"),
     ],
-    ids=["layers", "width", "gamma", "dtype", "family"],
+    ids=["layers", "width", "gamma", "eps", "dtype", "family"],
 )
 def test_another_architecture(new: Any, said: str, exported: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=said):
@@ -377,6 +423,24 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert said in capsys.readouterr().err
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_what_cannot_be_compared_here_is_refused_before_anything_is_loaded(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"sizes": SIZES, "steps": (1,)}
+    monkeypatch.setattr(api, "loaded", lambda *more: pytest.fail("the student was looked at"))
+    monkeypatch.setattr(refit, "loaded", api.loaded)
+    there = Target("cuda")
+    with pytest.raises(errors.NoDeviceError, match=r"compared with the student on one, and there is none .*--no-check"):
+        flowmap.export(student("fixed")[0], "onnx", tmp_path / "out", target=there, **asked)
+    with pytest.raises(ExportError, match=r"onnx in bf16 does not run on a CPU, .*--no-check"):
+        flowmap.export(student("fixed")[0], "onnx", tmp_path / "out", precision="bf16", **asked)
+    with pytest.raises(errors.NoDeviceError, match="there is none here: write it unseen"):
+        Onnx().check_refit(Manifest.read(exported), Asked(target=there))
+    Onnx().check(Asked(target=there, check=False))
+    Onnx().check(Asked("bf16", check=False))
+
+
 @pytest.mark.parametrize(
     "to, more, said",
     [
@@ -386,8 +450,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
             "torch-export is not built for GPUs that are named: leave the compute",
         ),
         ("onnx", ["--capability", "8.9"], "onnx is not built for GPUs that are named"),
-        ("torch-export", ["--refittable"], "torch-export has no option 'refittable': it has none"),
-        ("onnx", ["--weight-streaming"], "onnx has no option 'weight_streaming': must be one of refittable"),
+        ("torch-export", ["--refittable"], "torch-export has no option 'refittable'; it has none"),
+        ("onnx", ["--weight-streaming"], "onnx has no option 'weight_streaming'; it has refittable"),
         ("aoti", ["--strip"], "aoti has no option 'strip'"),
     ],
 )

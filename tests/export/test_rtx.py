@@ -199,7 +199,7 @@ def test_an_engine_that_cannot_be_built_is_a_sentence(tmp_path: Path, monkeypatc
         ({"target": Target("cuda", ("9.0",))}, "does not build for 9.0: must be of 7.5"),
         (
             {"target": AHEAD, "options": {"refit": True}},
-            "has no option 'refit': must be one of refittable, weight_streaming, strip",
+            "has no option 'refit'; it has refittable, weight_streaming, strip",
         ),
     ],
 )

@@ -134,7 +134,7 @@ def test_a_crash_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
         (Asked(), "tensorrt is built on a GPU, for GPUs of its kind"),
         (Asked(target=Target("cuda", ("8.9",))), "leave the compute capability 8.9 out"),
         (Asked("fp8", Target("cuda")), "tensorrt has no fp8"),
-        (Asked(target=Target("cuda"), options={"strip": True}), "has no option 'strip': must be one of weight_stream"),
+        (Asked(target=Target("cuda"), options={"strip": True}), "has no option 'strip'; it has weight_stream"),
         (Asked(target=Target("cuda"), options={"optimization_level": 6}), "must be from 0 to 5"),
     ],
 )

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from attrs import evolve
+from flowmap_wan.export import OneChunkFamily
 from torch import Tensor, nn
 
+from flowmap import Rng, sample
+from flowmap.cli import main
 from flowmap.export import latency as timing
+from flowmap.export import narrowing as cost
 from flowmap.export.aoti import compiler
 from flowmap.export.errors import ParityError
 from flowmap.export.graph import Call
 from flowmap.export.latency import COMPILED, latency
 from flowmap.export.runner import ExportedFlowMap
-from flowmap.export.verify import LIMITS, TIMES, Parity, corners, parity
-from tests.export.students import CAUSAL_RANGES, RANGES, runner, student
+from flowmap.export.verify import LIMITS, TIMES, Parity, corners, parity, relative
+from tests.export.students import CAUSAL_RANGES, CPU, RANGES, runner, shaken, student
+from tests.export.test_api import DIGITS
 
 ONES = ("ranges", "causal ranges", "causal small past")
 
@@ -163,6 +170,40 @@ def test_what_is_not_a_number_is_not_good() -> None:
     worst = measured("ranges", {"one_chunk": lambda *args: made["one_chunk"](*args) * float("nan")}).worst
     assert not worst.good and worst.error != worst.error
     assert {*LIMITS} == {"float32", "fp16", "bf16", "fp8"}
+
+
+# ---------------------------------------------------------------------- float32
+def test_what_a_narrow_type_costs_is_beside_the_student_in_float32(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The export and a narrow copy of the student agree far better than either with the student itself."""
+    DIGITS.save(shaken(DIGITS), tmp_path / "student")
+    asked = ["--precision", "bf16", "--sizes", "frames=3", "height=4", "width=4", "text=12"]
+    out = tmp_path / "out"
+    assert main(["export", str(tmp_path / "student"), "--to", "torch-export", *asked, "--out", str(out)]) == 0
+    found = json.loads((out / "parity.json").read_text())
+    assert found["beside"] == "the student in bfloat16" and found["narrowing"]["beside"] == "the student in float32"
+    lost, narrow = found["narrowing"]["worst"], DIGITS.load(tmp_path / "student", device=CPU, dtype=torch.bfloat16)
+    assert found["worst"]["error"] < 1e-4 < 1e-3 < lost < 0.1
+    wide = DIGITS.load(tmp_path / "student", device=CPU, dtype=torch.float32)
+    z, cond = OneChunkFamily().example(
+        wide, {"batch": 1, "frames": 3, "height": 4, "width": 4, "text": 12}, Rng.seeded(12)
+    )
+    for n, what in ((1, "1 step"), (4, "4 steps")):
+        ours, theirs = (sample(net, z, cond, n) for net in (narrow, wide))
+        assert found["narrowing"]["errors"][what] == pytest.approx(relative(ours, theirs), rel=0.05)
+    said = capsys.readouterr().out
+    assert "largest error beside the student in bf16: " in said
+    assert f"largest error beside the student in float32: {lost:.1e} relative" in said
+
+
+def test_where_it_is_not_measured_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    u, family, asked = student("fixed")
+    more = family, asked.usual(), (1,), 1.0
+    assert cost.narrowing(u, u, None, *more) == cost.Narrowing({}, cost.UNKNOWN)
+    assert cost.narrowing(u, u, lambda: u, *more).worst == 0.0
+    monkeypatch.setattr(cost, "room", lambda device: 1 << 10)
+    assert cost.narrowing(u, u, lambda: pytest.fail("was loaded"), *more) == cost.Narrowing({}, cost.NO_ROOM)
 
 
 # ---------------------------------------------------------------------- latency

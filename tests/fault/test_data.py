@@ -287,7 +287,7 @@ def test_r14_a_bad_index_is_a_sentence(tmp_path: Path, kind: str) -> None:
 def test_r14_no_index_is_too_deep_or_too_long(tmp_path: Path, monkeypatch: Any) -> None:
     written(tmp_path, COUNT, ONE)
     (tmp_path / "index.json").write_text("[" * 100_000)
-    with pytest.raises(DataError, match="index.json is damaged: .*recursion"):
+    with pytest.raises(DataError, match=r"index\.json is damaged: .*recursion"):
         Index.read(tmp_path)
     monkeypatch.setattr("flowmap.data.format.MOST_BYTES", 1000)
     with pytest.raises(DataError, match="has more than 1000 bytes"):

@@ -42,6 +42,12 @@ def test_one_that_fails_while_others_wait_for_it_in_the_network_ends_and_they_do
     assert end.seconds < 15
 
 
+def test_a_rank_that_is_slow_is_waited_for(tmp_path: Path) -> None:
+    """Longer than one with an error would wait for it."""
+    end = run(tmp_path / "run", "fits.before:1:stall4@1", ranks=2, job=partial(job, shard=False))
+    assert end.codes == (0, 0), end.said
+
+
 def test_what_fails_on_all_is_said_once_for_all(tmp_path: Path) -> None:
     end = run(tmp_path / "run", "fits.after:1-2:raise", ranks=2, job=partial(job, shard=True))
     assert end.codes == (2, 2), end.said

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from attrs import define, field
+from torch import nn
 
 from flowmap import Batch, Rng
-from flowmap._types import Mean, Role, Shared
-from flowmap.objectives import Equip, Equips, Loss, Networks
+from flowmap._types import Cache, Cond, Latent, Mean, Role, Shared, Time
+from flowmap.objectives import Equip, Equips, Loss, Networks, mixture
 from flowmap.objectives.flow_map_matching import FlowMapMatching
 from flowmap.objectives.mixture import Mixture
 from flowmap.testing import GaussianFlowMap
@@ -111,6 +112,40 @@ class Overflows:
         return Loss((u * torch.inf - torch.nan).square().mean() + (u - u.detach()).abs().sqrt().sum())
 
 
+class Inside(GaussianFlowMap):
+    """A map that overflows within where r = t, and has a weight that is used outside of `forward`."""
+
+    def __init__(self) -> None:
+        super().__init__(MEAN, STD)
+        self.other = nn.Parameter(torch.ones(()))
+
+    def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
+        return (self.mean * torch.where(r == t, torch.inf, 1.0)[:, None]).tanh() + super().forward(z, t, r, cond)
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_what_overflows_within_a_network_in_such_a_call_costs_no_step(outside: bool) -> None:
+    class Calls(Told):
+        def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
+            u, t = nets["student"], torch.ones(len(batch), dtype=batch.x.dtype)
+            assert isinstance(u, Inside)
+            if self.role == "student":
+                return Loss(u(batch.x, t, 0 * t, batch.cond).square().mean())
+            y = u(batch.x, t, t, batch.cond) * u.other
+            return Loss((y * torch.inf if outside else y).square().mean())
+
+    student = Inside()
+    nets: Any = {"student": student}
+    both = Mixture(((1.0, Calls("student")), (0.0, Calls("critic"))))
+    both(nets, data(4), Rng.seeded(0), Shared()).value.backward()
+    alone = {name: p.grad for name, p in student.named_parameters()}
+    student.zero_grad()
+    both(nets, data(4), Rng.seeded(0), Shared(ranks=2)).value.backward()
+    for name, p in student.named_parameters():
+        assert isinstance(p, nn.Parameter) and p.grad is not None  # as on the rank that has a sample for it
+        assert torch.equal(p.grad, torch.zeros(()) if alone[name] is None else alone[name]), name
+
+
 @pytest.mark.parametrize("calls", ["student", "no network"])
 def test_a_call_that_is_only_made_for_other_ranks_costs_no_step(calls: str) -> None:
     """Its share of this rank is empty: 0 times what is not finite would not be 0."""
@@ -119,7 +154,9 @@ def test_a_call_that_is_only_made_for_other_ranks_costs_no_step(calls: str) -> N
         student = GaussianFlowMap(MEAN, STD)
         nets: Any = {"student": student}
         flow = FlowMapMatching(Diagonal())
-        loss = Mixture(((1.0, flow), (0.0, objective)))(nets, data(8), Rng.seeded(0), Shared(ranks=ranks))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mixture, "_silent", lambda p: p)  # as it is with weights in pieces
+            loss = Mixture(((1.0, flow), (0.0, objective)))(nets, data(8), Rng.seeded(0), Shared(ranks=ranks))
         assert loss.value.isfinite() and loss.finite is not None and loss.finite.all()
         return [loss.value.detach(), *torch.autograd.grad(loss.value, [*student.parameters()])]
 

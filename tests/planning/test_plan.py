@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from attrs import evolve
+from flowmap_digits.data import MovingDigits
 
 from flowmap import Recipe, Stage
 from flowmap.cli import main, recipes
@@ -202,6 +203,17 @@ def test_what_cannot_be_planned_is_a_sentence():
         plan(evolve(recipe(anyflow.forward()), data=LatentFolder("nowhere")))
     with pytest.raises(RecipeError, match="'nobody/knows': the size of this network is not known"):
         plan(recipe(anyflow.forward(), of=evolve(spec(), path="nobody/knows")))
+
+
+def test_data_that_tells_its_sizes_needs_no_sized():
+    """The quickstart's: as they are when it is loaded."""
+    found = recipes.load("quickstart")
+    few = MovingDigits(count=2)
+    sample = few.load(found.backbone, None, device=CPU).batch([0])
+    own = {"x": tuple(sample.x.shape[1:]), **{name: tuple(v.shape[1:]) for name, v in sample.cond.items()}}
+    assert few.sizes(found.backbone) == own
+    short = evolve(found, stages=(evolve(found.stages[0], batch=2),))
+    assert plan(short, Machine(gpus=1)).fits
 
 
 def test_data_in_memory_has_a_size_of_its_own():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -130,10 +131,34 @@ def test_a_mean_of_a_checkpoint_that_knew_no_places_is_gone_on_with() -> None:
         other = Trainer(build("student"), stage, data())
         other.restore(known)
         other.step(1)
-        assert {*other.shared.state()} == {"student/0/0/1/diagonal"}
+        assert "student/0/0/1/diagonal" in other.shared.state()
         found.append(weights(other.nets["student"]))
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
     assert not all(torch.equal(value, found[2][name]) for name, value in found[0].items())
+
+
+@frozen
+class Bad:
+    """A term that is not a number in iteration 1."""
+
+    needs = frozenset[Role]({"student"})
+
+    def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
+        return Loss(torch.tensor(torch.nan if shared.iteration == 1 else 0.0, requires_grad=True))
+
+
+@pytest.mark.parametrize("micro", [None, 2])
+def test_of_a_step_that_another_term_spoils_no_mean_is_remembered(micro: int | None) -> None:
+    (update,) = balanced(1.0).updates
+    both = Method("spoilt", (update, evolve(update, terms=(*update.terms, (1.0, Bad())))))
+    trainer = Trainer(build("student"), Stage(both, 10, batch=8, micro=micro), data())
+    states = []
+    for iteration in range(3):
+        trainer.step(iteration)
+        states.append(trainer.shared.state())
+    assert {*states[0]} == {"student/0/0/1/diagonal", "student/1/0/1/diagonal"}
+    changed = [{name for name in a if a[name] != b[name]} for a, b in pairwise(states)]
+    assert changed == [{"student/0/0/1/diagonal"}, {*states[0]}]  # the first update's step was made
 
 
 def test_with_balanced_any_accumulation_is_the_same() -> None:

@@ -19,19 +19,20 @@ from ...recipe import RecipeError
 from ...validators import listed
 from ..faults import reach
 from .agree import lost, rank, ranks
+from .distributed import TIMEOUT
 
 T, R = 0.75, 0.25
-PATIENT = 60.0  # seconds that a rank with an error waits for the others to hear of it
+PATIENT = 60.0  # seconds that a rank with an error waits for the others to hear of it; one without waits longer
 
 
-def check(nets: Networks, sample: Batch, made_of: Mapping[Role, str], source: str) -> None:
+def check(nets: Networks, sample: Batch, made_of: Mapping[Role, str], source: str, seconds: float = TIMEOUT) -> None:
     """A `RecipeError` with what each network says to `sample`, one sample of the data: one forward pass a role.
 
-    made_of: where each network comes from; source: where the data does, both for the message. Every rank must call it,
-    and all raise the same, or end.
+    made_of: where each network comes from; source: where the data does, both for the message. seconds: that a rank may
+    need longer than another. Every rank must call it, and all raise the same, or end.
     """
     wrong = _null(sample, source)
-    exchange = Exchange.new()
+    exchange = Exchange.new(seconds)
     for role in () if wrong else sorted(nets):
         errors = exchange(_forward(nets[role], sample))
         if (error := _together(errors)) is not None:
@@ -84,18 +85,20 @@ def _forward(u: FlowMap, sample: Batch) -> str | None:
 class Exchange:
     """What each rank has to say, to all: by a group of its own, for the others may be waiting in the network's.
 
-    They are where a rank has failed alone, before it was through. Nobody comes to the exchange then, and it says what
-    it has and ends, from which the others learn that it is gone.
+    They are where a rank has failed alone, before it was through. Nobody comes to the exchange then, and that rank, but
+    no other, gives up after `PATIENT` seconds: it says what it has and ends, from which the others learn that it is
+    gone.
     """
 
     group: Any = None
+    seconds: float = TIMEOUT
 
     @classmethod
-    def new(cls) -> Exchange:
+    def new(cls, seconds: float) -> Exchange:
         """Every rank must ask for it."""
         if ranks() == 1:
             return cls()
-        return cls(distributed.new_group(backend="gloo", timeout=timedelta(seconds=PATIENT)))
+        return cls(distributed.new_group(backend="gloo", timeout=timedelta(seconds=seconds)), seconds)
 
     def __call__(self, error: str | None) -> list[str | None]:
         """By rank."""
@@ -103,11 +106,25 @@ class Exchange:
         outcomes[rank()] = error
         if ranks() > 1:
             try:
+                self._meet(timedelta(seconds=self.seconds if error is None else PATIENT))
                 distributed.all_gather_object(outcomes, error, self.group)
             except RuntimeError:
                 if error is None:
                     raise
         return outcomes
+
+    def _meet(self, most: timedelta) -> None:
+        """All are here; a RuntimeError where one is not, after `most`.
+
+        By messages: of what a group does together and was given up, the end of the process waits for the others.
+        """
+        others = [k for k in range(ranks()) if k != rank()]
+        here = torch.zeros(1)
+        sent = [distributed.isend(here, k, self.group) for k in others]
+        heard = [distributed.irecv(torch.zeros(1), k, self.group) for k in others]
+        for message in (*heard, *sent):
+            assert message is not None
+            message.wait(most)
 
 
 def _together(errors: Sequence[str | None]) -> str | None:
