@@ -6,7 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self, TypeAlias
+from typing import Protocol, Self, TypeAlias
 
 import torch
 from attrs import frozen
@@ -15,9 +15,6 @@ from torch import Tensor, nn
 from ._types import Cache, Cond, Latent, Rng, Role, Time, concat, nullify, require_null
 from .context import Context
 from .path import data_from_velocity, expand
-
-if TYPE_CHECKING:
-    from .export.forms import Form
 
 
 class ConditionError(ValueError):
@@ -208,10 +205,6 @@ class FlowMapSpec(ABC):
         require_fit(path / "model.safetensors", student)
         load_model(student, path / "model.safetensors")
         return student
-
-    def forms(self) -> Mapping[str, Form]:
-        """What a student that `save` wrote can be turned into for other programs, by name: `flowmap export --to`."""
-        return {}
 
     def codec(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
         """What turns prompts and videos into conditions and latents."""

@@ -13,8 +13,8 @@ from .errors import UsageError
 from .threads import wait_passively
 
 if TYPE_CHECKING:
-    from ..export.api import Report
     from ..export.spec import Range
+    from ..export.steps import Report
     from ..export.support import Support
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import frozen
@@ -12,38 +12,23 @@ from torch import nn
 
 from .._types import Rng
 from ..model import FlowMap
-from ..plugins import backbone, collect, installed, named
+from ..plugins import collect, installed, named
 from ..training.store.publish import whole
 from . import forms, fp8
 from .backend import Exporter, check_machine, check_versions, machine, require
 from .errors import ExportError
-from .graph import Family, Graph
+from .graph import Family
 from .manifest import MANIFEST, Manifest
 from .narrowing import exact
 from .plain import Plain
+from .refit import refit
 from .runner import Checked
-from .spec import DTYPES, Asked, Precision, Range, ShapeProfile, Target
-from .steps import build, compare, opened
+from .spec import DTYPES, Asked, Precision, ShapeProfile, Target
+from .steps import Report, build, compare, opened, require_free
+from .student import Sizes, check_sizes, codec_of, family_of, known_sizes, loaded
 
 if TYPE_CHECKING:
     from .._types import Cond, Latent
-    from ..model import Codec, FlowMapSpec
-
-Sizes = Mapping[str, int | tuple[int, int, int] | Range]
-
-
-@frozen
-class Report:
-    """path: of the export. worst: the largest relative error that was measured, None where nothing was.
-
-    It is beside the student in the precision of the export; narrowing: beside the student in float32, where the export
-    is narrower and that was measured.
-    """
-
-    path: Path
-    manifest: Manifest
-    worst: float | None
-    narrowing: float | None = None
 
 
 @frozen
@@ -150,8 +135,6 @@ class Export:
         Nothing is traced again; adapters of the student are fused in. `path` stays as it is. The arguments are those
         of an export, of which `example` is needed where the export had one.
         """
-        from .refit import refit  # it is made of this module's parts
-
         return refit(path, student, out, example=example, check=check, steps=steps, compile=compile, pm=pm)
 
     def load(self, path: str | Path, *, pm: Any = None) -> nn.Module:
@@ -184,65 +167,9 @@ def _open(folder: Path, pm: Any) -> tuple[dict[str, Checked], Manifest, Family]:
     return opened(folder, manifest, exporter), manifest, families[manifest.family]
 
 
-def require_free(final: Path) -> None:
-    """What is there is not written over."""
-    if final.exists() and (not final.is_dir() or any(final.iterdir())):
-        raise ExportError(f"{final}: is there already: give a directory that is empty or not there")
-
-
 def is_export(path: Path) -> bool:
     """Whether it holds graphs to call; a pipeline is a student's directory again, manifest or not."""
     return (path / MANIFEST).is_file() and not (path / "model_index.json").is_file()
-
-
-def loaded(
-    student: FlowMap | str | Path, dtype: torch.dtype, device: torch.device, pm: Any
-) -> tuple[FlowMap, FlowMapSpec | None, Path | None]:
-    """The network, and its spec and directory where it came from one."""
-    if isinstance(student, FlowMap):
-        return student.to(device).eval(), None, None
-    folder = forms.located(Path(student))
-    spec = backbone(str(folder), pm)
-    return spec.load(folder, device=device, dtype=dtype).eval(), spec, folder
-
-
-def family_of(u: FlowMap, example: tuple[Latent, Cond] | None, pm: Any) -> tuple[str, Family]:
-    if example is not None:
-        return "plain", Plain(*example)
-    for name, family in collect(pm, "flowmap_graphs").items():
-        if family.claims(u):
-            return name, family
-    raise ExportError(f"no plugin knows how to export a {type(u).__name__}: give an example, (z, cond), from Python")
-
-
-def check_sizes(family: Family, u: FlowMap, asked: ShapeProfile, graphs: tuple[Graph, ...]) -> None:
-    """Every size that is needed is there, is one that the network has, and is one that it takes."""
-    if unknown := [name for name in asked.dims if name not in family.dims]:
-        raise ExportError(f"sizes has {unknown[0]!r}: this network has {', '.join(family.dims)}")
-    if missing := [name for name in family.dims if name not in asked.dims]:
-        asked_for = " ".join(f"{name}=N" for name in missing)
-        raise ExportError(
-            f"no size is given for {', '.join(missing)}: say sizes (--sizes {asked_for}), which are of latents, not of "
-            "pixels"
-        )
-    for graph in graphs:
-        graph.check(family.profile(u, asked))
-
-
-def known_sizes(family: Family, u: FlowMap, facts: Mapping[str, Any]) -> dict[str, int]:
-    """Where none are asked for: the network's own, and those of training."""
-    known = dict(family.sizes(u))
-    if "latent_shape" in facts:
-        known["frames"], _, known["height"], known["width"] = facts["latent_shape"]
-    return {name: n for name, n in known.items() if name in family.dims}
-
-
-def codec_of(spec: Any, device: torch.device) -> Codec | None:
-    """To compare frames, where the directory has what makes them."""
-    try:
-        return cast("Codec", spec.codec(device=device, dtype=torch.float32))
-    except (NotImplementedError, OSError, ValueError):
-        return None
 
 
 export = Export()

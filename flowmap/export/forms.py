@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from attrs import field, frozen
 
@@ -62,13 +62,25 @@ class Written:
 
 
 class Form(Protocol):
-    """A form by its name, from `FlowMapSpec.forms`. Nothing heavy is imported before `write`."""
+    """Of a student, for other programs. Nothing heavy is imported before `write`."""
 
     def check(self, student: Saved, asked: Asked) -> None:
         """An `ExportError` where this student has no such form, before anything is loaded."""
 
     def write(self, student: Saved, asked: Asked, out: Path) -> Written:
         """Fill the empty directory `out`, a README among its files."""
+
+
+@runtime_checkable
+class HasForms(Protocol):
+    """A `FlowMapSpec` whose students, as `save` wrote them, can be turned into files for other programs."""
+
+    def forms(self) -> Mapping[str, Form]:
+        """By name: `flowmap export --to NAME`."""
+
+
+def forms_of(spec: FlowMapSpec) -> Mapping[str, Form]:
+    return spec.forms() if isinstance(spec, HasForms) else {}
 
 
 def find(to: str, student: FlowMap | str | Path, pm: Any) -> tuple[Form, Saved] | None:
@@ -81,7 +93,7 @@ def find(to: str, student: FlowMap | str | Path, pm: Any) -> tuple[Form, Saved] 
             raise ExportError(f"{to} is written from a student's directory, and a network was given: save that first")
         return None
     saved = Saved.of(Path(student), pm)
-    known = saved.spec.forms()
+    known = forms_of(saved.spec)
     if to in known:
         return known[to], saved
     if to in registered:
@@ -94,7 +106,7 @@ def names(pm: Any) -> dict[str, list[str]]:
     """Every form, with the registered backbones that have it."""
     found: dict[str, list[str]] = {}
     for name, spec in collect(pm, "flowmap_backbones").items():
-        for form in spec.forms():
+        for form in forms_of(spec):
             found.setdefault(form, []).append(name)
     return dict(sorted(found.items()))
 

@@ -15,10 +15,10 @@ from torch.export import ExportedProgram
 from ..model import FlowMapSpec
 from ..plugins import backbone, installed, named
 from . import forms
-from .api import Sizes, check_sizes, family_of, known_sizes
 from .errors import BackendError, ExportError, MissingPackageError
 from .graph import lint, program
 from .spec import DTYPES, Precision, ShapeProfile
+from .student import Sizes, check_sizes, family_of, known_sizes
 from .support import Foresees, Support
 
 META = torch.device("meta")

@@ -22,7 +22,6 @@ from ..plugins import collect, installed, named
 from ..training.faults import reach
 from ..training.store.publish import whole
 from . import constants, forms
-from .api import Report, codec_of, loaded, require_free
 from .backend import Exporter, check_versions, failing, require
 from .errors import ExportError
 from .graph import Family, Graph
@@ -30,7 +29,8 @@ from .manifest import MANIFEST, Manifest
 from .narrowing import exact
 from .plain import Plain
 from .spec import DTYPES, Asked, ShapeProfile
-from .steps import compare
+from .steps import Report, compare, require_free
+from .student import codec_of, loaded
 from .weights import Held, Map, Refits, read
 
 if TYPE_CHECKING:

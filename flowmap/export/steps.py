@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from attrs import evolve
+from attrs import evolve, frozen
 from torch import Tensor
 
 from ..model import FlowMap, sha256
 from ..training.faults import reach
 from . import verify
 from .backend import Exporter, Job, failing
+from .errors import ExportError
 from .graph import Family, Graph, lint, program, require_precision
 from .latency import latency
 from .manifest import Built, Manifest
@@ -25,6 +26,26 @@ from .spec import DTYPES, Asked, ShapeProfile
 
 if TYPE_CHECKING:
     from ..model import Codec
+
+
+@frozen
+class Report:
+    """path: of the export. worst: the largest relative error that was measured, None where nothing was.
+
+    It is beside the student in the precision of the export; narrowing: beside the student in float32, where the export
+    is narrower and that was measured.
+    """
+
+    path: Path
+    manifest: Manifest
+    worst: float | None
+    narrowing: float | None = None
+
+
+def require_free(final: Path) -> None:
+    """What is there is not written over."""
+    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+        raise ExportError(f"{final}: is there already: give a directory that is empty or not there")
 
 
 def build(

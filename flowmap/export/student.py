@@ -1,0 +1,73 @@
+"""What an export is made of: the network, the kind that it is of, its sizes, and what makes frames of its latents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from ..model import FlowMap
+from ..plugins import backbone, collect
+from . import forms
+from .errors import ExportError
+from .graph import Family, Graph
+from .plain import Plain
+from .spec import Range, ShapeProfile
+
+if TYPE_CHECKING:
+    from .._types import Cond, Latent
+    from ..model import Codec, FlowMapSpec
+
+Sizes = Mapping[str, int | tuple[int, int, int] | Range]
+
+
+def loaded(
+    student: FlowMap | str | Path, dtype: torch.dtype, device: torch.device, pm: Any
+) -> tuple[FlowMap, FlowMapSpec | None, Path | None]:
+    """The network, and its spec and directory where it came from one."""
+    if isinstance(student, FlowMap):
+        return student.to(device).eval(), None, None
+    folder = forms.located(Path(student))
+    spec = backbone(str(folder), pm)
+    return spec.load(folder, device=device, dtype=dtype).eval(), spec, folder
+
+
+def family_of(u: FlowMap, example: tuple[Latent, Cond] | None, pm: Any) -> tuple[str, Family]:
+    if example is not None:
+        return "plain", Plain(*example)
+    for name, family in collect(pm, "flowmap_graphs").items():
+        if family.claims(u):
+            return name, family
+    raise ExportError(f"no plugin knows how to export a {type(u).__name__}: give an example, (z, cond), from Python")
+
+
+def check_sizes(family: Family, u: FlowMap, asked: ShapeProfile, graphs: tuple[Graph, ...]) -> None:
+    """Every size that is needed is there, is one that the network has, and is one that it takes."""
+    if unknown := [name for name in asked.dims if name not in family.dims]:
+        raise ExportError(f"sizes has {unknown[0]!r}: this network has {', '.join(family.dims)}")
+    if missing := [name for name in family.dims if name not in asked.dims]:
+        asked_for = " ".join(f"{name}=N" for name in missing)
+        raise ExportError(
+            f"no size is given for {', '.join(missing)}: say sizes (--sizes {asked_for}), which are of latents, not of "
+            "pixels"
+        )
+    for graph in graphs:
+        graph.check(family.profile(u, asked))
+
+
+def known_sizes(family: Family, u: FlowMap, facts: Mapping[str, Any]) -> dict[str, int]:
+    """Where none are asked for: the network's own, and those of training."""
+    known = dict(family.sizes(u))
+    if "latent_shape" in facts:
+        known["frames"], _, known["height"], known["width"] = facts["latent_shape"]
+    return {name: n for name, n in known.items() if name in family.dims}
+
+
+def codec_of(spec: Any, device: torch.device) -> Codec | None:
+    """To compare frames, where the directory has what makes them."""
+    try:
+        return cast("Codec", spec.codec(device=device, dtype=torch.float32))
+    except (NotImplementedError, OSError, ValueError):
+        return None
