@@ -135,12 +135,20 @@ def final_hash(out: Path) -> str:
     last = newest(out)
     found = hashlib.sha256()
     for name, value in sorted(tensors_of(last).items()):
-        found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        found.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        _add(found, name, value)
     found.update((last / "train_state.json").read_bytes())
-    for file in sorted((out / "student").rglob("*.safetensors")):
-        found.update(file.read_bytes())
+    for path in sorted((out / "student").rglob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            about = sorted((file.metadata() or {}).items())  # the library writes them in any order
+            found.update(f"{path.relative_to(out)} {about}\n".encode())
+            for name in sorted(file.keys()):
+                _add(found, name, file.get_tensor(name))
     return found.hexdigest()
+
+
+def _add(found: hashlib._Hash, name: str, value: Tensor) -> None:
+    found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+    found.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
 
 
 def tensors_of(checkpoint: Path) -> dict[str, Tensor]:
