@@ -156,7 +156,7 @@ def test_what_is_no_student_is_named(file: str, said: str, tmp_path: Path, capsy
     assert {"status.json", "manifest.json"} == {status.FILE, MANIFEST}
     (path := tmp_path / "x").mkdir()
     (path / file).write_text("{}")
-    asked = [["export", str(path), "--plan"], ["export", str(path), "--to", "onnx", "--out", str(tmp_path / "out")]]
+    asked = [["export", str(path), "--plan"], ["export", str(path), *TO, "--out", str(tmp_path / "out")]]
     asked += [["data", "check", str(tmp_path), "--backbone", str(path)]]
     asked += [["sample", str(path), "--prompt", "x"]] if file == "status.json" else []
     for arguments in asked:
