@@ -25,7 +25,7 @@ from .refit import refit
 from .runner import Checked
 from .spec import DTYPES, Asked, Precision, ShapeProfile, Target
 from .steps import Report, build, compare, opened, require_free
-from .student import Sizes, check_sizes, codec_of, family_of, known_sizes, loaded
+from .student import Sizes, check_sizes, codec_of, family_of, known_sizes, loaded, sampler_of
 
 if TYPE_CHECKING:
     from .._types import Cond, Latent
@@ -93,10 +93,7 @@ class Export:
             target=asked.target,
             config=family.config(u),
             weights="",
-            sampler={
-                "shift": facts.get("shift", spec.shift if spec else 1.0),
-                "sampler": facts.get("sampler", "flow_map"),
-            },
+            sampler=sampler_of(facts, spec, 1.0),
             versions=libraries,
             machine=machine(asked.target) if exporter.bound else {},
             options=asked.options,

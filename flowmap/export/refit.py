@@ -30,7 +30,7 @@ from .narrowing import exact
 from .plain import Plain
 from .spec import DTYPES, Asked, ShapeProfile
 from .steps import Report, compare, require_free
-from .student import codec_of, loaded
+from .student import codec_of, loaded, sampler_of
 from .weights import Held, Map, Refits, read
 
 if TYPE_CHECKING:
@@ -77,16 +77,12 @@ def refit(
     graphs = {graph.name: graph for graph in family.graphs(u)}
     states = _fitting(old, manifest, family.config(u), graphs, maps)
 
-    shift = manifest.sampler["shift"]
     manifest = evolve(
         manifest,
         weights=sha256({name: value for state in states.values() for name, value in state.items()}),
         versions=libraries,
         source=None if folder is None else str(folder.resolve()),
-        sampler={
-            "shift": forms.facts(folder).get("shift", spec.shift if spec else shift),
-            "sampler": forms.facts(folder).get("sampler", "flow_map"),
-        },
+        sampler=sampler_of(forms.facts(folder), spec, manifest.sampler["shift"]),
         encoders={} if spec is None else spec.encoders(),
         refitted=manifest.weights,
         files={},

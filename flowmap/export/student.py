@@ -65,6 +65,14 @@ def known_sizes(family: Family, u: FlowMap, facts: Mapping[str, Any]) -> dict[st
     return {name: n for name, n in known.items() if name in family.dims}
 
 
+def sampler_of(facts: Mapping[str, Any], spec: FlowMapSpec | None, shift: float) -> dict[str, Any]:
+    """What a sampler must know, for the manifest. shift: of a network that came without a spec."""
+    return {
+        "shift": facts.get("shift", spec.shift if spec else shift),
+        "sampler": facts.get("sampler", "flow_map"),
+    }
+
+
 def codec_of(spec: Any, device: torch.device) -> Codec | None:
     """To compare frames, where the directory has what makes them."""
     try:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -89,14 +88,6 @@ class Ledger(TorchDispatchMode):
                 self.held[kind] += old[1]
             else:
                 self._add(storage, kind)
-
-    @contextmanager
-    def making(self, kind: Kind) -> Iterator[None]:
-        self.now, before = kind, self.now
-        try:
-            yield
-        finally:
-            self.now = before
 
     def _see(self, found: Any) -> None:
         if isinstance(found, Tensor):

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from flowmap.export.spec import Asked
 
 STEPS = 4
-TIME = "condition_embedder.time_embedder.linear_"
 LAST = "time_embedding.2"
 PARTS: Mapping[str, str] = {
     "attn1": "self_attn",
