@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowmap.training.store.files import write_text
+from flowmap.atomic import write_text
 
 from .any_step_results import Study
 from .curves import EXPECTED, FEW, MANY, TWICE, number, spread, table

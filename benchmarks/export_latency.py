@@ -33,10 +33,10 @@ from flowmap_wan21 import Wan21
 from torch import Tensor
 
 from flowmap import FlowMap
+from flowmap.atomic import write_text
 from flowmap.export.graph import lint, program
 from flowmap.export.spec import ShapeProfile
 from flowmap.rollout import euler_grid
-from flowmap.training.store.files import write_text
 
 from .large_step_report import hardware
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 
-from flowmap.training.store.files import write_text
+from flowmap.atomic import write_text
 
 ROOT = Path(__file__).parents[1]
 

@@ -20,12 +20,12 @@ from flowmap_wan21 import Wan21
 
 from flowmap import AdamW, Ema, FlowMap, Rng, Stage, TensorData
 from flowmap._types import Role
+from flowmap.atomic import write_text
 from flowmap.methods import anyflow
 from flowmap.methods.flow_matching import flow_matching
 from flowmap.planning.hollow import META, hollowed
 from flowmap.planning.trace import trace
 from flowmap.training.loop import Trainer
-from flowmap.training.store.files import write_text
 
 from .large_step_report import hardware
 

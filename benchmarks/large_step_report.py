@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import flowmap
-from flowmap.training.store.files import write_text
+from flowmap.atomic import write_text
 
 Published = Mapping[str, Mapping[str, float]]
 

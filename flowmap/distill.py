@@ -10,16 +10,16 @@ import pluggy
 import torch
 from attrs import evolve
 
-from . import plugins
+from . import atomic, plugins
 from ._types import Role
 from .data import Data, Source, fingerprint
 from .evaluation import card
+from .faults import reach
 from .model import FlowMap
 from .objectives import Networks, equipped
 from .observers import Observers, tracked
 from .recipe import Precision, Recipe, RecipeError, digest, not_data
 from .training import stages
-from .training.faults import reach
 from .training.fingerprint import final_hash
 from .training.interrupt import Interrupt
 from .training.ranks import fits
@@ -30,9 +30,8 @@ from .training.ranks.networks import precision, spread, trained, whole_again
 from .training.ranks.sharding import whole
 from .training.run import Run
 from .training.saving import MINUTES, Saves
-from .training.store import checkpoint, publish
+from .training.store import checkpoint
 from .training.store.directory import others
-from .training.store.files import write_json
 
 NAMES: Mapping[torch.dtype, Precision] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 STUDENT_FILE = "flowmap.json"
@@ -113,10 +112,10 @@ def distill(
             nets = whole_again(recipe, tensors, device, dtype, judged=judged)
         if path is not None:
             if batches is not None:
-                with publish.whole(path / recipe.result) as made:
+                with atomic.whole(path / recipe.result) as made:
                     recipe.backbone.save(nets[recipe.result], made)
                     reach("student.saved")
-                    write_json(made, STUDENT_FILE, card.facts(recipe, batches))
+                    atomic.write_json(made / STUDENT_FILE, card.facts(recipe, batches))
             _judge(recipe, nets, run, path)
             run.finished(sha256)
         return nets[recipe.result]

@@ -12,13 +12,13 @@ from attrs import evolve
 from safetensors.torch import load_file
 
 from flowmap import AdamW, Recipe, Stage, distill
+from flowmap.atomic import write_json
 from flowmap.cli import main
 from flowmap.methods import anyflow
 from flowmap.model import sha256
 from flowmap.plugins import manager
 from flowmap.training.run import Run
 from flowmap.training.store import metrics, status
-from flowmap.training.store.files import write_json
 from flowmap.training.store.lock import me
 from tests import runs
 from tests.toys import Toy, data
@@ -34,7 +34,7 @@ def told(run: Path, capsys: pytest.CaptureFixture[str], code: int = 0) -> dict[s
 
 
 def change(run: Path, **fields: object) -> None:
-    write_json(run, "status.json", {**runs.status(run), **fields})
+    write_json(run / "status.json", {**runs.status(run), **fields})
 
 
 def test_a_finished_run_has_a_hash_and_its_student_can_be_sampled(

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from attrs import asdict
 
-from .files import claimed, lock, partial, publish
+from ..atomic import partial, write_bytes
+from .claims import claimed, lock
 from .format import INDEX, NULL, SHARD, DataError, File, Index, Plan, regular
 from .journal import JOB, JOURNAL
 
@@ -105,7 +106,7 @@ def begun(path: Path, plan: Plan, replace: bool) -> bool | None:
         for old in path.glob("*.safetensors") if replace else ():
             if SHARD.fullmatch(old.name) or OLD.fullmatch(old.name):
                 old.unlink()
-        publish(path / JOB, json.dumps(plan.json()).encode())
+        write_bytes(path / JOB, json.dumps(plan.json()).encode())
     return False
 
 
@@ -132,8 +133,8 @@ def _reopened(path: Path, plan: Plan) -> bool:
     kept += [nothing(name, skipped) for name, skipped in left_out.items() if name not in listed]
     if len(kept) == len(plan.files):
         return False
-    publish(path / JOB, json.dumps(plan.json()).encode())
-    publish(path / JOURNAL, "".join(f"{json.dumps(line)}\n" for line in kept).encode())
+    write_bytes(path / JOB, json.dumps(plan.json()).encode())
+    write_bytes(path / JOURNAL, "".join(f"{json.dumps(line)}\n" for line in kept).encode())
     (path / INDEX).unlink()
     return True
 

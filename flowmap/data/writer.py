@@ -23,7 +23,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .._types import Cond, Latent
-from .files import claimed, lock, publish
+from ..atomic import folder, write_bytes
+from .claims import claimed, lock
 from .format import HEAD, INDEX, NULL, BadSamplesError, Entry, File, Plan, sample_hash
 from .journal import Journal
 from .place import begun, nothing, require_own, state, tidy
@@ -81,7 +82,7 @@ def write(
     `BadSamplesError` names them all at the end.
     """
     kept = maker() if state(path, plan, replace) == "new" else None
-    path.mkdir(parents=True, exist_ok=True)
+    folder(path)
     while (finished := begun(path, plan, replace)) is None:
         time.sleep(POLL_SECONDS / 10)
     if finished:
@@ -122,7 +123,7 @@ def write(
             return None
         with claimed(lock(path / INDEX)) as ours:
             if ours and not (path / INDEX).is_file():
-                publish(path / INDEX, json.dumps(journal.index().json()).encode())
+                write_bytes(path / INDEX, json.dumps(journal.index().json()).encode())
     tidy(path, plan)
     return LatentShards.open(path)
 
@@ -145,7 +146,7 @@ def _make(path: Path, name: str, plan: Plan, maker: Maker) -> dict[str, Any]:
         content, head = packed(made)
         written = File(name, len(made.x), len(content), hashlib.sha256(head.encode()).hexdigest())
         shapes = {k: [list(v.shape[1:]), Entry.of(v).dtype] for k, v in {"x": made.x, **made.cond}.items()}
-    publish(path / name, content)
+    write_bytes(path / name, content)
     return {"file": asdict(written), "shapes": shapes, "skipped": skipped}
 
 

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..atomic import write_text
 from ..data import Data
 from ..method import Sampler
 from ..objectives.distribution_matching import DistributionMatching
 from ..objectives.flow_map_matching import FlowMapMatching
 from ..recipe import Recipe, describe, digest
 from ..training.run import environment
-from ..training.store.files import write_text
 from . import records
 
 

@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 from .. import validators
 from .._types import Cond, Latent, Rng, select
+from ..atomic import write_json, write_text
 from ..model import Codec, FlowMapSpec
 from ..objectives import Networks
 from ..recipe import describe
 from ..rollout import consistency_step, guided_euler_step, ode_step, sample
 from ..training.run import environment
-from ..training.store.files import write_json, write_text
 from . import plots, previews, records
 from .metrics import Metric, Samples
 from .records import Point
@@ -148,13 +148,13 @@ class QualityCurve:
     ) -> None:
         folder = out / "evaluation"
         (folder / "manifest.json").unlink(missing_ok=True)
-        write_json(folder, "nfe.json", records.as_json(found))
+        write_json(folder / "nfe.json", records.as_json(found))
         write_text(folder / "nfe.csv", records.as_csv(found))
         write_text(folder / "table.txt", f"{self.title}\n\n{records.table(found, real)}\n")
         plots.curves(found, real, self.title, out / "plots" / "nfe.png")
         previews.write(shown, bench.texts[:SHOWN], out / "samples")
         shape = next(iter(shown.values())).shape[1:]
-        write_json(folder, "manifest.json", self.manifest(bench.shift, tuple(shape), real))
+        write_json(folder / "manifest.json", self.manifest(bench.shift, tuple(shape), real))
 
     @property
     def title(self) -> str:

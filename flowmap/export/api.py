@@ -11,9 +11,9 @@ from attrs import frozen
 from torch import nn
 
 from .._types import Rng
+from ..atomic import whole
 from ..model import FlowMap
 from ..plugins import collect, installed, named
-from ..training.store.publish import whole
 from . import forms, fp8
 from .backend import Exporter, check_machine, check_versions, machine, require
 from .errors import ExportError

@@ -9,10 +9,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from attrs import field, frozen
 
+from ..atomic import whole
+from ..faults import reach
 from ..model import FlowMap, FlowMapSpec
 from ..plugins import backbone, collect
-from ..training.faults import reach
-from ..training.store.publish import whole
 from .backend import versions
 from .errors import ExportError
 from .manifest import Manifest

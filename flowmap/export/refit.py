@@ -17,10 +17,10 @@ import torch
 from attrs import evolve
 from torch import Tensor
 
+from ..atomic import whole
+from ..faults import reach
 from ..model import FlowMap, sha256
 from ..plugins import collect, installed, named
-from ..training.faults import reach
-from ..training.store.publish import whole
 from . import constants, forms
 from .backend import Exporter, check_versions, failing, require
 from .errors import ExportError

@@ -12,8 +12,8 @@ import torch
 from attrs import evolve, frozen
 from torch import Tensor
 
+from ..faults import reach
 from ..model import FlowMap, sha256
-from ..training.faults import reach
 from . import verify
 from .backend import Exporter, Job, failing
 from .errors import ExportError

@@ -13,11 +13,11 @@ from torch.distributed.tensor import DTensor
 
 from .._types import Batch, Mean, Rng, Role, Shared
 from ..data import Data, ReadsAhead, indices
+from ..faults import reach
 from ..method import Update
 from ..objectives import Networks
 from ..recipe import AdamW, Stage
 from .ema import Average
-from .faults import reach
 from .ranks.agree import during, rank, ranks
 from .ranks.reduction import add_up, clip, norm, read
 from .skips import MAX_SKIPPED, Skips

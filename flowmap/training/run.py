@@ -18,10 +18,10 @@ import torch
 from attrs import define, field
 from tqdm import tqdm
 
+from ..atomic import write_json
 from ..recipe import Recipe, RecipeError, describe, digest
 from .interrupt import Preempted
 from .store import status
-from .store.files import write_json
 from .store.lock import Lock, me
 from .store.metrics import Metrics
 from .store.status import Status
@@ -76,8 +76,8 @@ class Run:
         """Say what is to be done; an error where the directory takes nothing."""
         if self._lock is None or self.path is None:
             return
-        write_json(self.path, "recipe.json", {"digest": digest(recipe), **describe(recipe)})
-        write_json(self.path, "env.json", environment())
+        write_json(self.path / "recipe.json", {"digest": digest(recipe), **describe(recipe)})
+        write_json(self.path / "env.json", environment())
         self._metrics = Metrics(self.path / "metrics.jsonl")
         self._status = Status(
             "running",
@@ -87,22 +87,29 @@ class Run:
             stages=len(recipe.stages),
             notes=self._early,
         )
-        write_json(self.path, status.FILE, attrs.asdict(self._status))
+        write_json(self.path / status.FILE, attrs.asdict(self._status))
         if self._lock.taken_over is not None:
             self.note(f"took over from a run that was killed ({self._lock.taken_over})")
 
     def data_is(self, fingerprint: str | None, *, resumed: bool) -> None:
-        """Note what tells the data from others; a `RecipeError` where a resumed run began with others."""
-        if self._status is None or self.path is None or fingerprint is None:
+        """Write down what tells the data from others; a `RecipeError` where a resumed run began with others.
+
+        A resumed run that cannot compare them says so, and goes on.
+        """
+        if self._status is None or self.path is None:
             return
-        file = self.path / DATA
-        before = json.loads(file.read_text())["fingerprint"] if resumed and file.is_file() else fingerprint
-        if before != fingerprint:
+        before = _fingerprint(self.path / DATA) if resumed else fingerprint
+        if before is not None and fingerprint is not None and before != fingerprint:
             raise RecipeError(
                 f"{self.path}: its data had the fingerprint {before[:12]}, and these have {fingerprint[:12]}: resume "
                 "with the data that it began with, or give another directory"
             )
-        write_json(self.path, DATA, {"fingerprint": fingerprint})
+        if resumed and (before is None or fingerprint is None):
+            why = f"{DATA} does not say what it began with" if before is None else "its data has no fingerprint now"
+            self.note(f"not known whether this is the data that the run began with: {why}")
+        elif fingerprint is None:
+            self.say("the data has no fingerprint: a resumed run will not notice other data")
+        write_json(self.path / DATA, {"fingerprint": before or fingerprint})
 
     def resumed(self, stage: int, iteration: int, checkpoint: Path | None = None) -> None:
         """Drop the records that a resumed run writes again."""
@@ -178,7 +185,7 @@ class Run:
             self._status = attrs.evolve(self._status, updated=time.time(), **changes)
             self._written = time.monotonic()
             try:
-                write_json(self.path, status.FILE, attrs.asdict(self._status))
+                write_json(self.path / status.FILE, attrs.asdict(self._status))
             except OSError as error:
                 self._told(error, status.FILE)
 
@@ -188,6 +195,15 @@ class Run:
             self._refused += 1
             if self._refused & (self._refused - 1) == 0:
                 tqdm.write(f"flowmap: {name} cannot be written ({self._refused} times): {error}", file=sys.stderr)
+
+
+def _fingerprint(file: Path) -> str | None:
+    """Of the data that a run began with; None where nothing says it."""
+    try:
+        found: str | None = json.loads(file.read_text())["fingerprint"]
+        return found
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def environment() -> dict[str, Any]:

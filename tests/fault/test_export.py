@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flowmap.training.store import publish
+from flowmap import atomic
 
 from .harness import KILLED, finished, run, status
 
@@ -31,9 +31,9 @@ POINTS = ("inside", "publish.before", "publish.between", "publish.after")
 
 
 def replace(out: Path) -> None:
-    from flowmap.training.faults import reach
+    from flowmap.faults import reach
 
-    with publish.whole(out / "student") as partial:
+    with atomic.whole(out / "student") as partial:
         (partial / "a").write_text("new")
         reach("inside")
         (partial / "b").write_text("new")

@@ -9,9 +9,9 @@ import pytest
 from attrs import evolve
 
 from flowmap import FlowMapSpec, distill
+from flowmap.faults import reach
 from flowmap.objectives import Networks
 from flowmap.plugins import manager
-from flowmap.training.faults import reach
 from tests.toys import data
 
 from .harness import End, Running, finished, newest, recipe, run, start, status

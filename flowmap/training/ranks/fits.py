@@ -13,11 +13,11 @@ from torch import Tensor, distributed, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ..._types import Batch, Rng, Role
+from ...faults import reach
 from ...model import ConditionError, FlowMap
 from ...objectives import Networks
 from ...recipe import RecipeError
 from ...validators import listed
-from ..faults import reach
 from .agree import lost, rank, ranks
 from .distributed import TIMEOUT
 

@@ -26,11 +26,11 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
-from ..faults import reach
+from ...atomic import folder, settle
+from ...faults import reach
 from ..ranks.agree import RankError, everywhere, on_first, rank, ranks, said
 from . import manifest, shards
 from .manifest import SCHEMA, Manifest
-from .publish import settle
 
 if TYPE_CHECKING:
     from ..._types import Role
@@ -241,7 +241,8 @@ def _moments(found: Found, role: Role) -> list[str]:
 def _new(directory: Path, name: str) -> Path:
     reach("save.create")
     new = directory / f".tmp-{name}-{uuid.uuid4().hex[:8]}"
-    new.mkdir(parents=True)
+    folder(directory)
+    new.mkdir()
     return new
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 from attrs import define, field
 
+from ...atomic import folder
+
 try:
     import fcntl
 except ImportError:  # not a POSIX system: the file's word is all there is
@@ -46,7 +48,7 @@ class Lock:
     _beats: threading.Thread | None = field(default=None, init=False)
 
     def __enter__(self) -> Lock:
-        self.directory.mkdir(parents=True, exist_ok=True)
+        folder(self.directory)
         path = self.directory / NAME
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
         try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from attrs import define, field
 
-from .files import write_text
+from ...atomic import write_text
 
 HELD = 10_000  # records that wait for a disk that takes none
 

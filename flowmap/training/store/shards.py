@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..faults import reach
+from ...faults import reach
 from ..ranks.agree import ranks, said
 
 PLACES = "DCP_SHARDING_INFO"

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and work that one process does at a time."""
+"""Work that one process does at a time."""
 
 from __future__ import annotations
 
@@ -13,11 +13,6 @@ from typing import BinaryIO
 def lock(path: Path) -> Path:
     """Held by who makes `path`."""
     return path.with_name(f".{path.name.removeprefix('.')}.lock")
-
-
-def partial(path: Path) -> Path:
-    """`path` in the making."""
-    return path.with_name(f".{path.name.removeprefix('.')}.partial")
 
 
 @contextmanager
@@ -55,23 +50,3 @@ def _locked(file: BinaryIO) -> bool:
     except OSError as error:
         return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
     return True
-
-
-def publish(path: Path, content: bytes) -> None:
-    """Under another name first. For one process at a time."""
-    begun = partial(path)
-    with begun.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    begun.replace(path)
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    """A rename lasts when its directory is on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
