@@ -72,7 +72,7 @@ def count(tiny: Recipe, frames: int, rounds: int) -> list[Cost]:
     """By stage, what an iteration costs a sample: the mean of `rounds` rounds of the updates of a tiny network."""
     device = torch.device("cpu")
     z, cond = tiny.backbone.example(2 * DRY)
-    data = TensorData(z[:, :frames], cond, {name: torch.zeros_like(value[:1]) for name, value in cond.items()})
+    data = TensorData(z[:, :frames], cond, tiny.backbone.null(cond))
     meters = {role: Meter(u, min(frames, z.shape[1])) for role, u in build(tiny, device, torch.float32).items()}
     nets = equipped(meters, tiny.equips, data.batch([0]))
     costs: list[Cost] = []

@@ -162,7 +162,15 @@ class FlowMapSpec(ABC):
 
     @abstractmethod
     def example(self, batch: int = 2) -> tuple[Latent, Cond]:
-        """(z, cond) of the shapes `tiny` accepts: the conformance kit and the exporters use it."""
+        """(z, cond) that the networks of this spec accept. The conformance kit asks `tiny().example()`."""
+
+    def null(self, cond: Cond) -> Cond:
+        """A null condition for guidance, each entry [1, ...], made up where neither data nor codec gives one.
+
+        By default zeros for every floating-point entry; the others, such as masks and class labels, are not replaced.
+        Override it where zeros are no valid condition: a float mask of zeros often divides by zero.
+        """
+        return {name: torch.zeros_like(value[:1]) for name, value in cond.items() if value.is_floating_point()}
 
     def outline(self) -> FlowMapSpec:
         """The same networks at full size with random weights, without a file: what `--plan` builds without memory.

@@ -57,7 +57,8 @@ class ModuleSpec(FlowMapSpec):
     time: the path of the submodule that embeds the time, which gets its second time by `flowmap.time_embedding.lift`:
         `net(z, t, **cond)` must hand t on to it as it came or changed elementwise; t[:, None] will do. None for a
         network that has two times, `net(z, t, r, **cond)`; it must not round them where it runs in bfloat16.
-    z, cond: a few samples, for the conformance kit and exporters; training needs none.
+    z, cond, uncond: a few samples, and one row of what guidance replaces their conditions with, for the conformance kit
+        and exporters; training needs none.
     """
 
     module: nn.Module | Callable[[], nn.Module] = field(repr=_made)
@@ -66,6 +67,7 @@ class ModuleSpec(FlowMapSpec):
     delta: Delta = field(default="r", validator=validators.in_(("r", "t-r")), kw_only=True)
     z: Latent | None = field(default=None, repr=False, kw_only=True)
     cond: Cond = field(factory=dict, repr=False, kw_only=True)
+    uncond: Cond = field(factory=dict, repr=False, kw_only=True)
 
     @module.validator
     def _callable(self, attribute: Any, module: object) -> None:
@@ -105,6 +107,9 @@ class ModuleSpec(FlowMapSpec):
             )
         rows = torch.arange(batch) % len(self.z)
         return self.z[rows], {name: value[rows] for name, value in self.cond.items()}
+
+    def null(self, cond: Cond) -> Cond:
+        return self.uncond or super().null(cond)
 
     def fingerprint(self) -> str:
         return f"{type(self.network).__module__}.{type(self.network).__qualname__} {sha256(self.network.state_dict())}"

@@ -50,9 +50,8 @@ def test_the_fresh_student_is_the_teacher_bit_for_bit(spec):
 
 def test_it_is_distilled_by_both_stages(spec, tmp_path):
     x, cond = spec.example(8)
-    null = {name: torch.zeros_like(value[:1]) for name, value in cond.items()}
     stages = (Stage(anyflow.forward(), steps=2, batch=4), Stage(anyflow.on_policy(), steps=2, batch=4))
-    student = distill(Recipe(spec, stages, data=TensorData(x, cond, null)), out=tmp_path, device=CPU)
+    student = distill(Recipe(spec, stages, data=TensorData(x, cond, spec.null(cond))), out=tmp_path, device=CPU)
     fresh = spec.build(frozenset({"student"}), device=CPU, dtype=torch.float32)["student"]
     loaded = spec.load(tmp_path / "student", device=CPU, dtype=torch.float32)
     ours, others, untrained = (sample(u, x, cond, steps=4, shift=3.0) for u in (student, loaded, fresh))

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from attrs import evolve
 from torch import nn
 
 from flowmap import AdamW, Ema, ModuleSpec, Recipe, Rng, Stage, TensorData, distill, sample
@@ -94,7 +95,12 @@ def points(n=512):
 Z = Rng.seeded(4).noise_like(torch.zeros(4, 2))
 SPECS = {
     "lifted": ModuleSpec(seeded(Net), time="embed", z=Z),
-    "label": ModuleSpec(seeded(Net, label=True), "embed", z=Z, cond={"label": torch.tensor([0, 1, 2, 1])}),
+    "label": ModuleSpec(
+        *(seeded(Net, label=True), "embed"),
+        z=Z,
+        cond={"label": torch.tensor([0, 1, 2, 1])},
+        uncond={"label": torch.tensor([2])},
+    ),
     "column": ModuleSpec(seeded(Column), time="embed", z=Z),
     "two times": ModuleSpec(seeded(TwoTimes), time=None, z=Z),
     "factory": ModuleSpec(lambda: seeded(Net), time="embed", z=Z),
@@ -110,6 +116,13 @@ CASES = [
 @pytest.mark.parametrize("name, check", [pytest.param(n, c, id=f"{n}-{c.__name__}") for n, c in CASES])
 def test_conformance(name, check):
     check(SPECS[name])
+
+
+def test_guidance_replaces_what_the_spec_says_and_else_what_zeros_can():
+    labelled, cond = SPECS["label"], {"label": torch.tensor([0, 1]), "text": torch.ones(2, 3)}
+    assert labelled.null(cond) == {"label": torch.tensor([2])}
+    (zeros,) = evolve(labelled, uncond={}).null(cond).items()
+    assert zeros[0] == "text" and torch.equal(zeros[1], torch.zeros(1, 3))
 
 
 def test_five_lines(net):

@@ -179,7 +179,7 @@ def _stage(
     hardest = evolve(stage, method=all_off_diagonal(stage.method), batch=samples, micro=None)
     length = drawn(hardest, nets, frames, text, _by_frames, seed, number, HARDEST_OF)
     iteration = max(range(HARDEST_OF), key=lambda i: sum(length[i].values()))
-    found = trace(hardest, nets, _data(samples, sizes), seed, number, iteration)
+    found = trace(hardest, nets, _data(recipe, samples, sizes), seed, number, iteration)
     tariff = Tariff(dict(found.prices), lambda call: _ask(nets, call, sizes))
 
     def parts(method: Method) -> dict[str, float]:
@@ -220,10 +220,9 @@ def _ask(nets: Networks, call: Call, sizes: Mapping[str, tuple[int, ...]]) -> fl
     return float(ledger.flops)
 
 
-def _data(samples: int, sizes: Mapping[str, tuple[int, ...]]) -> TensorData:
-    text = {name: size for name, size in sizes.items() if name != "x"}
-    cond = {name: torch.zeros(samples, *size) for name, size in text.items()}
-    return TensorData(torch.zeros(samples, *sizes["x"]), cond, {n: torch.zeros(1, *size) for n, size in text.items()})
+def _data(recipe: Recipe, samples: int, sizes: Mapping[str, tuple[int, ...]]) -> TensorData:
+    cond = {name: torch.zeros(samples, *size) for name, size in sizes.items() if name != "x"}
+    return TensorData(torch.zeros(samples, *sizes["x"]), cond, recipe.backbone.null(cond))
 
 
 def _sizes(recipe: Recipe) -> tuple[int, dict[str, tuple[int, ...]]]:

@@ -10,7 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from .._types import Cond, Latent, Rng, Role, Time
+from .._types import Batch, Cond, Latent, Rng, Role, Time
 from ..model import FlowMap, FlowMapSpec
 from ..objectives import Networks
 
@@ -68,6 +68,17 @@ def same(actual: Tensor, expected: Tensor, message: str) -> None:
 def build(spec: FlowMapSpec, *roles: Role, dtype: torch.dtype = torch.float32) -> Networks:
     """Tiny networks of all `roles`, or of those named, on the CPU."""
     return spec.tiny().build(frozenset[Role](roles or ROLES), device=torch.device("cpu"), dtype=dtype)
+
+
+def example(spec: FlowMapSpec, samples: int = 2) -> tuple[Latent, Cond]:
+    """Of the shapes that the networks of `build` accept."""
+    return spec.tiny().example(samples)
+
+
+def example_batch(spec: FlowMapSpec, samples: int = 2) -> Batch:
+    """With the spec's null condition."""
+    x, c = example(spec, samples)
+    return Batch(x, c, spec.tiny().null(c))
 
 
 def times(z: Latent, *values: float) -> list[Time]:

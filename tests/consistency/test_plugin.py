@@ -9,7 +9,6 @@ from typing import Any
 
 import flowmap_consistency
 import pytest
-import torch
 from attrs import evolve
 from flowmap_consistency.scale import Scale
 from flowmap_far import Far
@@ -87,8 +86,7 @@ def test_a_recipe_can_be_trained_with_another_method(name: str) -> None:
 def small(spec: Any) -> Recipe:
     """A recipe of a tiny random network, at its own scale."""
     z, cond = spec.example(4)
-    null = {name: torch.zeros_like(value[:1]) for name, value in cond.items()}
-    return evolve(RECIPE, backbone=spec, data=TensorData(z, dict(cond), null))
+    return evolve(RECIPE, backbone=spec, data=TensorData(z, dict(cond), spec.null(cond)))
 
 
 @pytest.mark.parametrize("name", sorted(MINE))

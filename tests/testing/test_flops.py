@@ -17,7 +17,7 @@ def cost(method, lora=None, iterations=1):
     spec = Wan21(lora=lora, text_length=16, text_tokens=8)
     nets = spec.build(ROLES, device=torch.device("cpu"), dtype=torch.float32)
     x, cond = spec.example(BATCH)
-    data = TensorData(x, cond, {name: torch.zeros_like(value[:1]) for name, value in cond.items()})
+    data = TensorData(x, cond, spec.null(cond))
     found = flops_by_part(Stage(method, steps=1, batch=BATCH), nets, data, iterations)
     one = flops_of_call(nets["student"], x, cond)
     return {part: count / one for part, count in found.items()}

@@ -46,7 +46,66 @@ class Window(ToyFlowMap):
         return mask
 
 
-RIGHT = [Toy(), EVERYTHING, Long(causal=True, checkpointing=True), Long(causal=True, network=Window)]
+class Own(FlowMap):
+    """u of a width of its own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(width, width)
+
+    def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
+        return self.layer(z.to(self.layer.weight.dtype)).to(z.dtype) * (1 + t + (t - r) ** 2)[:, None]
+
+
+@attrs.frozen
+class OwnSize(FlowMapSpec):
+    """`example` follows the spec's own size, and not `tiny`'s."""
+
+    width: int = 64
+
+    def build(self, roles: frozenset[Role], *, device: torch.device, dtype: torch.dtype) -> Mapping[Role, FlowMap]:
+        nets: dict[Role, FlowMap] = {}
+        for role in roles:
+            torch.manual_seed(0)
+            nets[role] = Own(self.width).to(device, dtype).requires_grad_(role != "teacher")
+        return nets
+
+    def tiny(self) -> OwnSize:
+        return attrs.evolve(self, width=8)
+
+    def example(self, batch: int = 2) -> tuple[Latent, Cond]:
+        return Rng.seeded(0).noise_like(torch.zeros(batch, self.width)), {}
+
+
+class Pools(ToyFlowMap):
+    """The mean of the tokens that a mask keeps, as text refiners have it: without one there is none."""
+
+    def hidden(self, z: Latent, e: Tensor, cond: Cond) -> Tensor:
+        mask = cond["mask"].to(self.dtype)
+        return super().hidden(z, e, cond) + (mask.sum(1) / mask.sum(1))[:, None, None]
+
+
+class Masked(Toy):
+    """Its mask is integer, and stays as it is where the condition is replaced."""
+
+    def example(self, batch: int = 2) -> tuple[Latent, Cond]:
+        z, cond = super().example(batch)
+        return z, {**cond, "mask": torch.tensor([[1, 1, 0]]).expand(batch, -1)}
+
+
+class MaskedInFloat(Masked):
+    """Zeros would be no mask."""
+
+    def example(self, batch: int = 2) -> tuple[Latent, Cond]:
+        z, cond = super().example(batch)
+        return z, {**cond, "mask": cond["mask"].float()}
+
+    def null(self, cond: Cond) -> Cond:
+        return {"text": torch.zeros_like(cond["text"][:1]), "mask": torch.ones_like(cond["mask"][:1])}
+
+
+RIGHT = [Toy(), EVERYTHING, Long(causal=True, checkpointing=True), Long(causal=True, network=Window), OwnSize()]
+RIGHT += [Masked(network=Pools), MaskedInFloat(network=Pools)]
 
 
 @parametrize_with_backbone_checks([*RIGHT, Wan21(), Wan21(lora=None, checkpointing=True)])
@@ -159,6 +218,37 @@ class Branches(ToyFlowMap):
 
     def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
         return super().forward(z, t, r, cond, cache) * (2 if float(t[0]) > 0.5 else 1)
+
+
+class Tables:
+    """What torch.export does not put back after a trace: it is no attribute of the module itself."""
+
+    def __init__(self) -> None:
+        self.traces, self.by_shape = 0, dict[Any, Tensor]()
+
+
+class KeepsState(ToyFlowMap):
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.tables = Tables()
+
+    def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
+        self.tables.traces += torch.compiler.is_exporting()
+        return super().forward(z, t, r, cond, cache) + self.tables.traces
+
+
+class KeepsATracedTensor(KeepsState):
+    """A table by shape, as rotary positions are often kept: one that a trace made has no values."""
+
+    def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
+        if z.shape not in self.tables.by_shape:
+            self.tables.by_shape[z.shape] = z.new_ones(z.shape[-1]).cumsum(0)
+        return super(KeepsState, self).forward(z, t, r, cond, cache) + self.tables.by_shape[z.shape]
+
+
+class ExportsSomethingElse(ToyFlowMap):
+    def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
+        return super().forward(z, t, r, cond, cache) * (2 if torch.compiler.is_exporting() else 1)
 
 
 class LosesFrames(ToyFlowMap):
@@ -318,6 +408,9 @@ NETWORKS: list[tuple[str, Toy]] = [
     ("times_stay_float32", Toy(network=ForgetsToCast)),
     ("the_student_starts_as_the_teacher", Toy(network=Gates)),
     ("it_exports", Toy(network=Branches)),
+    ("it_exports", Toy(network=KeepsState)),
+    ("it_exports", Toy(network=KeepsATracedTensor)),
+    ("it_exports", Toy(network=ExportsSomethingElse)),
     ("chunks_cover_the_frames", Toy(network=LosesFrames)),
     ("roles_do_not_leak", Toy(network=OneAdapterForAll, shared=True)),
     ("roles_do_not_leak", Toy(network=ActivatesLate, shared=True)),
@@ -402,6 +495,25 @@ class ToldInfinity(Toy):
         return z, {"text": cond["text"] * float("inf")}
 
 
+class ZerosTheMask(MaskedInFloat):
+    null = FlowMapSpec.null
+
+
+class NullsTwoRows(Toy):
+    def null(self, cond: Cond) -> Cond:
+        return {"text": cond["text"][:2]}
+
+
+class NullsInHalf(Toy):
+    def null(self, cond: Cond) -> Cond:
+        return {"text": cond["text"][:1].half()}
+
+
+class NullsSomethingElse(Toy):
+    def null(self, cond: Cond) -> Cond:
+        return {"label": torch.zeros(1)}
+
+
 @attrs.define
 class CanBeChanged(FlowMapSpec):
     inner: Toy = Toy()
@@ -441,6 +553,10 @@ SPECS: list[tuple[str, FlowMapSpec]] = [
     ("roles_do_not_leak", TiesStudentAndCritic()),
     ("saving_and_loading_keeps_the_student", LoadsAFreshStudent()),
     ("it_distils", ToldInfinity()),
+    ("the_null_condition_is_one", ZerosTheMask(network=Pools)),
+    ("the_null_condition_is_one", NullsTwoRows()),
+    ("the_null_condition_is_one", NullsInHalf()),
+    ("the_null_condition_is_one", NullsSomethingElse()),
     ("it_distils", FreezesTheStudent()),
     ("the_spec_is_a_value", CanBeChanged()),
     ("the_spec_is_a_value", HoldsAnObject()),
@@ -454,6 +570,52 @@ SPECS: list[tuple[str, FlowMapSpec]] = [
 def test_a_spec_with_a_defect_fails_the_check_that_is_there_for_it(check: str, spec: FlowMapSpec) -> None:
     found, message = outcome(spec, check)
     assert found == "failed" and message
+
+
+MESSAGES: list[tuple[str, FlowMapSpec, str]] = [
+    ("times_stay_float32", Toy(network=ForgetsToCast), "a bfloat16 build does not take a float32 z and condition"),
+    ("it_exports", Toy(network=Branches), "torch.export cannot trace u: GuardOnDataDependentSymNode: "),
+    (
+        "it_exports",
+        Toy(network=KeepsState),
+        "torch.export changed the module, on which a forward pass must keep nothing: u, called again, gives another",
+    ),
+    (
+        "it_exports",
+        Toy(network=KeepsATracedTensor),
+        "torch.export changed the module, on which a forward pass must keep nothing: u, called again, gives a Fake",
+    ),
+    ("it_exports", Toy(network=ExportsSomethingElse), "the exported program computes something else than u"),
+    (
+        "the_null_condition_is_one",
+        ZerosTheMask(network=Pools),
+        "the critic's u is not finite with text, mask replaced by null(cond): override `FlowMapSpec.null`",
+    ),
+    (
+        "the_null_condition_is_one",
+        NullsTwoRows(),
+        "null(cond)['text'] is (2, 3), torch.float32: must be as one row of the condition, (1, 3), torch.float32",
+    ),
+]
+
+
+@pytest.mark.parametrize("check, spec, message", MESSAGES, ids=[f"{c}-{m[:40]}" for c, _, m in MESSAGES])
+def test_a_failure_says_what_is_wrong(check: str, spec: FlowMapSpec, message: str) -> None:
+    assert outcome(spec, check)[1].startswith(message)
+
+
+def test_without_a_null_condition_the_kit_says_that_guidance_is_not_tested() -> None:
+    class Classes(Toy):
+        def null(self, cond: Cond) -> Cond:
+            return {}
+
+    assert outcome(Classes(), "the_null_condition_is_one") == (
+        "skipped",
+        "null(cond) replaces none of text: guidance is not tested; override `FlowMapSpec.null`",
+    )
+    assert outcome(OwnSize(), "the_null_condition_is_one")[0] == "skipped"
+    assert outcome(Classes(), "it_distils")[0] == "passed"
+    assert outcome(Classes(), "a_student_update_reaches_the_student_alone")[0] == "passed"
 
 
 def test_a_spec_that_imports_a_model_library_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

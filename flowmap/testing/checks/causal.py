@@ -11,14 +11,14 @@ from attrs import frozen
 from ..._types import Cond, Latent, Rng
 from ...model import FlowMap, FlowMapSpec
 from ...rollout import sample
-from ..kit import Skip, build, close, perturb, require, same, times
+from ..kit import Skip, build, close, example, perturb, require, same, times
 
 SEEDS = 32  # of what `teacher_forcing` draws: enough to see every run of chunks, each of which is tested once
 
 
 def check_chunks_cover_the_frames(spec: FlowMapSpec) -> None:
     """Frames that no chunk makes would be missing from every sample."""
-    u, (z, _) = build(spec, "student")["student"], spec.example()
+    u, (z, _) = build(spec, "student")["student"], example(spec)
     chunks = u.chunks(z.shape[1])
     require(sum(chunks) == z.shape[1], f"chunks({z.shape[1]}) = {chunks}: must sum to {z.shape[1]}")
     require(min(chunks) >= 1, f"chunks({z.shape[1]}) = {chunks}: each must be at least 1")
@@ -117,7 +117,7 @@ def _span(kept: Latent, clip: Latent) -> tuple[int, int]:
 
 def _causal(spec: FlowMapSpec) -> tuple[FlowMap, Latent, Cond, tuple[int, ...]]:
     """A perturbed student, an example, and its chunks; Skip where all frames come at once."""
-    u, (x, c) = build(spec, "student")["student"], spec.example()
+    u, (x, c) = build(spec, "student")["student"], example(spec)
     chunks = u.chunks(x.shape[1])
     if len(chunks) == 1:
         raise Skip("all frames are generated in one chunk")

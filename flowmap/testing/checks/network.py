@@ -6,13 +6,14 @@ import warnings
 
 import torch
 
+from ..._types import nullify
 from ...model import FlowMapSpec
-from ..kit import build, close, part, perturb, require, same, times
+from ..kit import Skip, build, close, example, example_batch, part, perturb, require, same, times
 
 
 def check_u_has_the_shape_and_dtype_of_z(spec: FlowMapSpec) -> None:
     """Otherwise a jump z - (t - r) u broadcasts, or leaves float32, without a word."""
-    z, c = spec.example()
+    z, c = example(spec)
     require(all(len(value) == len(z) for value in c.values()), "example: every entry of the condition must be [B, ...]")
     for role, u in build(spec).items():
         given = z.clone()
@@ -23,9 +24,33 @@ def check_u_has_the_shape_and_dtype_of_z(spec: FlowMapSpec) -> None:
         same(given, z, f"the {role} changed its input z in place")
 
 
+def check_the_null_condition_is_one(spec: FlowMapSpec) -> None:
+    """Guidance calls every network with it, and drops the samples for which the result is not finite."""
+    batch = example_batch(spec)
+    z, c, null = batch.x, batch.cond, batch.null
+    if not c:
+        raise Skip("the example has no condition")
+    if not null:
+        raise Skip(f"null(cond) replaces none of {', '.join(c)}: guidance is not tested; override `FlowMapSpec.null`")
+    for name, value in null.items():
+        require(name in c, f"null(cond) has an entry {name!r}: the example's condition has only {', '.join(c)}")
+        row = c[name][:1]
+        require(
+            (value.shape, value.dtype) == (row.shape, row.dtype),
+            f"null(cond)[{name!r}] is {tuple(value.shape)}, {value.dtype}: must be as one row of the condition, "
+            f"{tuple(row.shape)}, {row.dtype}",
+        )
+    for role, u in build(spec).items():
+        require(
+            u(z, *times(z, 0.8, 0.3), nullify(c, null)).isfinite().all(),
+            f"the {role}'s u is not finite with {', '.join(null)} replaced by null(cond): override "
+            "`FlowMapSpec.null` where zeros are no valid condition, such as a text mask",
+        )
+
+
 def check_building_twice_gives_the_same_function(spec: FlowMapSpec) -> None:
     """A checkpoint holds what is trained; a resumed run, and a loaded student, build the rest again."""
-    z, c = spec.example()
+    z, c = example(spec)
     t, r = times(z, 0.8, 0.3)
     for (role, one), two in zip(sorted(build(spec).items()), (u for _, u in sorted(build(spec).items())), strict=True):
         out = one(z, t, r, c)
@@ -35,7 +60,7 @@ def check_building_twice_gives_the_same_function(spec: FlowMapSpec) -> None:
 
 def check_samples_do_not_mix(spec: FlowMapSpec) -> None:
     """Otherwise a sample's training depends on its neighbours in the batch."""
-    u, (z, c) = build(spec, "student")["student"], spec.example(batch=3)
+    u, (z, c) = build(spec, "student")["student"], example(spec, 3)
     perturb(u, 0)
     t = torch.tensor([0.9, 0.6, 0.3])
     whole = u(z, t, t / 2, c)
@@ -47,7 +72,7 @@ def check_samples_do_not_mix(spec: FlowMapSpec) -> None:
 
 def check_the_student_uses_r(spec: FlowMapSpec) -> None:
     """A network that ignores r trains without a word, and has learnt a velocity."""
-    u, (z, c) = build(spec, "student")["student"], spec.example()
+    u, (z, c) = build(spec, "student")["student"], example(spec)
     t, r = times(z, 0.9, 0.2)
     trained = u.trained()
     u(z, t, r, c).square().mean().backward()
@@ -63,12 +88,20 @@ def check_the_student_uses_r(spec: FlowMapSpec) -> None:
 
 def check_times_stay_float32(spec: FlowMapSpec) -> None:
     """In bfloat16 a step of 5 / 1000 above t = ½ becomes 4 or 8, and d/dt u is wrong by a fifth."""
-    u, (z, c) = build(spec, "student", dtype=torch.bfloat16)["student"], spec.example()
+    u, (z, c) = build(spec, "student", dtype=torch.bfloat16)["student"], example(spec)
     perturb(u, 0)
     # both pairs are one number in bfloat16, as t and as 1000 t
     t, t_other, r, r_other = times(z, 0.9, 0.8985, 0.6, 0.6015)
     with torch.no_grad():
-        out, far = u(z, t, r, c), u(z, t + 5e-3, r, c)
+        try:
+            out = u(z, t, r, c)
+        except RuntimeError as error:
+            u(z.bfloat16(), t, r, {name: v.bfloat16() if v.is_floating_point() else v for name, v in c.items()})
+            raise AssertionError(
+                "a bfloat16 build does not take a float32 z and condition, only bfloat16 ones: cast them inside "
+                "`forward` to the type of the weights, the times never, and u back to z's"
+            ) from error
+        far = u(z, t + 5e-3, r, c)
         require(out.dtype == z.dtype, f"in a bfloat16 build u is {out.dtype}: must be {z.dtype}, as z is")
         require(out.isfinite().all(), "in a bfloat16 build u is not finite")
         require(not torch.equal(out, far), "u does not tell t = 0.9 from 0.905")
@@ -77,11 +110,22 @@ def check_times_stay_float32(spec: FlowMapSpec) -> None:
 
 
 def check_it_exports(spec: FlowMapSpec) -> None:
-    """A student leaves Python through torch.export."""
-    u, (z, c) = build(spec, "student")["student"], spec.example()
-    u.requires_grad_(False)
+    """A student leaves Python through torch.export, and must be what it was afterwards."""
+    u, untouched = (build(spec, "student")["student"].requires_grad_(False) for _ in range(2))
+    z, c = example(spec)
     arguments = (z, *times(z, 0.8, 0.3), dict(c))
+    expected = untouched(*arguments)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.export.export(u, arguments)
-    close(program.module()(*arguments), u(*arguments), "the exported program is not u")
+        try:
+            program = torch.export.export(u, arguments)
+        except Exception as error:
+            raise AssertionError(f"torch.export cannot trace u: {type(error).__name__}: {error}") from error
+    changed = "torch.export changed the module, on which a forward pass must keep nothing: u, called again,"
+    try:
+        after = u(*arguments)
+    except Exception as error:
+        raise AssertionError(f"{changed} raises {type(error).__name__}: {error}") from error
+    require(type(after) is torch.Tensor, f"{changed} gives a {type(after).__name__}: it kept a tensor of the trace")
+    close(after, expected, f"{changed} gives another result")
+    close(program.module()(*arguments), expected, "the exported program computes something else than u")

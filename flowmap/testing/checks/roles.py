@@ -20,14 +20,14 @@ from ...objectives.distribution_matching import DistributionMatching
 from ...recipe import AdamW, Ema, Stage
 from ...rollout import FlowMapBackwardSimulation
 from ...training.loop import Trainer
-from ..kit import ROLES, Skip, build, close, fields, perturb, require, same, times
+from ..kit import ROLES, Skip, build, close, example, example_batch, fields, perturb, require, same, times
 
 Gradients: TypeAlias = Mapping[str, Tensor | None]
 
 
 def check_the_student_starts_as_the_teacher(spec: FlowMapSpec) -> None:
     """Lifting v(z, t) to u(z, t, r) must leave the diagonal as it was: the teacher here is not lifted."""
-    nets, (z, c) = build(spec, "student", "teacher"), spec.example()
+    nets, (z, c) = build(spec, "student", "teacher"), example(spec)
     for value in (0.9, 0.5, 0.1):
         (t,) = times(z, value)
         now, before = nets["student"](z, t, t, c), nets["teacher"](z, t, t, c)
@@ -57,7 +57,7 @@ def check_a_thawed_teacher_trains_what_a_critic_trains(spec: FlowMapSpec) -> Non
 
 def check_roles_do_not_leak(spec: FlowMapSpec) -> None:
     """Roles that share weights must not move each other: the teacher least of all."""
-    nets, (z, c) = build(spec), spec.example()
+    nets, (z, c) = build(spec), example(spec)
     t, r = times(z, 0.8, 0.3)
 
     def outputs() -> dict[Role, Tensor]:
@@ -107,12 +107,14 @@ def check_replaying_leaves_the_gradient(spec: FlowMapSpec) -> None:
 
 def check_it_distils(spec: FlowMapSpec) -> None:
     """Two iterations of both stages, in micro-batches: finite, the student moves, the teacher does not."""
-    nets, (x, c) = build(spec), spec.example(batch=4)
+    nets, batch = build(spec), example_batch(spec, 4)
+    x, c = batch.x, batch.cond
     t, r = times(x, 0.8, 0.3)
     start = {role: nets[role](x, t, r, c).detach() for role in ("student", "teacher")}
-    data = TensorData(x, c, {name: torch.zeros_like(value[:1]) for name, value in c.items()})
-    w = 3.0 if c else 1.0  # guidance has nothing to compare with in a network without conditions
-    for number, method in enumerate((anyflow.forward(guidance=w), anyflow.on_policy(guidance=w, steps=(1, 2, 4)))):
+    data = TensorData(x, c, batch.null)
+    w, teachers = _guidance(batch, 3.0), _guidance(batch, 4.0)
+    on_policy = anyflow.on_policy(guidance=w, teacher_guidance=teachers, steps=(1, 2, 4))
+    for number, method in enumerate((anyflow.forward(guidance=w), on_policy)):
         stage = Stage(method, steps=2, batch=4, micro=2, optimizer=AdamW(lr=1e-3), ema=Ema(0.5))
         trainer = Trainer(nets, stage, data, number=number)
         for iteration in range(stage.steps):
@@ -128,10 +130,14 @@ def check_it_distils(spec: FlowMapSpec) -> None:
 
 def _on_policy_backward(nets: Networks, spec: FlowMapSpec, *, replay: bool = False) -> None:
     """The student's update of stage 2: forward through student, critic and teacher, then backward."""
-    x, c = spec.example()
-    batch = Batch(x, c, {name: torch.zeros_like(value[:1]) for name, value in c.items()})
-    matching = DistributionMatching(FlowMapBackwardSimulation((4,), replay=replay))
+    batch = example_batch(spec)
+    matching = DistributionMatching(FlowMapBackwardSimulation((4,), replay=replay), w=_guidance(batch, 4.0))
     matching(nets, batch, Rng.seeded(0, 1), Shared()).value.backward()
+
+
+def _guidance(batch: Batch, w: float) -> float:
+    """None where there is nothing to compare with."""
+    return w if batch.null else 1.0
 
 
 def _recomputing(spec: FlowMapSpec) -> list[Any]:

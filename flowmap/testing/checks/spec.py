@@ -16,7 +16,7 @@ import torch
 
 from ...model import FlowMapSpec
 from ...recipe import describe
-from ..kit import Skip, build, close, fields, perturb, require, times
+from ..kit import Skip, build, close, example, fields, perturb, require, times
 
 MODEL_LIBRARIES = ("accelerate", "diffusers", "peft", "transformers")
 
@@ -48,7 +48,7 @@ def check_the_spec_imports_no_model_library(spec: FlowMapSpec) -> None:
 
 def check_saving_and_loading_keeps_the_student(spec: FlowMapSpec) -> None:
     """Everything that training changes must be in the file."""
-    tiny, (z, c) = spec.tiny(), spec.example()
+    tiny, (z, c) = spec.tiny(), example(spec)
     u = build(spec, "student")["student"]
     perturb(u, 0)
     t, r = times(z, 0.8, 0.3)
