@@ -6,7 +6,6 @@ Time runs from data to noise: t = 0 is data, t = 1 is noise, and r <= t.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,8 @@ from typing import Any, Literal, Self, TypeAlias
 import torch
 from attrs import define, field, frozen
 from torch import Tensor
+
+from .seeding import generator
 
 Latent: TypeAlias = Tensor  # [B, F, C, H, W]; any [B, ...] will do for a network that accepts it
 Time: TypeAlias = Tensor  # [B], or [B, F] where frames differ; float32, in [0, 1]
@@ -173,10 +174,8 @@ class Rng:
     def _generator(self, device: torch.device) -> torch.Generator | None:
         key = struct.pack(f"<{len(self.key) + 1}q", *self.key, self._draws)
         self._draws += 1
-        if device.type == "meta":  # a step without numbers, whose cost or whose reads are of interest
-            return None
-        seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
-        return torch.Generator(device).manual_seed(seed)
+        # meta: a step without numbers, whose cost or whose reads are of interest
+        return None if device.type == "meta" else generator(key, device)
 
 
 @define

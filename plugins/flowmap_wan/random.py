@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 from attrs import frozen
 from torch import Tensor, nn
 
+from flowmap.seeding import generator
+
+CPU = torch.device("cpu")
 EVEN = (nn.Linear, nn.Conv3d)
 
 
@@ -19,7 +20,7 @@ class Drawn:
     device, whatever else is drawn. scale: of uniform numbers in [-scale, scale], or of normal ones; None for `fill`.
     """
 
-    key: int
+    key: bytes
     shape: torch.Size
     scale: float | None
     normal: bool = False
@@ -29,10 +30,9 @@ class Drawn:
         made = torch.empty(self.shape)
         if self.scale is None:
             return made.fill_(self.fill)[rows]
-        generator = torch.Generator().manual_seed(self.key)
         if self.normal:
-            return made.normal_(0.0, self.scale, generator=generator)[rows]
-        return made.uniform_(-self.scale, self.scale, generator=generator)[rows]
+            return made.normal_(0.0, self.scale, generator=generator(self.key, CPU))[rows]
+        return made.uniform_(-self.scale, self.scale, generator=generator(self.key, CPU))[rows]
 
 
 def drawn(net: nn.Module, seed: int) -> dict[str, Drawn]:
@@ -41,11 +41,11 @@ def drawn(net: nn.Module, seed: int) -> dict[str, Drawn]:
     for prefix, layer in net.named_modules():
         for own, p in layer.named_parameters(recurse=False):
             name = f"{prefix}.{own}" if prefix else own
-            found[name] = _of(layer, own, p, _key(seed, name))
+            found[name] = _of(layer, own, p, f"{seed} {name}".encode())
     return found
 
 
-def _of(layer: nn.Module, own: str, p: Tensor, key: int) -> Drawn:
+def _of(layer: nn.Module, own: str, p: Tensor, key: bytes) -> Drawn:
     if isinstance(layer, EVEN):
         return Drawn(key, p.shape, layer.weight[0].numel() ** -0.5)  # one over the root of the inputs
     if own == "scale_shift_table":
@@ -53,7 +53,3 @@ def _of(layer: nn.Module, own: str, p: Tensor, key: int) -> Drawn:
     if p.dim() != 1:
         raise NotImplementedError(f"{type(layer).__name__}.{own} {list(p.shape)}: no random weights are known for it")
     return Drawn(key, p.shape, None, fill=float(own == "weight"))  # a norm
-
-
-def _key(seed: int, name: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "big") >> 1
