@@ -7,15 +7,16 @@ Time runs from data to noise: t = 0 is data, t = 1 is noise, and r <= t.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property, partial
 from typing import Any, Literal, Self, TypeAlias
 
 import torch
 from attrs import define, field, frozen
 from torch import Tensor
 
-from .seeding import generator
+from .seeding import digest, generator
 
 Latent: TypeAlias = Tensor  # [B, F, C, H, W]; any [B, ...] will do for a network that accepts it
 Time: TypeAlias = Tensor  # [B], or [B, F] where frames differ; float32, in [0, 1]
@@ -116,35 +117,43 @@ class Rng:
     same whatever the device; noise, which is large, on the device.
 
     key: (seed, stage, step, ...). positions: where the local samples stand in the global batch of `total`;
-    None means that the local batch is the whole.
+    None means that the local batch is the whole. noise: [B, ...] that the samples come from, see `of`.
     """
 
     key: tuple[int, ...]
     positions: tuple[int, ...] | None = None
     total: int | None = None
+    noise: Latent | None = field(default=None, eq=False)
     _draws: int = field(default=0, init=False)
 
     @classmethod
     def seeded(cls, *key: int) -> Self:
         return cls(tuple(key))
 
+    @classmethod
+    def of(cls, noise: Latent, *key: int) -> Self:
+        """Each sample draws by its own `noise` in place of its position: the same in whatever batch it is made.
+
+        What samples share, `permutation` and `randint`, is by the key alone. The noise is read when it is needed.
+        """
+        return cls(tuple(key), noise=None if noise.is_meta else noise)
+
     def fork(self, *key: int) -> Rng:
         """An independent stream for the same samples."""
-        return Rng((*self.key, *key), self.positions, self.total)
+        return Rng((*self.key, *key), self.positions, self.total, self.noise)
 
     def noise_like(self, x: Tensor) -> Tensor:
         """Standard normal, shaped like x, at least float32."""
         dtype = torch.promote_types(x.dtype, torch.float32)
-        shape, g = (self._total(len(x)), *x.shape[1:]), self._generator(x.device)
-        return self._local(torch.randn(shape, generator=g, device=x.device, dtype=dtype))
+        return self._each(partial(torch.randn, dtype=dtype, device=x.device), x.shape, x.device)
 
     def uniform(self, n: int, like: Tensor) -> Tensor:
         """[n] in [0, 1), float32."""
-        return to_device(self._local(torch.rand(self._total(n), generator=self._generator(CPU))), like.device)
+        return to_device(self._each(torch.rand, (n,), CPU), like.device)
 
     def normal(self, n: int, like: Tensor) -> Tensor:
         """[n], float32."""
-        return to_device(self._local(torch.randn(self._total(n), generator=self._generator(CPU))), like.device)
+        return to_device(self._each(torch.randn, (n,), CPU), like.device)
 
     def stratified(self, n: int, like: Tensor) -> Tensor:
         """[n] in [0, 1), float32, one in each of `total` equal intervals over the global batch.
@@ -157,25 +166,38 @@ class Rng:
 
     def permutation(self, n: int) -> Tensor:
         """[n] a permutation of 0 .. n - 1, the same on every rank."""
-        return torch.randperm(n, generator=self._generator(CPU))
+        return torch.randperm(n, generator=self._generators(CPU)[0])
 
     def randint(self, n: int) -> int:
         """One integer in [0, n), the same on every rank."""
-        return int(torch.randint(n, (), generator=self._generator(CPU)))
+        return int(torch.randint(n, (), generator=self._generators(CPU)[0]))
 
     def _total(self, n: int) -> int:
-        if self.positions is not None and len(self.positions) != n:
-            raise ValueError(f"a draw for {n} samples, but this Rng stands for {len(self.positions)}")
+        here = self.noise if self.positions is None else self.positions
+        if here is not None and len(here) != n:
+            raise ValueError(f"a draw for {n} samples, but this Rng stands for {len(here)}")
         return n if self.total is None else self.total
 
     def _local(self, drawn: Tensor) -> Tensor:
         return drawn if self.positions is None else drawn[list(self.positions)]
 
-    def _generator(self, device: torch.device) -> torch.Generator | None:
+    def _each(self, draw: Callable[..., Tensor], shape: Sequence[int], device: torch.device) -> Tensor:
+        """`draw` for the samples here, shape[0] of them."""
+        n, *rest = shape
+        total = self._total(n)
+        if self.noise is None:
+            return self._local(draw((total, *rest), generator=self._generators(device)[0]))
+        return torch.stack([draw(rest, generator=g) for g in self._generators(device, self._own)])
+
+    @cached_property
+    def _own(self) -> list[bytes]:
+        return [digest(z) for z in ([] if self.noise is None else self.noise)]
+
+    def _generators(self, device: torch.device, own: Sequence[bytes] = (b"",)) -> list[torch.Generator | None]:
         key = struct.pack(f"<{len(self.key) + 1}q", *self.key, self._draws)
         self._draws += 1
         # meta: a step without numbers, whose cost or whose reads are of interest
-        return None if device.type == "meta" else generator(key, device)
+        return [None if device.type == "meta" else generator(key + each, device) for each in own]
 
 
 @define

@@ -79,7 +79,7 @@ def generate(
     noise: Iterable[Latent],
     cond: Cond,
     grid: Tensor,
-    rng: Rng,
+    rng: Rng | None,
     *,
     given: Sequence[Latent] = (),
     step: Step = ode_step,
@@ -94,11 +94,11 @@ def generate(
     the other, so that the graph of one is held at a time: the same gradient for a second forward pass.
 
     Chunk k of the video draws from `rng.fork(CHUNK, k)`, which no one else forks: the same with frames given, and when
-    it is walked again.
+    it is walked again. Where rng is None, each of its samples draws by its own noise.
     """
 
     def run(z: Latent, cache: Cache, k: int) -> Latent:
-        steps, own = len(grid) - 1, rng.fork(CHUNK, k)
+        steps, own = len(grid) - 1, Rng.of(z, CHUNK, k) if rng is None else rng.fork(CHUNK, k)
         for i, (t, r) in enumerate(pairwise(grid)):
             with torch.set_grad_enabled(torch.is_grad_enabled() and (grad_last is None or i >= steps - grad_last)):
                 z = step(u, z, t.expand(len(z)), r.expand(len(z)), cond, cache, own)
@@ -124,7 +124,7 @@ def walk(
     noise: Latent,
     cond: Cond,
     grid: Tensor,
-    rng: Rng,
+    rng: Rng | None,
     *,
     context: Latent | None = None,
     step: Step = ode_step,
@@ -180,10 +180,12 @@ def sample(
 ) -> Latent:
     """Any-step sampling: z_1 -> x in `steps` jumps on the shifted grid; the state is float32 throughout.
 
-    context: the clean latents of the first frames, where the video is to go on from them; see `walk`.
+    rng: of a step that draws, such as `consistency_step`. By default each sample draws by its own noise: the same noise
+    gives the same sample in any batch, and other noise another. context: the clean latents of the first frames, where
+    the video is to go on from them; see `walk`.
     """
     grid, noise = euler_grid(steps, shift).to(noise.device), noise.to(torch.promote_types(noise.dtype, torch.float32))
-    return walk(u, noise, cond, grid, rng or Rng.seeded(0), context=context, step=step)
+    return walk(u, noise, cond, grid, rng, context=context, step=step)
 
 
 class Rollout(Protocol):

@@ -7,6 +7,7 @@ import struct
 from functools import cache
 
 import torch
+from torch import Tensor
 
 WORDS = slice(24, 24 + 8 * 624)  # of the state that a CPU generator gives: the Mersenne Twister's, 4 bytes in every 8
 
@@ -29,6 +30,12 @@ def generator(key: bytes, device: torch.device) -> torch.Generator:
     if device.type == "cuda":
         own.set_offset(place >> 4 << 2)  # a multiple of 4, and far from where 64 bits of counting end
     return own
+
+
+def digest(x: Tensor) -> bytes:
+    """128 bits of a hash of x's numbers, as they are in memory."""
+    numbers = x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+    return hashlib.blake2b(numbers, digest_size=16).digest()
 
 
 @cache

@@ -68,7 +68,7 @@ def _frames(
     step: Step,
 ) -> Iterator[Tensor]:
     """Made in the order in which they are asked for: no chunk before the frames of the one before it were taken."""
-    made = generate(u, noise, cond, grid, Rng.seeded(0), given=given, step=step)
+    made = generate(u, noise, cond, grid, None, given=given, step=step)
     for frames in codec.decode_chunks(chain(given, made)):
         yield frames[0]
 

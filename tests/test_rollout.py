@@ -336,6 +336,25 @@ def test_each_chunk_draws_for_itself_and_a_walk_leaves_its_rng_as_it_was() -> No
     assert all(not torch.isclose(x[:, i], x[:, j]).any() for i, j in ((0, 1), (0, 2), (1, 2)))
 
 
+@pytest.mark.parametrize("step", STEPS)
+def test_without_an_rng_a_sample_is_a_function_of_its_own_noise(step: Step) -> None:
+    """In one batch or in several, where one stream for every call would renew all batches with one noise."""
+    u, z, c = causal(3)
+    z = torch.cat([z, z.flip(0) + 1])
+    c = {"text": c["text"].repeat(2, 1)}
+    whole = sample(u, z, c, 3, step=step)
+    parts = [sample(u, z[k : k + 1], {"text": c["text"][k : k + 1]}, 3, step=step) for k in range(len(z))]
+    torch.testing.assert_close(torch.cat(parts), whole)
+    torch.testing.assert_close(sample(u, z, c, 3, step=step), whole)
+
+
+def test_batches_that_are_sampled_one_by_one_share_no_renewed_noise() -> None:
+    """A network that is 0 leaves z as it is: after two steps half of the sample is renewed noise."""
+    z = noise(4, torch.float32)[..., None].expand(-1, -1, 500)
+    a, b = (sample(Path(), part, {}, 2, step=consistency_step) - part / 2 for part in z.split(2))
+    assert torch.corrcoef(torch.cat([a, b]).flatten(1)).fill_diagonal_(0).abs().max() < 0.2
+
+
 # ------------------------------------------------------------------ going on from frames that are given
 
 

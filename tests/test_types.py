@@ -144,3 +144,27 @@ def test_stratified_stays_below_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """(31 + 0.99999994) / 32 is 1 in float32."""
     monkeypatch.setattr(Rng, "uniform", lambda self, n, like: torch.full((n,), 1 - 2**-24))
     assert float(Rng.seeded(0).stratified(32, LIKE).max()) < 1.0
+
+
+@given(sizes=pieces)
+def test_a_sample_that_draws_by_its_own_noise_draws_the_same_in_any_batch(sizes: list[int]) -> None:
+    noise = Rng.seeded(5).noise_like(torch.zeros(sum(sizes), 2, 3))
+
+    def drawn(part: torch.Tensor) -> torch.Tensor:
+        rng = Rng.of(part, 1)
+        return torch.cat([rng.noise_like(part).flatten(1), rng.uniform(len(part), LIKE)[:, None]], 1)
+
+    whole = drawn(noise)
+    assert torch.equal(torch.cat([drawn(part) for part in noise.split(sizes)]), whole)
+    assert len(whole.unique(dim=0)) == len(noise)
+
+
+def test_draws_of_a_noise_differ_by_key_and_number_and_are_for_its_samples_alone() -> None:
+    noise = Rng.seeded(5).noise_like(torch.zeros(2, 3))
+    rng = Rng.of(noise, 1)
+    first = rng.noise_like(noise)
+    assert not torch.isclose(rng.noise_like(noise), first).any()
+    assert not torch.isclose(Rng.of(noise, 2).noise_like(noise), first).any()
+    assert torch.equal(Rng.of(noise).fork(1).noise_like(noise), first)
+    with pytest.raises(ValueError, match="a draw for 3 samples, but this Rng stands for 2"):
+        rng.uniform(3, LIKE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from attrs import define, field, frozen
 from torch import Tensor
 
 from ..model import FlowMapSpec
+from ..seeding import digest
 from .folder import foreign
 from .format import INDEX, SHARD, DataError, Entry, Index, regular
 from .journal import unfinished
@@ -153,8 +153,7 @@ class Seen:
     def add(self, i: int, sample: Sample) -> None:
         self.moments.add(sample.x)
         self.prompts[sample.prompt] += 1
-        key = hashlib.blake2b(sample.x.contiguous().flatten().view(torch.uint8).numpy().data, digest_size=16).digest()
-        if (before := self.latents.setdefault(key, i)) != i:
+        if (before := self.latents.setdefault(digest(sample.x), i)) != i:
             self.twice.append((before, i))
         if not sample.prompt.strip():
             self.wordless.append(i)

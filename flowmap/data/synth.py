@@ -131,7 +131,7 @@ class Generator:
         rngs = [Rng.seeded(self.asked.seed, SYNTH, k) for k in numbers]
         noise = torch.cat([rng.noise_like(torch.zeros(1, *self.shape)) for rng in rngs]).to(self.device)
         grid = euler_grid(self.asked.steps, self.shift).to(self.device)
-        return walk(u, noise, cond, grid, Rng.seeded(self.asked.seed, SYNTH), step=euler_step)
+        return walk(u, noise, cond, grid, None, step=euler_step)
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:

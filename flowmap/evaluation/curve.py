@@ -234,9 +234,9 @@ class Bench:
     def made(self, point: Point, seed: int, reference: Latent | None = None) -> Samples:
         """What a point makes of the seed's noise, which is the same for all of them."""
         noise = Rng.seeded(KEY, seed).noise_like(torch.zeros(self.curve.samples, *self.curve.shape, device=self.device))
-        return self._samples(self._generate(point, noise, seed), reference)
+        return self._samples(self._generate(point, noise), reference)
 
-    def _generate(self, point: Point, noise: Latent, seed: int) -> Latent:
+    def _generate(self, point: Point, noise: Latent) -> Latent:
         step = {
             "euler": guided_euler_step(self.curve.guidance, self.null),
             "flow_map": ode_step,
@@ -245,16 +245,8 @@ class Bench:
         u, parts = self.nets[point.model], torch.arange(len(noise), device=noise.device).split(self.curve.batch)
         return torch.cat(
             [
-                sample(
-                    u,
-                    noise[part],
-                    select(self.cond, part),
-                    point.steps,
-                    shift=self.shift,
-                    step=step,
-                    rng=Rng.seeded(KEY, seed, number),
-                )
-                for number, part in enumerate(parts)
+                sample(u, noise[part], select(self.cond, part), point.steps, shift=self.shift, step=step)
+                for part in parts
             ]
         )
 
