@@ -192,8 +192,9 @@ def test_emd_rests_at_the_true_map_once_its_tangent_is_whole() -> None:
     whole = off_diagonal(ayf.emd(w=1.0, top=1.0, warmup=0))
     assert pull(GaussianFlowMap(MEAN, STD), whole).abs().max() < 1e-9
     published = off_diagonal(ayf.emd(w=1.0))
-    assert 0 < pull(GaussianFlowMap(MEAN, STD), published, iteration=10_000).abs().max() < 0.05
-    assert pull(GaussianFlowMap(MEAN, STD), published, iteration=0).abs().max() > 0.3
+    first, last = (pull(GaussianFlowMap(MEAN, STD), published, iteration=i).abs().max() for i in (0, 10_000))
+    assert first > 0.3
+    assert 0 < last < first / 5
 
 
 def from_data(method: Method, w: float, **wrong: float) -> Tensor:
