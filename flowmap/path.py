@@ -6,9 +6,13 @@ this algebra happens in float32 or wider whatever the dtype of the latents.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+from attrs import field, frozen
 from torch import Tensor
 
+from . import validators
 from ._types import Latent, Time
 
 
@@ -62,3 +66,23 @@ def shift(t: Tensor, s: float) -> Tensor:
 def unshift(t: Tensor, s: float) -> Tensor:
     """The inverse of `shift`."""
     return t / (s - (s - 1) * t)
+
+
+@frozen
+class Convention:
+    """What a network calls time and velocity, where it is not what is called so here.
+
+    scale: it is told scale · t. clock: it counts t, or 1 - t where noise is its 0. predicts: "ε-x", or "x-ε" where its
+    velocity goes from noise to data.
+    """
+
+    scale: float = field(default=1.0, validator=validators.gt(0.0))
+    clock: Literal["t", "1-t"] = field(default="t", validator=validators.in_(("t", "1-t")))
+    predicts: Literal["ε-x", "x-ε"] = field(default="ε-x", validator=validators.in_(("ε-x", "x-ε")))
+
+    def time(self, t: Time) -> Time:
+        """In the network's units."""
+        return self.scale * (t if self.clock == "t" else 1 - t)
+
+    def velocity(self, prediction: Latent) -> Latent:
+        return prediction if self.predicts == "ε-x" else -prediction

@@ -242,7 +242,7 @@ def test_it_is_described_by_class_and_weights(net):
     assert json.loads(json.dumps(described)) == described
     assert described["module"] == "<Net>" and described["time"] == "embed"
     assert described["fingerprint"].startswith(f"{__name__}.Net ")
-    assert repr(ModuleSpec(net, time="embed")) == "ModuleSpec(module=Net, time='embed', gamma=0.25, delta='r')"
+    assert repr(ModuleSpec(net, time="embed")).startswith("ModuleSpec(module=Net, time='embed', gamma=0.25, delta='r',")
 
 
 def recipe_of(net, x=None):

@@ -329,7 +329,7 @@ DEFECTS: list[Defect] = [
     # two times
     (
         "γ on t, and the rest on r",
-        *("flowmap.time_embedding", "(1 - gamma) * now + gamma * then", "gamma * now + (1 - gamma) * then"),
+        *("flowmap.time_embedding", "now + gamma * (then - now)", "then + gamma * (now - then)"),
         lambda: test_time_embedding.test_r_has_the_weight_gamma_and_t_the_rest(embedder()),
     ),
     (
