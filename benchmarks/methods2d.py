@@ -37,7 +37,6 @@ ON_POLICY = partial(
     velocity="teacher",
     steps=BUDGETS,
 )
-COTRAIN = 4.0
 
 
 def recipe(backbone: Mixture2D, data: Data | None = None, seed: int = 0) -> Recipe:
@@ -50,7 +49,7 @@ def recipe(backbone: Mixture2D, data: Data | None = None, seed: int = 0) -> Reci
         (
             Stage(FORWARD, FORWARD_STEPS, BATCH, optimizer=forward, ema=Ema(0.999, start=1000)),
             Stage(
-                ON_POLICY(cotrain=COTRAIN),
+                ON_POLICY(),
                 ON_POLICY_STEPS,
                 BATCH,
                 optimizer={"student": student, "critic": critic},
@@ -106,7 +105,7 @@ def from_data(found: Recipe) -> tuple[Stage, ...]:
     """Both stages, the velocity of each sample in place of the teacher's."""
     first, second = found.stages
     method = anyflow.forward(shift=1.0, guidance=1.0, drop=0.0, velocity="data")
-    return evolve(first, method=method), evolve(second, method=ON_POLICY(cotrain=COTRAIN, velocity="data"))
+    return evolve(first, method=method), evolve(second, method=ON_POLICY(velocity="data"))
 
 
 GRID = 16

@@ -88,22 +88,24 @@ def select(cond: Cond, index: Tensor) -> Cond:
 
 @frozen
 class Mean:
-    """A mean over samples that can be merged over micro-batches and ranks: a sum and a count, both []."""
+    """A mean over samples that can be merged over micro-batches and ranks: a sum and a count, both [], or [K]."""
 
     total: Tensor
     count: Tensor
 
     @classmethod
     def of(cls, values: Tensor, mask: Tensor | None = None) -> Self:
+        """Of values [B] where mask [B]; of each of K groups of them, where mask [B, K]."""
         mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask
-        return cls(values.detach().where(mask, 0.0).sum().float(), mask.sum().float())
+        values = values.detach().reshape(len(values), *(1,) * (mask.ndim - 1))
+        return cls(values.where(mask, 0.0).sum(0).float(), mask.sum(0).float())
 
     def __add__(self, other: Mean) -> Mean:
         return Mean(self.total + other.total, self.count + other.count)
 
     @property
     def value(self) -> Tensor:
-        """[]; not a number where nothing was counted."""
+        """[] or [K]; not a number where nothing was counted."""
         return self.total / self.count
 
 
@@ -206,34 +208,41 @@ class Shared:
 
     iteration: of the stage, from 0; for what is warmed up. ranks: how many work on the batch; where there are several
     all must make the same calls of the same networks, so nothing is left out for want of a sample: see `idle`.
-    whole: whether the global batch is in one forward pass, whatever the number of ranks.
     A mean belongs to the place that asks for it, such as role, update, term and reweight: see `at`.
     """
 
     iteration: int = 0
     ranks: int = 1
-    whole: bool = True
-    _now: dict[str, Mean] = field(factory=dict, init=False)
-    _last: dict[str, Tensor] = field(factory=dict, init=False)
-    _samples: dict[tuple[int, ...] | None, Latent] = field(factory=dict, init=False)
+    _now: dict[str, Mean] = field(factory=dict, init=False)  # of this rank
+    _seen: dict[str, Mean] = field(factory=dict, init=False)  # of all ranks and earlier iterations
+    _last: dict[str, Mean] = field(factory=dict, init=False)
+    _samples: dict[int, Tensor] = field(factory=dict, init=False)
     _idle: bool = field(default=False, init=False)
     _place: tuple[str | int, ...] = field(default=(), init=False)
 
-    def mean(self, name: str, values: Tensor, mask: Tensor) -> Tensor:
-        """[] the mean of `values` [B] where `mask` [B], over the global batch: all ranks', of this iteration.
+    def mean(self, name: str, values: Tensor, mask: Tensor, decay: float = 0.0) -> Tensor:
+        """The mean of `values` [B] where `mask`, over what the global batch has shown so far: all ranks, all
+        micro-batches up to this one. [], or for a mask [B, K] one of each group, [K].
 
-        Of all that ask by `name` from where this is asked, and of no others: two terms share none.
-        The last iteration's mean where this one has none, and where the batch is not `whole`: so it is the same in
-        every micro-batch, and on any number of ranks. Not a number where that has none either. A mean that is not
-        finite counts as none, and of a step that is skipped nothing is remembered: see `forget`.
+        Of all that ask by `name` from where this is asked, and of no others: two terms share none. A mean that is to be
+        of the whole batch asks for its samples to come first: see `Ordered`. decay: how much what was counted in an
+        iteration still counts in the next one; with 0 the mean is this iteration's. Where nothing is counted it is the
+        last that there was, and not a number where there was none. What is not finite counts as nothing, and of a step
+        that is skipped nothing is remembered: see `forget`.
         """
         name, mean = "/".join(map(str, (*self._place, name))), Mean.of(values, mask)
         if self._idle:
             mean = Mean(torch.zeros_like(mean.total), torch.zeros_like(mean.count))
-        if self.whole and self.ranks > 1:
-            (mean,) = _summed([mean])
-        self._now[name] = now = self._now[name] + mean if name in self._now else mean
-        return self._known(name, now if self.whole else Mean(torch.zeros_like(now.total), torch.zeros_like(now.count)))
+        self._now[name] = mean = self._now[name] + mean if name in self._now else mean
+        if self.ranks > 1:
+            mean = _summed(mean)
+        self._seen[name] = mean = self._known(name, mean, decay)
+        return mean.value
+
+    def last(self, name: str, values: Tensor, mask: Tensor, decay: float = 0.0) -> Tensor:
+        """As `mean`, but what this iteration shows counts from the next one on: the same in every micro-batch."""
+        now = self.mean(name, values, mask, decay)
+        return self._before("/".join(map(str, (*self._place, name))), Mean(now, now)).value
 
     @contextmanager
     def at(self, *place: str | int) -> Iterator[None]:
@@ -256,44 +265,56 @@ class Shared:
 
     def keep(self, rng: Rng, x: Latent) -> None:
         """Keep the student's samples for this micro-batch, so that another update need not roll out again."""
-        self._samples[rng.positions] = x.detach()
+        self._samples |= zip(rng.positions or range(len(x)), x.detach(), strict=True)
 
     def kept(self, rng: Rng) -> Latent | None:
-        return self._samples.get(rng.positions)
+        found = [self._samples.get(position) for position in rng.positions or range(len(self._samples))]
+        there = [x for x in found if x is not None]
+        return torch.stack(there) if there and len(there) == len(found) else None
 
     def forget(self, skipped: Tensor, *place: str | int) -> None:
         """Remember nothing that was asked for in `place` in this iteration, where `skipped` [] is not 0."""
         within = "/".join(map(str, place)) + "/"
-        for name, mean in self._now.items():
+        for name, mean in self._seen.items():
             if name.startswith(within):
-                self._now[name] = Mean(torch.where(skipped == 0, mean.total, torch.nan), mean.count)
+                before = self._before(name, mean)
+                self._seen[name] = Mean(
+                    torch.where(skipped == 0, mean.total, before.total),
+                    torch.where(skipped == 0, mean.count, before.count),
+                )
 
     def next(self) -> None:
         """The iteration is over."""
-        if not self.whole and self.ranks > 1 and self._now:
-            self._now = dict(zip(self._now, _summed([*self._now.values()]), strict=True))
-        self._last |= {name: self._known(name, mean) for name, mean in self._now.items()}
-        self._now.clear()
-        self._samples.clear()
+        self._last |= self._seen
+        for done in (self._now, self._seen, self._samples):
+            done.clear()
 
-    def state(self) -> dict[str, float]:
-        return {name: float(value) for name, value in self._last.items()}
+    def state(self) -> dict[str, Any]:
+        """JSON: of each mean the sum and the count, numbers, or lists of them."""
+        return {name: [mean.total.tolist(), mean.count.tolist()] for name, mean in self._last.items()}
 
-    def load(self, state: Mapping[str, float]) -> None:
-        self._last = {name: torch.tensor(value) for name, value in state.items()}
+    def load(self, state: Mapping[str, Any]) -> None:
+        self._last = {name: Mean(*map(torch.tensor, mean)) for name, mean in state.items()}
 
-    def _known(self, name: str, mean: Mean) -> Tensor:
-        last = self._last.get(name, self._last.get(_unplaced(name), torch.full_like(mean.total, torch.nan)))
-        return torch.where(mean.value.isfinite(), mean.value, to_device(last, mean.total.device))
+    def _known(self, name: str, now: Mean, decay: float) -> Mean:
+        """`now` and what is left of the last; the last, where `now` has nothing or is not finite."""
+        last, some = self._before(name, now), now.value.isfinite()
+        keep = decay * last.value.isfinite()
+        return Mean(
+            torch.where(some, now.total + (keep * last.total).nan_to_num(), last.total),
+            torch.where(some, now.count + keep * last.count, last.count),
+        )
+
+    def _before(self, name: str, like: Mean) -> Mean:
+        """The last; without a count where there is none."""
+        last = self._last.get(name)
+        if last is None:
+            return Mean(torch.zeros_like(like.total), torch.zeros_like(like.count))
+        return Mean(to_device(last.total, like.total.device), to_device(last.count, like.count.device))
 
 
-def _unplaced(name: str) -> str:
-    """As checkpoints of 0.1 have it, whose means had no place: one is the last of every place that has none yet."""
-    return name.rpartition("/")[2]
-
-
-def _summed(means: Sequence[Mean]) -> list[Mean]:
+def _summed(mean: Mean) -> Mean:
     """Merged over all ranks, in one exchange."""
-    both = torch.stack([part for mean in means for part in (mean.total, mean.count)])
+    both = torch.stack([mean.total, mean.count])
     torch.distributed.all_reduce(both)
-    return [Mean(total, count) for total, count in both.reshape(-1, 2)]
+    return Mean(both[0], both[1])

@@ -20,7 +20,6 @@ from flowmap.methods import anyflow
 SHIFT, GUIDANCE = 1.0, 3.0
 FORWARD_STEPS, FORWARD_BATCH, FORWARD_LR = 260, 32, 1.5e-3
 ON_POLICY_STEPS, ON_POLICY_BATCH, ON_POLICY_LR, CRITIC_LR = 80, 16, 2e-4, 5e-4
-COTRAIN = 12.0  # so few steps at so high a rate would lose the many-step end of the curve at weight 1
 CLIPS = 2048
 SEEDS, SAMPLES = (0, 1, 2), 32
 
@@ -41,7 +40,6 @@ RECIPE = Recipe(
                 teacher_guidance=GUIDANCE,
                 velocity="teacher",
                 steps=(1, 2, 4, 8, 16, 32),
-                cotrain=COTRAIN,
             ),
             steps=ON_POLICY_STEPS,
             batch=ON_POLICY_BATCH,

@@ -21,7 +21,6 @@ from flowmap.methods import anyflow
 SHIFT, GUIDANCE = 1.0, 3.0
 FORWARD_STEPS, FORWARD_BATCH, FORWARD_LR = 1800, 32, 1e-3
 ON_POLICY_STEPS, ON_POLICY_BATCH, ON_POLICY_LR, CRITIC_LR = 300, 32, 1e-4, 3e-4
-COTRAIN = 12.0  # so few steps at so high a rate would lose the many-step end of the curve at weight 1
 CLIPS = 8192
 SEEDS, SAMPLES = (0, 1, 2, 3, 4), 64
 
@@ -42,7 +41,6 @@ RECIPE = Recipe(
                 teacher_guidance=GUIDANCE,
                 velocity="teacher",
                 steps=(1, 2, 4, 8, 16, 32),
-                cotrain=COTRAIN,
             ),
             steps=ON_POLICY_STEPS,
             batch=ON_POLICY_BATCH,

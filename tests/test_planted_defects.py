@@ -37,6 +37,7 @@ from tests.methods import test_costs
 from tests.objectives import test_distribution_matching as dmd
 from tests.objectives import test_flow_map_matching as matching
 from tests.objectives import test_mixture
+from tests.objectives import test_teachers_velocity as teachers_velocity
 from tests.toys import Toy
 from tests.training import test_checkpoint, test_ema, test_loop
 
@@ -137,7 +138,7 @@ DEFECTS: list[Defect] = [
     ),
     (
         "an unguided teacher",
-        *(MATCHING, "velocity(z, t, c, null, guide.w)", "velocity(z, t, c)"),
+        *(MATCHING, 'guide.w if self.velocity == "teacher" else 1.0', "1.0"),
         matching.test_the_teachers_velocity_is_guided_and_has_no_graph,
     ),
     # guidance
@@ -215,17 +216,17 @@ DEFECTS: list[Defect] = [
     # weights
     (
         "a mean over all samples and not over the diagonal",
-        *("flowmap.weights", 'shared.mean("diagonal", fixed, on)', 'shared.mean("diagonal", fixed, on | True)'),
+        *("flowmap.weights", 'shared.mean("diagonal", own, on)', 'shared.mean("diagonal", own, on | True)'),
         test_weights.test_balanced_gives_every_sample_what_the_diagonal_has_on_average,
     ),
     (
         "a weight with a gradient",
-        *("flowmap.weights", "on, fixed = t == r, loss.detach()", "on, fixed = t == r, loss"),
+        *("flowmap.weights", "factor = reweight(loss.detach(), noise", "factor = reweight(loss, noise"),
         test_weights.test_no_gradient_flows_through_the_weights,
     ),
     (
         "not a number without a diagonal",
-        *("flowmap.weights", "torch.where(mu.isfinite(), mu, fixed + self.c)", "mu"),
+        *("flowmap.weights", "on | ~μ.isfinite() | ~own.isfinite()", "on"),
         partial(test_weights.test_before_there_has_been_a_diagonal_a_loss_is_what_it_is, torch.tensor([4.0, 1.0])),
     ),
     # distribution matching
@@ -253,8 +254,44 @@ DEFECTS: list[Defect] = [
     ),
     (
         "samples kept with their graph",
-        *(TYPES, "self._samples[rng.positions] = x.detach()", "self._samples[rng.positions] = x"),
+        *(TYPES, "range(len(x)), x.detach(), strict", "range(len(x)), x, strict"),
         test_types.test_samples_are_kept_detached_by_micro_batch_for_one_iteration,
+    ),
+    # the scale of Balanced
+    (
+        "the scale of the diagonal raised, and nothing else",
+        *("flowmap.weights", "μ / (own + self.c)", "μ / (loss + self.c)"),
+        partial(teachers_velocity.test_the_gradient_falls_with_the_error, "sample"),
+    ),
+    (
+        "no noise with a teacher's velocity",
+        *(MATCHING, "noise = self._noise(v - v_c, t, r, dropped, shared)", "noise = None"),
+        partial(teachers_velocity.test_a_student_that_is_its_teacher_learns_what_is_written_down, "full", 1.0),
+    ),
+    (
+        "what guidance adds counted as noise",
+        *(MATCHING, "self._noise(v - v_c,", "self._noise(v - v_null - guide.w * (v_c - v_null),"),
+        partial(teachers_velocity.test_on_the_diagonal_the_loss_of_the_data_is_the_teachers_and_the_noise, 3.0, 0.5),
+    ),
+    (
+        "noise without w²",
+        *(MATCHING, "self.guidance.w**2 * noise", "self.guidance.w * noise"),
+        partial(teachers_velocity.test_a_student_that_is_its_teacher_learns_what_is_written_down, "full", 3.0),
+    ),
+    (
+        "micro-batches in the order of the data",
+        *("flowmap.training.micro", "if not isinstance(objective, Ordered):", "if objective is not None:"),
+        partial(test_loop.test_with_balanced_any_accumulation_is_the_whole_batch, "teacher"),
+    ),
+    (
+        "the diagonal last",
+        *("flowmap.training.micro", "key=lambda i: not first[i]", "key=lambda i: first[i]"),
+        partial(test_loop.test_with_balanced_any_accumulation_is_the_whole_batch, "data"),
+    ),
+    (
+        "the first of a mixture drawn by another key",
+        *("flowmap.objectives.mixture", "objective.first(n, rng.fork(k))", "objective.first(n, rng)"),
+        partial(test_loop.test_with_balanced_any_accumulation_is_the_whole_batch, "data"),
     ),
     # rollouts
     (
@@ -279,7 +316,7 @@ DEFECTS: list[Defect] = [
     ),
     (
         "one draw for every chunk",
-        *(ROLLOUT, "own = len(grid) - 1, rng.fork(CHUNK, k)", "own = len(grid) - 1, rng.fork(CHUNK, 0)"),
+        *(ROLLOUT, "if rng is None else rng.fork(CHUNK, k)", "if rng is None else rng.fork(CHUNK, 0)"),
         test_rollout.test_each_chunk_draws_for_itself_and_a_walk_leaves_its_rng_as_it_was,
     ),
     (
@@ -395,11 +432,6 @@ DEFECTS: list[Defect] = [
         test_mixture.test_each_part_has_means_of_its_own,
     ),
     (
-        "means of a checkpoint of 0.1 that are dropped",
-        *(TYPES, "self._last.get(_unplaced(name), torch.full_like(mean.total, torch.nan))", "torch.tensor(torch.nan)"),
-        test_loop.test_a_mean_of_a_checkpoint_that_knew_no_places_is_gone_on_with,
-    ),
-    (
         "0 times what an idle call gives",
         *(MIXTURE, "Loss(_constant(loss.value, none)", "Loss(0 * loss.value"),
         partial(test_mixture.test_a_call_that_is_only_made_for_other_ranks_costs_no_step, "no network"),
@@ -411,7 +443,7 @@ DEFECTS: list[Defect] = [
     ),
     (
         "a mean of a step that was skipped",
-        *(TYPES, "torch.where(skipped == 0, mean.total, torch.nan)", "mean.total"),
+        *(TYPES, "torch.where(skipped == 0, mean.total, before.total)", "mean.total"),
         partial(test_loop.test_of_a_step_that_another_term_spoils_no_mean_is_remembered, None),
     ),
     (
@@ -526,7 +558,7 @@ STREAMING: list[tuple[str, str, str, Callable[[Path], None]]] = [
     ),
     (
         "given frames that are not seen",
-        *("Rng.seeded(0), given=given, step=step)", "Rng.seeded(0), step=step)"),
+        *("grid, None, given=given, step=step)", "grid, None, step=step)"),
         partial(test_stream.test_a_stream_goes_on_from_an_image_or_a_video, frames=5, sizes=[1, 4, 4]),
     ),
     (
@@ -545,7 +577,7 @@ def test_a_defect_of_streaming_is_seen(old: str, new: str, test: Callable[[Path]
 
 
 def test_planting_is_undone_and_a_line_that_is_not_there_is_an_error() -> None:
-    with planted("flowmap.weights", "loss * mu / (fixed + self.c)", "loss"):
+    with planted("flowmap.weights", "μ / (own + self.c)", "loss"):
         pass
     test_weights.test_balanced_gives_every_sample_what_the_diagonal_has_on_average()
     with pytest.raises(AssertionError, match="has 'nowhere' 0 times"), planted("flowmap.weights", "nowhere", ""):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from hypothesis import given
@@ -118,15 +120,19 @@ def test_shared_means_grow_over_micro_batches_and_outlive_the_iteration() -> Non
     assert float(loaded.mean("a", torch.ones(2), none_of)) == 6.0
 
 
-def test_a_mean_without_a_place_is_the_last_of_each_until_it_has_its_own() -> None:
-    shared, some = Shared(), torch.tensor([True])
-    shared.load({"a": 3.0})
-    with shared.at("x"):
-        shared.mean("a", torch.ones(1), some)
-    shared.next()  # y is not due
-    for place, last in (("x", 1.0), ("y", 3.0)):
-        with shared.at(place):
-            assert float(shared.mean("a", torch.ones(1), ~some)) == last
+def test_a_mean_decays_from_iteration_to_iteration_and_rests_where_nothing_is_counted() -> None:
+    shared, groups = Shared(), torch.tensor([[True, False, False], [True, True, False]])
+    first = shared.mean("a", torch.tensor([1.0, 3.0]), groups, 0.5)
+    torch.testing.assert_close(first, torch.tensor([2.0, 3.0, torch.nan]), equal_nan=True)
+    again = shared.mean("a", torch.tensor([2.0, 2.0]), groups, 0.5)  # of the same iteration: another micro-batch
+    torch.testing.assert_close(again, torch.tensor([2.0, 2.5, torch.nan]), equal_nan=True)
+    shared.next()
+    state, one = shared.state(), torch.tensor([[True, False, False], [False] * 3])
+    later = shared.mean("a", torch.tensor([10.0, torch.nan]), one, 0.5)
+    torch.testing.assert_close(later, torch.tensor([(0.5 * 8 + 10) / (0.5 * 4 + 1), 2.5, torch.nan]), equal_nan=True)
+    other = Shared()
+    other.load(json.loads(json.dumps(state)))
+    assert torch.equal(other.mean("a", torch.tensor([10.0, 0.0]), one, 0.5)[:2], later[:2])
 
 
 def test_samples_are_kept_detached_by_micro_batch_for_one_iteration() -> None:

@@ -18,7 +18,7 @@ t_of_interest = torch.tensor([0.1, 0.5, 2 / 3, 0.9], dtype=torch.float64)
 
 
 def weight(reweight: Reweight, t: Tensor) -> Tensor:
-    return reweight(torch.ones_like(t), t, t, Shared())
+    return reweighted(torch.ones_like(t), t, t, (reweight,), Shared())
 
 
 def test_beta_is_3_657_t_sqrt_one_minus_t_at_shift_5() -> None:
@@ -54,7 +54,7 @@ T, R = torch.tensor([0.5, 0.6, 0.7, 0.8]), torch.tensor([0.5, 0.6, 0.1, 0.0])
 
 
 def test_balanced_gives_every_sample_what_the_diagonal_has_on_average() -> None:
-    out = Balanced()(torch.tensor([1.0, 3.0, 10.0, 0.1]), T, R, Shared())
+    out = reweighted(torch.tensor([1.0, 3.0, 10.0, 0.1]), T, R, (Balanced(),), Shared())
     torch.testing.assert_close(out, torch.tensor([1.0, 3.0, 2.0, 2.0]), rtol=1e-3, atol=0)
 
 
@@ -65,80 +65,75 @@ def test_the_balance_of_gradients_does_not_depend_on_the_scale_of_the_error_off_
     def gradients(scale: float) -> Tensor:
         p = torch.ones(4, requires_grad=True)
         loss = torch.tensor([1.0, 3.0, scale * 10.0, scale * 0.5]) * p**2
-        return torch.autograd.grad(Balanced(1e-9)(loss, T, R, Shared()).sum(), p)[0]
+        return torch.autograd.grad(reweighted(loss, T, R, (Balanced(1e-9),), Shared()).sum(), p)[0]
 
     torch.testing.assert_close(gradients(scale), gradients(1.0), rtol=1e-4, atol=0)
 
 
 def test_the_weight_of_time_cancels_off_the_diagonal() -> None:
     raw, both = torch.tensor([1.0, 3.0, 10.0, 0.5]), Balanced(1e-9)
-    weighted = both(Beta()(raw, T, R, Shared()), T, R, Shared())
-    mu = Beta()(raw, T, R, Shared())[:2].mean()
+    weighted = reweighted(raw, T, R, (Beta(), both), Shared())
+    mu = reweighted(raw, T, R, (Beta(),), Shared())[:2].mean()
     torch.testing.assert_close(weighted[2:], mu.expand(2), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("loss", [torch.zeros(2), torch.tensor([4.0, 1.0])])
 def test_before_there_has_been_a_diagonal_a_loss_is_what_it_is(loss: Tensor) -> None:
-    torch.testing.assert_close(Balanced()(loss, T[2:], R[2:], Shared()), loss, rtol=1e-6, atol=0)
+    torch.testing.assert_close(reweighted(loss, T[2:], R[2:], (Balanced(),), Shared()), loss, rtol=1e-6, atol=0)
 
 
 def test_a_batch_without_a_diagonal_uses_the_last_mean_there_was() -> None:
     shared = Shared()
-    Balanced()(torch.tensor([6.0, 2.0]), T[:2], R[:2], shared)
+    reweighted(torch.tensor([6.0, 2.0]), T[:2], R[:2], (Balanced(),), shared)
     shared.next()
     torch.testing.assert_close(
-        Balanced()(torch.tensor([9.0, 0.5]), T[2:], R[2:], shared), torch.full((2,), 4.0), rtol=1e-3, atol=0
+        reweighted(torch.tensor([9.0, 0.5]), T[2:], R[2:], (Balanced(),), shared),
+        torch.full((2,), 4.0),
+        rtol=1e-3,
+        atol=0,
     )
 
 
-def test_the_mean_of_a_batch_in_parts_is_the_last_iterations() -> None:
-    """In every part the same: of all of it, and not of the parts so far."""
-    shared, t, r = Shared(whole=False), torch.tensor([0.5, 0.7]), torch.tensor([0.5, 0.1])
-    for expected in (10.0, 2.0):
-        for on in (1.0, 3.0):
-            out = Balanced()(torch.tensor([on, 10.0]), t, r, shared)
-            torch.testing.assert_close(out, torch.tensor([on, expected]), rtol=1e-3, atol=0)
-        shared.next()
-
-
-def test_the_mean_of_a_whole_batch_is_over_all_that_asked() -> None:
+def test_the_mean_is_over_all_micro_batches_so_far() -> None:
     shared, t, r = Shared(), torch.tensor([0.5, 0.7]), torch.tensor([0.5, 0.1])
-    found = [Balanced()(torch.tensor([on, 10.0]), t, r, shared)[1] for on in (1.0, 3.0)]
+    found = [reweighted(torch.tensor([on, 10.0]), t, r, (Balanced(),), shared)[1] for on in (1.0, 3.0)]
     torch.testing.assert_close(torch.stack(found), torch.tensor([1.0, 2.0]), rtol=1e-3, atol=0)
 
 
 def test_one_that_is_idle_adds_nothing() -> None:
     shared, t, r = Shared(), torch.tensor([0.5, 0.7]), torch.tensor([0.5, 0.1])
-    Balanced()(torch.tensor([1.0, 10.0]), t, r, shared)
+    reweighted(torch.tensor([1.0, 10.0]), t, r, (Balanced(),), shared)
     with shared.idle():
-        assert float(Balanced()(torch.tensor([3.0, 10.0]), t, r, shared)[1]) == pytest.approx(1.0, rel=1e-3)
+        assert float(reweighted(torch.tensor([3.0, 10.0]), t, r, (Balanced(),), shared)[1]) == pytest.approx(
+            1.0, rel=1e-3
+        )
     shared.next()
-    assert shared.state() == {"diagonal": 1.0}
+    assert shared.state() == {"0/diagonal": [1.0, 1.0]}
 
 
 def test_two_in_a_row_have_a_mean_each() -> None:
     """The second sees the diagonal that the first left and something else has changed."""
 
-    def doubled(loss: Tensor, t: Tensor, r: Tensor, shared: Shared) -> Tensor:
-        return 2 * loss
+    def doubled(loss: Tensor, noise: Tensor, t: Tensor, r: Tensor, shared: Shared) -> Tensor:
+        return torch.full_like(loss, 2.0)
 
     shared = Shared()
     found = reweighted(torch.tensor([1.0, 3.0, 10.0, 0.1]), T, R, (Balanced(), doubled, Balanced()), shared)
     torch.testing.assert_close(found, torch.tensor([2.0, 6.0, 4.0, 4.0]), rtol=1e-3, atol=0)
     shared.next()
-    assert shared.state() == {"0/diagonal": 2.0, "2/diagonal": 4.0}
+    assert shared.state() == {"0/diagonal": [4.0, 2.0], "2/diagonal": [8.0, 2.0]}
 
 
 def test_no_gradient_flows_through_the_weights() -> None:
     loss = torch.tensor([1.0, 3.0, 10.0, 0.1], requires_grad=True)
-    (g,) = torch.autograd.grad(Balanced()(loss, T, R, Shared()).sum(), loss)
+    (g,) = torch.autograd.grad(reweighted(loss, T, R, (Balanced(),), Shared()).sum(), loss)
     torch.testing.assert_close(g, torch.tensor([1.0, 1.0, 0.2, 20.0]), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("p", [0.5, 1.0])
 def test_adaptive_divides_by_the_loss_to_the_power_p(p: float) -> None:
     loss = torch.tensor([4.0, 0.25], requires_grad=True)
-    out = Adaptive(p, 1e-6)(loss, T[:2], R[:2], Shared())
+    out = reweighted(loss, T[:2], R[:2], (Adaptive(p, 1e-6),), Shared())
     torch.testing.assert_close(out, loss.detach() ** (1 - p), rtol=1e-4, atol=0)
     (g,) = torch.autograd.grad(out.sum(), loss)
     torch.testing.assert_close(g, loss.detach() ** -p, rtol=1e-4, atol=0)
@@ -160,18 +155,20 @@ def test_beta_has_the_powers_it_is_given() -> None:
 
 def test_a_loss_of_nothing_weighs_nothing_and_the_constant_is_added() -> None:
     loss = torch.tensor([1.0, 0.0])
-    torch.testing.assert_close(Adaptive(1.0, 1.0)(loss, T[:2], R[:2], Shared()), torch.tensor([0.5, 0.0]))
+    torch.testing.assert_close(
+        reweighted(loss, T[:2], R[:2], (Adaptive(1.0, 1.0),), Shared()), torch.tensor([0.5, 0.0])
+    )
     shared = Shared()
-    Balanced()(torch.tensor([6.0, 2.0]), T[:2], R[:2], shared)
+    reweighted(torch.tensor([6.0, 2.0]), T[:2], R[:2], (Balanced(),), shared)
     shared.next()
-    torch.testing.assert_close(Balanced(1.0)(loss, T[2:], R[2:], shared), torch.tensor([2.0, 0.0]))
+    torch.testing.assert_close(reweighted(loss, T[2:], R[2:], (Balanced(1.0),), shared), torch.tensor([2.0, 0.0]))
 
 
 def test_normalised_makes_every_gradient_of_the_same_size() -> None:
     """The gradient with respect to u of loss = mean(g²) becomes 2 g / (rms(g) + c), over the number of elements."""
     g = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]], requires_grad=True)
     loss = g.square().mean(1)
-    out = Normalised(0.1)(loss, T[:3], R[:3], Shared())
+    out = reweighted(loss, T[:3], R[:3], (Normalised(0.1),), Shared())
     (found,) = torch.autograd.grad(out.sum(), g)
     rms = g.detach().square().mean(1, keepdim=True).sqrt()
     torch.testing.assert_close(found, 2 * g.detach() / (rms + 0.1) / 2)
@@ -185,13 +182,12 @@ def test_a_ramp_rises_to_its_top_and_stays_there() -> None:
         Ramp(-1)
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_of_a_loss_that_is_not_finite_nothing_is_remembered(whole: bool) -> None:
+def test_of_a_loss_that_is_not_finite_nothing_is_remembered() -> None:
     """The step is skipped, and the next one weighs as if it had not been."""
-    shared, t = Shared(whole=whole), torch.tensor([0.5, 0.5])
+    shared, t = Shared(), torch.tensor([0.5, 0.5])
     for diagonal in (2.0, torch.nan):
-        Balanced()(torch.tensor([diagonal, 8.0]), t, torch.tensor([0.5, 0.1]), shared)
+        reweighted(torch.tensor([diagonal, 8.0]), t, torch.tensor([0.5, 0.1]), (Balanced(),), shared)
         shared.next()
-    assert shared.state() == {"diagonal": 2.0}
-    off = Balanced()(torch.tensor([8.0, 8.0]), t, torch.tensor([0.2, 0.1]), shared)
+    assert shared.state() == {"0/diagonal": [2.0, 1.0]}
+    off = reweighted(torch.tensor([8.0, 8.0]), t, torch.tensor([0.2, 0.1]), (Balanced(),), shared)
     torch.testing.assert_close(off, torch.tensor([2.0, 2.0]), rtol=1e-4, atol=0)

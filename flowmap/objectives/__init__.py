@@ -37,6 +37,19 @@ class Objective(Protocol):
     def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss: ...
 
 
+class Ordered(ABC):
+    """An objective that weighs samples by what others of the global batch show.
+
+    Where the batch is in several micro-batches those others come first, so that the gradient is that of the whole.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def first(self, n: int, rng: Rng) -> Tensor:
+        """[n] on the CPU: whether a sample of the global batch of n comes first. rng: what the call has, of all n."""
+
+
 # (network, one sample to look at) -> a network that has what an objective calls; a frozen value
 Equip: TypeAlias = Callable[[FlowMap, Batch], FlowMap]
 

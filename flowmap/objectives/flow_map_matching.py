@@ -29,14 +29,16 @@ from ..guidance import Exact, Guidance
 from ..model import FlowMap
 from ..path import expand, interpolate
 from ..times import Diagonal, TimeSampler, roles
-from ..weights import Ramp, Reweight, reweighted
-from . import Loss, Networks
+from ..weights import Ramp, Reweight, expected, reweighted
+from . import Loss, Networks, Ordered
 
+TIMES = 0x714E5
+"""What (t, r) are drawn from `rng.fork` by: known before the batch is."""
 Velocity: TypeAlias = Literal["data", "teacher", "student"]
 
 
 @frozen
-class FlowMapMatching:
+class FlowMapMatching(Ordered):
     r"""The MeanFlow identity (arXiv:2505.13447, eq. 6) as a regression:
 
         u_θ(z_t, t, r)  ≈  sg[ v̂ - ϱ (t - r) d/dt u_θ(z_t, t, r) ],      d/dt along v̂.
@@ -49,6 +51,10 @@ class FlowMapMatching:
 
     Calls a sample: 1 G, 1 F for guidance or for the network's own velocity, 2 F for the derivative of those off the
     diagonal; none of the F builds a graph. Raw losses are logged by role, before any reweight.
+
+    Given z_t, the guided velocity of the data is the teacher's and w (ε - x - v_c), of mean zero: so with the teacher's
+    the loss lacks w² ‖ε - x - v_c‖² of what it would be with the data's. Reweights are told this noise; see `Balanced`.
+    With "student" v_c is the velocity itself, and the noise an upper bound of that.
     """
 
     times: TimeSampler = Diagonal()
@@ -70,6 +76,13 @@ class FlowMapMatching:
     def needs(self) -> frozenset[Role]:
         return frozenset({self.role, "teacher"} if self.velocity == "teacher" else {self.role})
 
+    def first(self, n: int, rng: Rng) -> Tensor:
+        t, r = self._pairs(n, rng)
+        return t == r
+
+    def _pairs(self, n: int, rng: Rng) -> tuple[Time, Time]:
+        return self.times(n, rng.fork(TIMES), NOTHING)
+
     def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
         u_θ, guide, n = nets[self.role], self.guidance, len(batch)
         if self.velocity == "data" or batch.cond:
@@ -77,18 +90,19 @@ class FlowMapMatching:
         x, c = u_θ.teacher_forcing(batch.x, batch.cond, rng)
         dropped = rng.uniform(n, x) < guide.drop
         null, c = nullify(c, batch.null), nullify(c, batch.null, dropped)
-        t, r = self.times(n, rng, NOTHING)
+        t, r = self._pairs(n, rng)
         off = (t != r).nonzero()[:, 0]
         t, r, off = (to_device(a, x.device) for a in (t, r, off))
         z, v = interpolate(x, rng.noise_like(x), t)
 
         u = u_θ(z, t, r, c)
         with torch.no_grad():
-            u_null = u
-            if self.velocity == "teacher":
-                v = nets["teacher"].velocity(z, t, c, null, guide.w)
-            elif self.velocity == "student":
-                v = u_θ.velocity(z, t, c)
+            u_null, noise = u, None
+            if self.velocity != "data":
+                source = nets["teacher"] if self.velocity == "teacher" else u_θ
+                v_c, v_null = source.branches(z, t, c, null, guide.w if self.velocity == "teacher" else 1.0)
+                noise = self._noise(v - v_c, t, r, dropped, shared)
+                v = v_null + guide.w * (v_c - v_null)
             elif guide.w != 1.0:
                 u_null = u_θ(z, t, guide.end(t, r), null)
                 v = guide.velocity(v, u_null, dropped)
@@ -97,9 +111,16 @@ class FlowMapMatching:
             y = v - expand(t - r, v) * ϱ * du / guide.scale if ϱ else v  # no factor 0: a du that is not finite is out
         raw = (guide.implied(u, u_null) - y).square().flatten(1).mean(1)
 
-        loss = reweighted(raw, t, r, self.reweight, shared)
+        loss = reweighted(raw, t, r, self.reweight, shared, noise)
         logs = {f"loss/{role}": Mean.of(raw, mask) for role, mask in roles(t, r).items()}
         return Loss(guide.weight * loss.mean(), logs, raw.detach().isfinite())
+
+    def _noise(self, off: Latent, t: Time, r: Time, dropped: Tensor, shared: Shared) -> Tensor | None:
+        """[B] what the loss would have more with the data's velocity; off: ε - x - v_c."""
+        if not self.reweight:
+            return None
+        noise = expected(off.square().flatten(1).mean(1), t, t == r, shared)
+        return torch.where(dropped, noise, self.guidance.w**2 * noise)
 
     def _derivative(
         self, u: FlowMap, z: Latent, t: Time, r: Time, v: Latent, c: Cond, off: Tensor, shared: Shared

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 
 from .._types import NOTHING, Batch, Mean, Rng, Role, Shared, select, to_device
-from . import Equip, Equips, Loss, Networks, Objective, united
+from . import Equip, Equips, Loss, Networks, Objective, Ordered, united
 
 Parts: TypeAlias = tuple[tuple[float, Objective], ...]
 
@@ -26,7 +26,7 @@ def _parts(parts: Sequence[tuple[float, Objective]]) -> Parts:
 
 
 @frozen
-class Mixture(Equips):
+class Mixture(Equips, Ordered):
     """The mean over samples where each sample belongs to one of the objectives, drawn anew each time.
 
     parts: (share, objective); the shares sum to 1 and are stratified over the global batch. On average it is the sum of
@@ -53,10 +53,21 @@ class Mixture(Equips):
     def equips(self) -> Mapping[Role, Equip]:
         return united("Mixture.parts", (o.equips for _, o in self.parts if isinstance(o, Equips)))
 
-    def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
-        place, value = rng.stratified(len(batch), NOTHING), torch.zeros((), device=batch.x.device)
+    def first(self, n: int, rng: Rng) -> Tensor:
+        part, found = self._part(n, rng), torch.zeros(n, dtype=torch.bool)
+        for k, (_, objective) in enumerate(self.parts):
+            if isinstance(objective, Ordered):
+                found |= (part == k) & objective.first(n, rng.fork(k))
+        return found
+
+    def _part(self, n: int, rng: Rng) -> Tensor:
+        """[n] which objective a sample belongs to."""
         ends = torch.tensor([*accumulate(share for share, _ in self.parts[:-1])])
-        part, logs = torch.bucketize(place, ends, right=True), dict[str, Mean]()
+        return torch.bucketize(rng.stratified(n, NOTHING), ends, right=True)
+
+    def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
+        part, value = self._part(len(batch), rng), torch.zeros((), device=batch.x.device)
+        logs = dict[str, Mean]()
         finite = torch.ones(len(batch), dtype=torch.bool, device=batch.x.device)
         for k, (_, objective) in enumerate(self.parts):
             mine, own = (part == k).nonzero()[:, 0], rng.fork(k)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from ..method import Update
 from ..objectives import Networks
 from ..recipe import AdamW, Stage
 from .ema import Average
+from .micro import MicroBatch, micro_batches
 from .ranks.agree import during, rank, ranks
 from .ranks.reduction import add_up, clip, norm, read
 from .skips import MAX_SKIPPED, Skips
@@ -55,7 +56,7 @@ class Trainer:
     def __attrs_post_init__(self) -> None:
         if self.stage.batch % self._parts:
             raise TrainingError(f"batch = {self.stage.batch} does not divide over {self._parts} processes")
-        self.shared.ranks, self.shared.whole = self._parts, (self.stage.micro or self.stage.batch) >= self.stage.batch
+        self.shared.ranks = self._parts
         roles = sorted(self.stage.method.trains)
         self.trained = {role: self.nets[role].trained() for role in roles}
         for role, trained in self.trained.items():
@@ -64,7 +65,7 @@ class Trainer:
         self.optimizers = {role: _optimizer(_settings(self.stage, role), self.trained[role]) for role in roles}
         if self.stage.ema is not None:
             self.averages = {r: Average.of(self.trained[r], self.stage.ema) for r in roles if r != "critic"}
-        self._skips = {role: Skips.of(self.stage.batch // self._parts, self.device) for role in roles}
+        self._skips = {role: Skips.of(self.stage.batch, self.device) for role in roles}
 
     def step(self, iteration: int) -> dict[str, Mean]:
         """One iteration; its logs as means over this rank's samples, by `role/name`: see `read`."""
@@ -72,20 +73,19 @@ class Trainer:
             self.data.expect([*self._reads(iteration), *self._reads(iteration + 1)])
         index = indices(len(self.data), self.stage.batch, iteration, self.seed, self.number)
         logs: dict[str, Mean] = {}
+        calls = self._calls(iteration)
         self.shared.iteration = iteration
         for number, update in enumerate(self.stage.method.updates):
-            if not update.due(iteration):
+            if number not in calls:
                 continue
             during(f"the {update.role}'s update in iteration {iteration} of {self.where}")
             self._skips[update.role].begin()
-            done = 0
-            for positions in self._positions():
+            for positions, terms in calls[number]:
                 reach("data.next")
                 batch = self.data.batch([index[p] for p in positions]).to(self.device)
                 key = (self.seed, self.number, iteration, number)
-                for name, mean in self._backward(update, batch, key, positions, done).items():
+                for name, mean in self._backward(update, terms, batch, key, positions).items():
                     logs[name] = logs[name] + mean if name in logs else mean
-                done += len(positions)
             logs |= self._apply(update.role, iteration)
             self.shared.forget(self._skips[update.role].skipped, update.role, number)
         during(f"the end of iteration {iteration} of {self.where}")
@@ -95,18 +95,19 @@ class Trainer:
     def _reads(self, iteration: int) -> Iterator[list[int]]:
         """The batches that an iteration asks for, in that order."""
         index = indices(len(self.data), self.stage.batch, iteration, self.seed, self.number)
-        for _ in filter(lambda update: update.due(iteration), self.stage.method.updates):
-            for positions in self._positions():
+        for calls in self._calls(iteration).values():
+            for positions, _ in calls:
                 yield [index[p] for p in positions]
+
+    def _calls(self, iteration: int) -> Mapping[int, Sequence[MicroBatch]]:
+        """This rank's micro-batches in an iteration, by update."""
+        key = (self.seed, self.number, iteration)
+        return micro_batches(self.stage, iteration, key, rank() // self.context, self._parts)
 
     @property
     def _parts(self) -> int:
         """How many parts the batch is in."""
         return ranks() // self.context
-
-    def _positions(self) -> list[tuple[int, ...]]:
-        """Where this rank's micro-batches stand in the global batch."""
-        return _micro(self.stage, rank() // self.context, self._parts)
 
     def read(self, logs: Mapping[str, Mean], iteration: int) -> dict[str, float]:
         """The logs of an iteration as numbers, over all ranks; every rank must ask.
@@ -120,7 +121,7 @@ class Trainer:
             if found.pop(f"/{role}") >= MAX_SKIPPED:
                 raise TrainingError(
                     f"the {role}'s loss or gradient was not finite {MAX_SKIPPED} times in a row, by iteration "
-                    f"{iteration} of {self.where}; {skips.origin(self._samples)}: lower its lr "
+                    f"{iteration} of {self.where}; {skips.origin(self._index)}: lower its lr "
                     f"({_settings(self.stage, role).lr}) or look at the data"
                 )
             skips.looked()
@@ -131,10 +132,9 @@ class Trainer:
         """For messages."""
         return f"stage {self.number} ({self.stage.method.name})"
 
-    def _samples(self, iteration: int) -> list[int]:
-        """This rank's, in the data."""
-        index = indices(len(self.data), self.stage.batch, iteration, self.seed, self.number)
-        return [index[p] for positions in self._positions() for p in positions]
+    def _index(self, iteration: int) -> Sequence[int]:
+        """The samples of the global batch, in the data."""
+        return indices(len(self.data), self.stage.batch, iteration, self.seed, self.number)
 
     @property
     def skipped(self) -> dict[Role, int]:
@@ -156,17 +156,18 @@ class Trainer:
             average.copy_to(self.trained[role])
 
     def _backward(
-        self, update: Update, batch: Batch, key: tuple[int, ...], positions: tuple[int, ...], done: int
+        self, update: Update, terms: Sequence[int], batch: Batch, key: tuple[int, ...], positions: tuple[int, ...]
     ) -> dict[str, Mean]:
-        """done: how many of this rank's samples came before. A term of weight 0 is called, and no part of the step."""
+        """A term of weight 0 is called, and no part of the step."""
         logs: dict[str, Mean] = {}
-        for term, (weight, objective) in enumerate(update.terms):  # one graph at a time
+        for term in terms:  # one graph at a time
+            weight, objective = update.terms[term]
             rng = Rng((*key, term), positions, self.stage.batch)
             with self.shared.at(update.role, key[-1], term):
                 loss = objective(self.nets, batch, rng, self.shared)
             if weight:
                 (weight * len(batch) / (self.stage.batch * self.context) * loss.value).backward()
-                self._skips[update.role].saw(loss, slice(done, done + len(batch)))
+                self._skips[update.role].saw(loss, positions)
             for short, mean in loss.logs.items():
                 name = f"{update.role}/{short}"
                 logs[name] = logs[name] + mean if name in logs else mean
@@ -216,17 +217,3 @@ def _optimizer(settings: AdamW, trained: Mapping[str, nn.Parameter]) -> torch.op
     pieces, whole = ([p for p in trained.values() if isinstance(p, DTensor) == sharded] for sharded in (True, False))
     groups = [{"params": parameters} for parameters in (pieces, whole) if parameters]
     return torch.optim.AdamW(groups, settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True)
-
-
-def _micro(stage: Stage, rank: int, ranks: int) -> list[tuple[int, ...]]:
-    """Where this rank's micro-batches stand in the global batch: at most `micro` samples of each rank at a time.
-
-    So with as many samples a global micro-batch, the same are together on any number of ranks.
-    """
-    own = stage.batch // ranks
-    size, found = min(stage.micro or own, own), []
-    for i in range(0, own, size):
-        n = min(size, own - i)
-        first = i * ranks + rank * n
-        found.append(tuple(range(first, first + n)))
-    return found

@@ -40,12 +40,13 @@ class Origin:
 class Skips:
     """Of one role on one rank. counts: [2] in a row, and the most in a row since the last look.
 
-    last: [1 + b] of the last step that was left out its iteration, and which of this rank's b samples were to blame.
+    last: [1 + n] of the last step that was left out its iteration, and which of the n samples of the global batch were
+    to blame, as far as this rank had them.
     """
 
     counts: Tensor
     last: Tensor
-    bad: Tensor = field(init=False)  # [b] this step's samples
+    bad: Tensor = field(init=False)  # [n] the samples of this step
     losses: Tensor = field(init=False)  # [] this step's losses that were not finite
     skipped: Tensor = field(init=False)  # [] 1 where the last step was left out, on all ranks, and 0 where not
 
@@ -56,9 +57,9 @@ class Skips:
     def begin(self) -> None:
         self.bad, self.losses = torch.zeros_like(self.last[1:]), torch.zeros_like(self.last[0])
 
-    def saw(self, loss: Loss, place: slice) -> None:
-        """A loss of this step. place: of its samples among this rank's."""
-        wrong = ~loss.value.detach().isfinite()
+    def saw(self, loss: Loss, positions: Sequence[int]) -> None:
+        """A loss of this step. positions: of its samples in the global batch."""
+        wrong, place = ~loss.value.detach().isfinite(), list(positions)
         each = torch.zeros_like(self.bad[place]) if loss.finite is None else (~loss.finite).to(self.bad)
         self.bad[place] += torch.where(each.any(), each, wrong.to(self.bad)) * wrong
         self.losses += wrong
@@ -84,7 +85,7 @@ class Skips:
         return int(self.counts[0])
 
     def origin(self, samples: Callable[[int], Sequence[int]]) -> Origin:
-        """Of the last step that was left out; every rank must ask. samples: those of this rank in an iteration."""
+        """Of the last step that was left out; every rank must ask. samples: the global batch of an iteration."""
         iteration, *bad = self.last.tolist()
         own = [sample for sample, wrong in zip(samples(int(iteration)), bad, strict=True) if wrong]
         return Origin(int(iteration), everywhere(lambda: own))

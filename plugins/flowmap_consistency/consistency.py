@@ -61,23 +61,23 @@ class Neighbours:
 
 @frozen
 class PseudoHuber:
-    """sqrt(loss + c²) - c, of a loss that is a mean square. arXiv:2310.14189, eq. 7.
+    """The factor with the gradient of sqrt(loss + c²) - c, of a loss that is a mean square. arXiv:2310.14189, eq. 7.
 
     c is compared with the root mean square of the elements; the paper's with their norm, which is sqrt(D) times that.
     """
 
     c: float = field(default=1e-3, validator=validators.gt(0.0))
 
-    def __call__(self, loss: Tensor, t: Time, r: Time, shared: Shared) -> Tensor:
-        return (loss + self.c**2).sqrt() - self.c
+    def __call__(self, loss: Tensor, noise: Tensor, t: Time, r: Time, shared: Shared) -> Tensor:
+        return 0.5 * (loss + self.c**2) ** -0.5
 
 
 @frozen
 class InverseGap:
-    """loss / (t - t'): what a finer grid makes smaller is made as large again."""
+    """1 / (t - t'): what a finer grid makes smaller is made as large again."""
 
-    def __call__(self, loss: Tensor, t: Time, r: Time, shared: Shared) -> Tensor:
-        return loss / (t - r)
+    def __call__(self, loss: Tensor, noise: Tensor, t: Time, r: Time, shared: Shared) -> Tensor:
+        return 1 / (t - r)
 
 
 @frozen

@@ -57,10 +57,10 @@ class RandomTimesSimulation:
 
 @frozen
 class InData:
-    """The critic's ‖x̂ - x‖² / sin² θ, of the mean square error of its velocity: loss · ((1 - t)² + t²)."""
+    """The critic's ‖x̂ - x‖² / sin² θ, of the mean square error of its velocity: (1 - t)² + t²."""
 
-    def __call__(self, loss: Tensor, t: Time, r: Time, shared: Shared) -> Tensor:
-        return loss * ((1 - t) ** 2 + t**2)
+    def __call__(self, loss: Tensor, noise: Tensor, t: Time, r: Time, shared: Shared) -> Tensor:
+        return (1 - t) ** 2 + t**2
 
 
 def warmup(

@@ -25,10 +25,10 @@ from .scale import Scale
 
 @frozen
 class Prior:
-    """loss / tan θ = loss (1 - t) / t: sCM's weight 1 / σ before what its network learns to divide by."""
+    """1 / tan θ = (1 - t) / t: sCM's weight 1 / σ before what its network learns to divide by."""
 
-    def __call__(self, loss: Tensor, t: Time, r: Time, shared: Shared) -> Tensor:
-        return loss * (1 - t) / t
+    def __call__(self, loss: Tensor, noise: Tensor, t: Time, r: Time, shared: Shared) -> Tensor:
+        return (1 - t) / t
 
 
 @frozen

@@ -219,9 +219,9 @@ def test_the_critic_is_at_rest_at_the_velocity_of_the_samples() -> None:
 
 
 def test_the_critics_loss_can_be_weighed_and_the_raw_one_is_logged() -> None:
-    def double(loss: Tensor, t: Time, r: Time, shared: Shared) -> Tensor:
+    def double(loss: Tensor, noise: Tensor, t: Time, r: Time, shared: Shared) -> Tensor:
         assert torch.equal(t, r)
-        return 2 * loss
+        return torch.full_like(loss, 2.0)
 
     found: Any = {}
     for name, reweight in (("plain", ()), ("twice", (double,))):

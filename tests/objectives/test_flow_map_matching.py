@@ -13,6 +13,7 @@ from flowmap import Batch, FlowMap, Rng
 from flowmap._types import Cache, Cond, Latent, Shared, Time
 from flowmap.derivative import CentralDifference, Derivative, ForwardMode, Predicted
 from flowmap.guidance import Exact, Fused
+from flowmap.objectives.flow_map_matching import TIMES as OF_PAIRS
 from flowmap.objectives.flow_map_matching import FlowMapMatching
 from flowmap.path import interpolate
 from flowmap.testing import CountingFlowMap, GaussianFlowMap
@@ -210,17 +211,17 @@ def test_raw_losses_are_logged_whatever_the_reweight() -> None:
 def test_reweights_apply_in_order() -> None:
     seen = []
 
-    def first(loss: Tensor, t: Time, r: Time, shared: Shared) -> Tensor:
+    def first(loss: Tensor, noise: Tensor, t: Time, r: Time, shared: Shared) -> Tensor:
         seen.append(loss)
-        return 2 * loss
+        return torch.full_like(loss, 2.0)
 
-    def second(loss: Tensor, t: Time, r: Time, shared: Shared) -> Tensor:
+    def second(loss: Tensor, noise: Tensor, t: Time, r: Time, shared: Shared) -> Tensor:
         seen.append(loss)
-        return loss + 1
+        return loss
 
     loss = FlowMapMatching(reweight=(first, second))({"student": Spy()}, told(), Rng.seeded(0), Shared())
     torch.testing.assert_close(seen[1], 2 * seen[0])
-    torch.testing.assert_close(loss.value, (2 * seen[0] + 1).mean())
+    torch.testing.assert_close(loss.value, (4 * seen[0] ** 2).mean())
 
 
 def test_the_teacher_learns_where_it_is_the_role() -> None:
@@ -281,7 +282,7 @@ def test_the_state_is_the_interpolant() -> None:
     (call,) = u.calls
     rng = Rng((0,))
     rng.uniform(8, batch.x)  # the drops
-    t, _ = Diagonal()(8, rng, batch.x)
+    t, _ = Diagonal()(8, rng.fork(OF_PAIRS), batch.x)
     torch.testing.assert_close(call["z"], interpolate(batch.x, rng.noise_like(batch.x), t)[0])
 
 
