@@ -66,7 +66,10 @@ EVERYTHING = {
 """AnyFlow, 20 iterations a stage; the second goes on with the objective of the first."""
 SOME = {
     "replayed and recomputed": recipe(evolve(Far(), checkpointing=True), on_policy(replay=True), steps=3),
-    "accumulated": recipe(Wan21(), on_policy(), micro=1, steps=8),
+    "accumulated": recipe(Wan21(), mixture(), on_policy(), micro=1, steps=5),
+    "accumulated, the teacher's velocity": recipe(
+        Wan21(), anyflow.on_policy(steps=(2, 4), velocity="teacher"), micro=1, steps=6
+    ),
     "mixture": recipe(Wan21(), mixture(), steps=8),
     "adversarial": recipe(Wan21(), adversarial(), steps=8),
     "adversarial, whole": recipe(Wan21(), adversarial(), lora=False, steps=2),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flowmap import Stage
+from flowmap import Rng, Stage
 from flowmap.methods import anyflow
-from flowmap.training.loop import _micro
+from flowmap.objectives import Ordered
+from flowmap.training.micro import micro_batches
 from flowmap.training.ranks.distributed import Distribution, joined, own_device, world
 
 
@@ -36,14 +37,20 @@ def test_groups_must_be_whole() -> None:
 @pytest.mark.parametrize("micro", [None, 1, 2, 3])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_ranks_share_the_global_batch_each_sample_once(ranks: int, micro: int | None) -> None:
-    stage = Stage(anyflow.forward(), 1, batch=24, micro=micro)
-    parts = [_micro(stage, rank, ranks) for rank in range(ranks)]
+    stage, key = Stage(anyflow.forward(), 1, batch=24, micro=micro), (0, 0, 0)
+    found = [micro_batches(stage, 0, key, rank, ranks)[0] for rank in range(ranks)]
+    assert all(terms == (0,) for own in found for _, terms in own)
+    parts = [[piece for piece, _ in own] for own in found]
     assert sorted(p for own in parts for piece in own for p in piece) == [*range(24)]
     sizes = [[len(piece) for piece in own] for own in parts]
     assert all(size == sizes[0] for size in sizes) and max(sizes[0]) <= (micro or 24)
-    for pieces in zip(*parts, strict=True):  # a global micro-batch is a run of the batch
-        together = sorted(p for piece in pieces for p in piece)
-        assert together == [*range(together[0], together[0] + len(together))]
+    ((_, objective),) = stage.method.updates[0].terms
+    assert isinstance(objective, Ordered)
+    first = objective.first(24, Rng((*key, 0, 0), None, 24)).tolist()
+    together = [sum(first[p] for piece in pieces for p in piece) for pieces in zip(*parts, strict=True)]
+    if len(together) > 1:  # the diagonal comes first, on all ranks at once
+        size = sum(sizes[0][:1]) * ranks
+        assert together == [min(max(12 - k * size, 0), size) for k in range(len(together))]
 
 
 def test_one_process_is_no_group() -> None:
