@@ -208,11 +208,13 @@ class Shared:
 
     iteration: of the stage, from 0; for what is warmed up. ranks: how many work on the batch; where there are several
     all must make the same calls of the same networks, so nothing is left out for want of a sample: see `idle`.
+    measuring: whether to measure what is looked at once a stage.
     A mean belongs to the place that asks for it, such as role, update, term and reweight: see `at`.
     """
 
     iteration: int = 0
     ranks: int = 1
+    measuring: bool = False
     _now: dict[str, Mean] = field(factory=dict, init=False)  # of this rank
     _seen: dict[str, Mean] = field(factory=dict, init=False)  # of all ranks and earlier iterations
     _last: dict[str, Mean] = field(factory=dict, init=False)

@@ -14,10 +14,14 @@ from attrs import field, frozen
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import validators
-from ._types import Cond, Latent, Time, concat
+from ._types import Cond, Latent, Rng, Time, concat
 from .path import expand
 
 MeanVelocity: TypeAlias = Callable[[Latent, Time, Time, Cond], Latent]  # (z, t, r, cond) -> u; a FlowMap is one
+
+
+WIDTH = 5e-3
+"""h, the half of a difference's width."""
 
 
 class Derivative(Protocol):
@@ -28,13 +32,13 @@ class Derivative(Protocol):
 class CentralDifference:
     """(u(z₊, t₊, r) - u(z₋, t₋, r)) / (t₊ - t₋), with t± = t ± h and z± = z + (t± - t) v: any kernel, 2 F, one call.
 
-    Error O(h²) inside, for h well below the shortest wave of the time embedding. Times are clamped to [r, 1], so the
+    Error O(h²) inside; waves of u in t that are shorter than h are averaged. Times are clamped to [r, 1], so the
     network is never asked beyond the noise or past r, and near a border the difference is one-sided, of error O(h).
     `clamp=False` is the reference's form. z, v, t and the quotient stay float32: in bfloat16 a step of 5/1000 at t > ½
     becomes 4 or 8. arXiv:2509.04394, AnyFlow.
     """
 
-    h: float = field(default=5e-3, validator=[validators.gt(0.0), validators.le(0.1)])
+    h: float = field(default=WIDTH, validator=[validators.gt(0.0), validators.le(0.1)])
     clamp: bool = True
 
     def __call__(self, u: MeanVelocity, z: Latent, t: Time, r: Time, v: Latent, cond: Cond) -> Latent:
@@ -50,7 +54,7 @@ class CentralDifference:
 class OneSided:
     """(u(z_t, t, r) - u(z - h v, t - h, r)) / h, with h at most t - r: 2 F, error O(h)."""
 
-    h: float = field(default=5e-3, validator=[validators.gt(0.0), validators.le(0.1)])
+    h: float = field(default=WIDTH, validator=[validators.gt(0.0), validators.le(0.1)])
 
     def __call__(self, u: MeanVelocity, z: Latent, t: Time, r: Time, v: Latent, cond: Cond) -> Latent:
         below = torch.maximum(t - self.h, r)
@@ -83,6 +87,15 @@ class Predicted:
         return self.derivative(u, z, t, r, u(z, t, t, cond), cond)
 
 
+def nearby(z: Latent, precision: torch.dtype, rng: Rng) -> Latent:
+    """z moved by about what a network that computes in `precision` can tell: it rounds anew what it is asked there.
+
+    So what a derivative says at z and there differs by two of its rounding errors, and by little else. This needs no
+    second network in float32, and takes one as it is: in pieces over ranks, or recomputed.
+    """
+    return z * (1 + torch.finfo(precision).eps * rng.noise_like(z))
+
+
 class EndDerivative(Protocol):
     def __call__(self, u: MeanVelocity, z: Latent, t: Time, r: Time, cond: Cond) -> tuple[Latent, Latent]:
         """(Φ_{r←t}(z), ∂_r Φ_{r←t}(z)), with a graph where gradients are on."""
@@ -109,7 +122,7 @@ class EndDifference:
     Error O(h²) inside, O(h) in the slope at the ends of [0, t].
     """
 
-    h: float = field(default=5e-3, validator=[validators.gt(0.0), validators.le(0.1)])
+    h: float = field(default=WIDTH, validator=[validators.gt(0.0), validators.le(0.1)])
 
     def __call__(self, u: MeanVelocity, z: Latent, t: Time, r: Time, cond: Cond) -> tuple[Latent, Latent]:
         above, below = torch.minimum(r + self.h, t), (r - self.h).clamp_min(0.0)

@@ -32,8 +32,8 @@ class FlowMap(nn.Module, ABC):
 
     On the diagonal r = t it is the instantaneous velocity v_θ, so a teacher and a critic are flow maps too. Only
     `forward` must be written. `chunks`, `extend` and `teacher_forcing` describe a network that generates all frames
-    at once, and a causal network overrides them; `blocks`, `trained` and `thaw` say how the network is built. The
-    rest is final.
+    at once, and a causal network overrides them; `precision`, `blocks`, `trained` and `thaw` say how the network is
+    built. The rest is final.
     """
 
     @abstractmethod
@@ -51,6 +51,12 @@ class FlowMap(nn.Module, ABC):
     def teacher_forcing(self, x: Latent, cond: Cond, rng: Rng) -> tuple[Latent, Cond]:
         """Choose the frames to train on, and put their clean history into `cond`."""
         return x, cond
+
+    @property
+    def precision(self) -> torch.dtype:
+        """What it computes in: the narrowest type of its weights, unless a network says otherwise."""
+        types = {p.dtype for p in self.parameters() if p.is_floating_point()}
+        return min(types, key=lambda dtype: dtype.itemsize, default=torch.float32)
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -106,6 +112,10 @@ class Wrapped(FlowMap, ABC):
 
     def teacher_forcing(self, x: Latent, cond: Cond, rng: Rng) -> tuple[Latent, Cond]:
         return self.u.teacher_forcing(x, cond, rng)
+
+    @property
+    def precision(self) -> torch.dtype:
+        return self.u.precision
 
     @property
     def blocks(self) -> Sequence[nn.Module]:

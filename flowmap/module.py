@@ -49,6 +49,10 @@ class ModuleFlowMap(FlowMap):
             u = self._called(z, *given, **cond)
         return self.convention.velocity(u.to(z.dtype))
 
+    @property
+    def precision(self) -> torch.dtype:
+        return self.dtype
+
     def thaw(self) -> None:
         self.float().requires_grad_(True)
 

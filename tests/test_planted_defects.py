@@ -36,7 +36,7 @@ from tests import (
 from tests.methods import test_costs
 from tests.objectives import test_distribution_matching as dmd
 from tests.objectives import test_flow_map_matching as matching
-from tests.objectives import test_mixture
+from tests.objectives import test_mixture, test_rounding
 from tests.objectives import test_teachers_velocity as teachers_velocity
 from tests.toys import Toy
 from tests.training import test_checkpoint, test_ema, test_loop
@@ -164,7 +164,9 @@ DEFECTS: list[Defect] = [
     (
         "a difference divided by 2 h at the border",
         *(DERIVATIVE, "(u_above - u_below) / expand(above - below, z)", "(u_above - u_below) / (2 * self.h)"),
-        partial(test_derivative.test_near_a_border_the_difference_is_still_consistent, CentralDifference(), 1.0, 0.2),
+        partial(
+            test_derivative.test_near_a_border_the_difference_is_still_consistent, CentralDifference(5e-3), 1.0, 0.2
+        ),
     ),
     (
         "a difference in time alone",
@@ -175,6 +177,21 @@ DEFECTS: list[Defect] = [
         "a difference beyond pure noise",
         *(DERIVATIVE, "above.clamp_max(1.0), ", "above, "),
         partial(test_derivative.test_clamped_differences_stay_between_r_and_noise, derivative=CentralDifference(0.05)),
+    ),
+    (
+        "rounding looked for where it is the same",
+        *(DERIVATIVE, "torch.finfo(precision).eps * rng.noise_like(z)", "0 * rng.noise_like(z)"),
+        partial(test_rounding.test_it_is_the_true_error_of_a_difference_of_rounded_values, 0.02),
+    ),
+    (
+        "two rounding errors taken for one",
+        *(MATCHING, "(2**0.5 * guide.scale)", "guide.scale"),
+        partial(test_rounding.test_it_is_the_true_error_of_a_difference_of_rounded_values, 0.02),
+    ),
+    (
+        "rounding beside that of the diagonal's samples",
+        *(MATCHING, "(v - u)[off].square()", "(v - u).square()"),
+        test_rounding.test_samples_on_the_diagonal_do_not_count,
     ),
     ("r moved along", DERIVATIVE, "torch.zeros_like(r))", "torch.ones_like(r))", partial(linear, ForwardMode())),
     (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ..derivative import CentralDifference
+from ..derivative import WIDTH, CentralDifference
 from ..guidance import Exact, Fused
 from ..method import Method, Update
 from ..objectives import Objective
@@ -17,6 +17,7 @@ from .citations import ANYFLOW, DMD, MEANFLOW
 from .flow_matching import flow_matching
 
 CITATIONS = (ANYFLOW, MEANFLOW, DMD)
+REFERENCE_H = 5e-3
 
 
 def teacher(*, shift: float = 5.0, drop: float = 0.1) -> Method:
@@ -29,7 +30,7 @@ def forward(
     shift: float = 5.0,
     guidance: float = 3.0,
     drop: float = 0.1,
-    h: float = 5e-3,
+    h: float | None = None,
     diagonal: float = 0.5,
     edge: float = 0.25,
     velocity: Literal["data", "teacher"] = "data",
@@ -37,7 +38,8 @@ def forward(
 ) -> Method:
     """Stage 1, section 3.2: fine-tune a diffusion model into a flow map.
 
-    `parity=True` is the reference: guidance fused, differences not clamped at the borders.
+    `h` is the difference's, `flowmap.derivative.WIDTH` unless given. `parity=True` is the reference: guidance fused,
+    differences not clamped at the borders and, unless given, with h = 0.005.
     """
     matching = _matching(shift, guidance, drop, h, diagonal, edge, velocity, parity)
     return Method("anyflow_forward", (Update("student", ((1.0, matching),)),), CITATIONS)
@@ -49,7 +51,7 @@ def on_policy(
     guidance: float = 3.0,
     teacher_guidance: float = 4.0,
     drop: float = 0.1,
-    h: float = 5e-3,
+    h: float | None = None,
     diagonal: float = 0.5,
     edge: float = 0.25,
     velocity: Literal["data", "teacher"] = "data",
@@ -85,7 +87,7 @@ def _matching(
     shift: float,
     guidance: float,
     drop: float,
-    h: float,
+    h: float | None,
     diagonal: float,
     edge: float,
     velocity: Literal["data", "teacher"],
@@ -93,7 +95,7 @@ def _matching(
 ) -> FlowMapMatching:
     return FlowMapMatching(
         times=Triangle(diagonal, edge, shift),
-        derivative=CentralDifference(h, clamp=not parity),
+        derivative=CentralDifference(h or (REFERENCE_H if parity else WIDTH), clamp=not parity),
         reweight=(Beta(1.0, 0.5, shift), Balanced()),
         guidance=Fused(guidance, drop) if parity else Exact(guidance, drop),
         velocity=velocity,

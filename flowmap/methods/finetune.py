@@ -12,7 +12,7 @@ def finetune(
     shift: float = 5.0,
     guidance: float = 3.0,
     drop: float = 0.1,
-    h: float = 5e-3,
+    h: float | None = None,
     diagonal: float = 0.5,
     edge: float = 0.25,
 ) -> Method:

@@ -24,7 +24,7 @@ from .._types import (
     select,
     to_device,
 )
-from ..derivative import CentralDifference, Derivative
+from ..derivative import CentralDifference, Derivative, nearby
 from ..guidance import Exact, Guidance
 from ..model import FlowMap
 from ..path import expand, interpolate
@@ -34,6 +34,8 @@ from . import Loss, Networks, Ordered
 
 TIMES = 0x714E5
 """What (t, r) are drawn from `rng.fork` by: known before the batch is."""
+NEARBY = 0x4EA2
+"""What a point near z_t is drawn from `rng.fork` by."""
 Velocity: TypeAlias = Literal["data", "teacher", "student"]
 
 
@@ -50,7 +52,9 @@ class FlowMapMatching(Ordered):
     stage that fine-tunes it.
 
     Calls a sample: 1 G, 1 F for guidance or for the network's own velocity, 2 F for the derivative of those off the
-    diagonal; none of the F builds a graph. Raw losses are logged by role, before any reweight.
+    diagonal; none of the F builds a graph. Raw losses are logged by role, before any reweight. Where the network
+    computes in less than float32, "rounding" is logged when `shared` asks for it, for 2 F more: the mean square of the
+    target's error by it, over that of v̂ - u.
 
     Given z_t, the guided velocity of the data is the teacher's and w (ε - x - v_c), of mean zero: so with the teacher's
     the loss lacks w² ‖ε - x - v_c‖² of what it would be with the data's. Reweights are told this noise; see `Balanced`.
@@ -109,10 +113,15 @@ class FlowMapMatching(Ordered):
             ϱ = self.warmup(shared.iteration)
             du = self._derivative(u_θ, z, t, r, v, c, off, shared)
             y = v - expand(t - r, v) * ϱ * du / guide.scale if ϱ else v  # no factor 0: a du that is not finite is out
+            logs: dict[str, Mean] = {}
+            if shared.measuring and u_θ.precision.itemsize < torch.float32.itemsize:
+                near = nearby(z, u_θ.precision, rng.fork(NEARBY))
+                error = (self._derivative(u_θ, near, t, r, v, c, off, shared) - du) / (2**0.5 * guide.scale)
+                logs["rounding"] = Mean((expand(t - r, v) * error).square().sum(), (v - u)[off].square().sum())
         raw = (guide.implied(u, u_null) - y).square().flatten(1).mean(1)
 
         loss = reweighted(raw, t, r, self.reweight, shared, noise)
-        logs = {f"loss/{role}": Mean.of(raw, mask) for role, mask in roles(t, r).items()}
+        logs |= {f"loss/{role}": Mean.of(raw, mask) for role, mask in roles(t, r).items()}
         return Loss(guide.weight * loss.mean(), logs, raw.detach().isfinite())
 
     def _noise(self, off: Latent, t: Time, r: Time, dropped: Tensor, shared: Shared) -> Tensor | None:

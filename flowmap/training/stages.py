@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -59,6 +60,7 @@ def _stage(
     watch.train_start(trainer)
     with Interrupt() as stop:
         for iteration in range(first, stage.steps):
+            trainer.shared.measuring = iteration == 0
             means = trainer.step(iteration)
             last = iteration + 1 == stage.steps
             logs = None
@@ -66,6 +68,8 @@ def _stage(
                 logs = _read(trainer, means, iteration, saves)
                 watch.step_end(trainer, iteration, logs)
             run.step(trainer.number, iteration, logs)
+            for told in _rounded(trainer, logs or {}):
+                run.note(told)
             stopping, due = saves.agreed(stop.asked)
             if last or stopping or due:
                 during(f"the checkpoint after {iteration + 1} iterations of {trainer.where}")
@@ -89,6 +93,19 @@ def _read(trainer: Trainer, means: Mapping[str, Mean], iteration: int, saves: Sa
     except TrainingError as error:
         kept = "" if saves.newest is None else f"; the last good checkpoint is {saves.newest.name}"
         raise TrainingError(f"{error}{kept}") from None
+
+
+def _rounded(trainer: Trainer, logs: Mapping[str, float]) -> Iterator[str]:
+    """What rounding does to the derivatives of each role, in a sentence, where that was measured."""
+    for role in trainer.trained:
+        share = logs.get(f"{role}/rounding", math.nan)
+        if math.isfinite(share):
+            kind = str(trainer.nets[role].precision).removeprefix("torch.")
+            advice = "; a difference of larger h is rounded less" if share > 0.25 else ""
+            yield (
+                f"{trainer.where}: the {role} computes in {kind}, which rounds (t - r) d/dt u by {share**0.5:.2g} "
+                f"times |v - u|, what there is to learn{advice}"
+            )
 
 
 @torch.no_grad()

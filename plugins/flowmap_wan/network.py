@@ -68,6 +68,10 @@ class WanFlowMap(FlowMap):
                 self.net.get_submodule(name).float().requires_grad_(True)
 
     @property
+    def precision(self) -> torch.dtype:
+        return self.dtype
+
+    @property
     def blocks(self) -> Sequence[nn.Module]:
         return list(self.net.blocks)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from flowmap.derivative import CentralDifference, ForwardMode
+from flowmap.derivative import WIDTH, CentralDifference, ForwardMode
 from flowmap.guidance import Exact, Fused
 from flowmap.method import Method, Update
 from flowmap.methods import anyflow, flow_matching, meanflow
@@ -27,7 +27,7 @@ ROLLOUT = FlowMapBackwardSimulation((2, 4, 8, 16, 50), shift=5.0)
 def stage_1(parity: bool) -> FlowMapMatching:
     return FlowMapMatching(
         times=Triangle(diagonal=0.5, edge=0.25, shift=5.0),
-        derivative=CentralDifference(5e-3, clamp=not parity),
+        derivative=CentralDifference(5e-3, clamp=False) if parity else CentralDifference(WIDTH),
         reweight=(Beta(1.0, 0.5, 5.0), Balanced(1e-5)),
         guidance=Fused(3.0, 0.1) if parity else Exact(3.0, 0.1),
         velocity="data",
