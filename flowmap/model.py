@@ -160,6 +160,19 @@ class About:
     citations: tuple[str, ...] = ()
 
 
+def origin(path: str | Path) -> str:
+    """What a file that goes elsewhere says of where something came from: a hub id, or a directory's own name.
+
+    Of those that every run has, such as student, with the run's: `quickstart/student`. The folders above have the names
+    of people and machines, and say nothing anywhere else.
+    """
+    there = Path(path)
+    if not there.is_absolute() and not there.is_dir():
+        return str(path)
+    there = there.absolute()
+    return f"{there.parent.name}/{there.name}" if there.name in ("student", "teacher") else there.name
+
+
 class FlowMapSpec(ABC):
     """A recipe for flow maps: a frozen value, cheap to import, written into the checkpoint.
 

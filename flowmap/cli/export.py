@@ -100,7 +100,7 @@ def run(options: Namespace) -> None:
         path,
         options.to,
         options.out,
-        sizes=dict(options.sizes),
+        sizes=dict(options.sizes) or None,
         precision=options.precision,
         target=Target(options.device, tuple(options.capability)),
         check=not options.no_check,
@@ -120,18 +120,21 @@ def directory(what: str, name: str) -> Path:
 def refit(options: Namespace) -> None:
     if options.out is None:
         raise UsageError("the following arguments are required: --out")
-    fixed = ("to", "plan", "sizes", "capability", *FORMS, *ENGINES)
-    own = [name for name in fixed if vars(options)[name]]
-    own += [name for name, usual in (("precision", "float32"), ("device", "cpu")) if vars(options)[name] != usual]
-    if own:
-        name = own[0].replace("_", "-")
-        raise UsageError(f"--{name} cannot be given with --refit: all but the weights is that of {options.refit}")
+    if own := given(options, "to", "sizes", "capability", "precision", "device", *FORMS, *ENGINES):
+        raise UsageError(f"{own} cannot be given with --refit: all but the weights is that of {options.refit}")
     path, student = directory("export", options.refit), directory("student", options.student)
     wait_passively(options.console)
     from ..export.api import export
 
     check = not options.no_check
     show(export.refit(path, student, options.out, check=check, compile=options.compile))
+
+
+def given(options: Namespace, *names: str) -> str | None:
+    """The first of these options that is not as it is where nothing is said."""
+    usual = {"precision": "float32", "device": "cpu", "sizes": [], "capability": [], "no_check": False}
+    own = next((name for name in names if vars(options)[name] != usual.get(name)), None)
+    return None if own is None else f"--{own.replace('_', '-')}"
 
 
 def show(report: Report) -> None:
@@ -154,6 +157,10 @@ def plan(options: Namespace) -> None:
 
     if options.precision == "fp8":
         raise UsageError("--precision fp8: a plan is of the graphs before they are rounded: say fp16")
+    if own := given(options, "out", "refit", "device", "capability", "no_check", "compile", *FORMS, *ENGINES):
+        raise UsageError(
+            f"{own} cannot be given with --plan, which writes nothing: it reads --to, --sizes and --precision"
+        )
     asked = dict(options.sizes)
     for graph in planned(options.student, to=options.to, sizes=asked, precision=options.precision):
         print(f"{graph.name}: {graph.nodes} nodes, nothing complex, nothing in float64, no higher-order operators")

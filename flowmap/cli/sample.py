@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,14 +81,14 @@ def _source(path: Path, given: str | None) -> Path:
     from ..plugins import backbone
 
     manifest = Manifest.read(path)
-    name = given or manifest.source
-    if name is None or not Path(name).is_dir():
-        there = "it was made of a network in memory" if name is None else f"{name} is not there"
+    found = Path(given) if given else None if manifest.source is None else path / manifest.source
+    if found is None or not found.is_dir():
+        there = "it was made of a network in memory" if found is None else f"{given or manifest.source} is not there"
         raise UsageError(
             f"{path}: an export makes latents alone, text encoder and VAE are read from its student, and {there}: name "
             "a directory that has them with --encoders DIR"
         )
-    folder = located(Path(name))
+    folder = located(Path(os.path.normpath(found)))
     have = backbone(str(folder)).encoders()
     if other := [part for part, sha in manifest.encoders.items() if part in have and have[part] != sha]:
         raise UsageError(

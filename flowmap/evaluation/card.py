@@ -19,7 +19,7 @@ from . import records
 def facts(recipe: Recipe, data: Data) -> dict[str, Any]:
     """What a sampler must know of the student and its weights do not say."""
     return {
-        "recipe": recipe.name,
+        "recipe": Path(recipe.name).stem,
         "digest": digest(recipe),
         "latent_shape": list(data.batch([0]).x.shape[1:]),
         "shift": recipe.backbone.shift,

@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import torch
 from attrs import frozen
 
 from .backend import Available, Job, quiet, versions
+from .blank import blank
+from .errors import ExportError
 from .graph import Call
 from .manifest import Built, Manifest
 from .spec import Asked
@@ -18,13 +23,16 @@ from .spec import Asked
 class Aoti:
     """Tied to torch's release, and to the instructions of the processor or the architecture of the GPU it is made on.
 
-    It checks no input: wrong types and sizes run and give wrong numbers, so that only the checked call is given out.
-    Option `inductor`: torch's own settings for it.
+    It checks no input: wrong types, sizes and strides run and give wrong numbers, so only the checked call is given
+    out. switch: set in the environment before the first call, a package refuses inputs of other types, of more than the
+    most sizes, and of other strides where these are numbers; not strides that follow a size with a range. Option
+    `inductor`: torch's own settings for it.
     """
 
     exact: tuple[str, ...] = ("torch",)
     builds_ahead: bool = False
     bound: bool = True
+    switch: str = "AOTI_RUNTIME_CHECK_INPUTS=1"
 
     def available(self) -> Available:
         if compiler() is None:
@@ -33,14 +41,29 @@ class Aoti:
 
     def check(self, asked: Asked) -> None:
         asked.known("aoti", ("inductor",))
+        if taken := sorted({PACKAGE, FOLDER} & asked.options.get("inductor", {}).keys()):
+            raise ExportError(f"inductor has {taken[0]!r}, which an export sets itself: leave it out")
 
     def build(self, job: Job) -> str:
-        from torch._inductor import aoti_compile_and_package
+        from torch._inductor import aot_compile
+        from torch._inductor.package.package import package_aoti
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-        file = f"{job.graph.name}.pt2"
-        configs = dict(job.asked.options.get("inductor", {}))
-        with quiet():
-            aoti_compile_and_package(job.program, package_path=str(job.folder / file), inductor_configs=configs)
+        file, (args, kwargs) = f"{job.graph.name}.pt2", job.program.example_inputs
+        with quiet(), TemporaryDirectory(dir=job.folder) as folder:
+            options = {
+                "aot_inductor.enable_line_tables": False,  # they name every source file
+                "aot_inductor.check_lowerbound": not starts_at_one(job),
+                **job.asked.options.get("inductor", {}),
+                PACKAGE: True,
+                FOLDER: folder,
+            }
+            made: Any = aot_compile(job.program.module(check_guards=False), args, kwargs, options=options)
+            kept = [part for part in made if not str(part).endswith(".cpp")]  # sources, for people to read
+            for part in kept:
+                if isinstance(part, str):
+                    blank(Path(part), (folder, Path(torch.__file__).parent, cache_dir()))
+            package_aoti(str(job.folder / file), kept)
         return file
 
     def compare(self, file: Path, built: Built, manifest: Manifest) -> tuple[Call, str]:
@@ -52,6 +75,15 @@ class Aoti:
         with quiet():
             module = aoti_load_package(str(file))
         return lambda *args: module(*args)
+
+
+PACKAGE, FOLDER = "aot_inductor.package", "aot_inductor.output_path"
+
+
+def starts_at_one(job: Job) -> bool:
+    """Whether a range starts at 1: the tracer has it start at 2, and the package's own check would refuse 1."""
+    ranges = (job.profile[name] for name in job.graph.dims)
+    return any(r.least == 1 and not r.fixed for r in ranges)
 
 
 def compiler() -> str | None:

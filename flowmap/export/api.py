@@ -15,7 +15,7 @@ from ..atomic import whole
 from ..model import FlowMap
 from ..plugins import collect, installed, named
 from . import forms, fp8
-from .backend import Exporter, check_machine, check_versions, machine, require
+from .backend import ChecksItself, Exporter, check_machine, check_versions, machine, require
 from .errors import ExportError
 from .graph import Family
 from .manifest import MANIFEST, Manifest
@@ -24,7 +24,7 @@ from .plain import Plain
 from .refit import refit
 from .runner import Checked
 from .spec import DTYPES, Asked, Precision, ShapeProfile, Target
-from .steps import Report, build, compare, opened, require_free
+from .steps import Report, build, compare, compared, opened, require_free
 from .student import Sizes, check_sizes, codec_of, family_of, known_sizes, loaded, sampler_of
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Export:
         example: tuple[Latent, Cond] | None = None,
         check: bool = True,
         compile: bool | None = None,
-        steps: tuple[int, ...] = (1, 4),
+        rollouts: tuple[int, ...] | None = None,
         options: Mapping[str, Any] | None = None,
         pm: Any = None,
     ) -> Report:
@@ -57,8 +57,9 @@ class Export:
         and text, each one size or (least, usual, most); those of training by default. example: (z, cond) for a
         network that no plugin knows how to export. check: measure parity with the student in `precision`, and fail
         where it is worse than the limit of that; and how far the student in float32 is, without a limit. compile: time
-        the student under torch.compile too; None is on a GPU alone, since a compilation takes minutes on a CPU. steps:
-        of the rollouts that are compared. options: of the back end.
+        the student under torch.compile too; None is on a GPU alone, since a compilation takes minutes on a CPU.
+        rollouts: the numbers of steps of the rollouts that are compared, (1, 4) by default. options: of the form, such
+        as {"steps": 8} for comfyui. An argument that the form does not read is refused.
 
         An `ExportError` says in a sentence what cannot be done. `out` appears when all is done, or not at all.
         """
@@ -69,10 +70,12 @@ class Export:
         final = Path(out)
         require_free(final)
         if form is not None:
-            if sizes or example is not None:
-                raise ExportError(f"{to} is files for any size: it takes no sizes and no example")
+            unread = {"sizes": sizes, "example": example, "compile": compile, "rollouts": rollouts}
+            if given := next((name for name, value in unread.items() if value is not None), None):
+                raise ExportError(f"{to} does not read {given}: it writes files for any size, and no graph to call")
             return Report(final, *forms.write(to, *form, asked, final))
         exporter: Exporter = named(pm, "flowmap_exporters", to, forms.names(pm))
+        walks = compared(rollouts, compile, check)
         if asked.target.device == "cuda" and not torch.cuda.is_available() and not exporter.builds_ahead:
             raise ExportError(f"{to} for a CUDA GPU (device, --device) is built on one, and there is none here")
         exporter.check(asked)
@@ -97,9 +100,10 @@ class Export:
             versions=libraries,
             machine=machine(asked.target) if exporter.bound else {},
             options=asked.options,
+            switch=exporter.switch if isinstance(exporter, ChecksItself) else None,
             sizes=wanted.dims,
             latent=family.example(u, wanted.usual(), Rng.seeded(0))[0].shape[1:],
-            source=None if folder is None else str(folder.resolve()),
+            source=None if folder is None else forms.source(folder, final),
             encoders={} if spec is None else spec.encoders(),
         )
         codec = codec_of(spec, device) if (check or precision == "fp8") and spec is not None else None
@@ -111,7 +115,7 @@ class Export:
             errors: tuple[float | None, float | None] = (None, None)
             if check:
                 wide = exact(spec, folder, device)
-                errors = compare(partial, u, wanted, exporter, manifest, family, steps, codec, wide, compile)
+                errors = compare(partial, u, wanted, exporter, manifest, family, walks, codec, wide, compile)
             manifest = manifest.write(partial)
         return Report(final, manifest, *errors)
 
@@ -123,7 +127,7 @@ class Export:
         *,
         example: tuple[Latent, Cond] | None = None,
         check: bool = True,
-        steps: tuple[int, ...] = (1, 4),
+        rollouts: tuple[int, ...] | None = None,
         compile: bool | None = None,
         pm: Any = None,
     ) -> Report:
@@ -132,7 +136,7 @@ class Export:
         Nothing is traced again; adapters of the student are fused in. `path` stays as it is. The arguments are those
         of an export, of which `example` is needed where the export had one.
         """
-        return refit(path, student, out, example=example, check=check, steps=steps, compile=compile, pm=pm)
+        return refit(path, student, out, example=example, check=check, rollouts=rollouts, compile=compile, pm=pm)
 
     def load(self, path: str | Path, *, pm: Any = None) -> nn.Module:
         """The export in `path`, to be called as diffusers calls its transformer: `pipe.transformer = load(DIR)`.

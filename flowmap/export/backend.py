@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from attrs import field, frozen
 from torch.export import ExportedProgram
 
-from .errors import ArchitectureError, BackendError, ExportError, MissingPackageError, NoDeviceError, VersionError
+from .errors import ArchitectureError, MissingPackageError, NoDeviceError, VersionError
 from .graph import Call, Graph
 from .manifest import Built, Manifest
 from .spec import Asked, ShapeProfile, Target
@@ -72,6 +72,15 @@ class Exporter(Protocol):
 
     def load(self, file: Path, built: Built, manifest: Manifest) -> Call:
         """What `build` wrote, ready to be called."""
+
+
+@runtime_checkable
+class ChecksItself(Protocol):
+    """An exporter whose files check what they are called with, where the environment says so."""
+
+    @property
+    def switch(self) -> str:
+        """NAME=VALUE."""
 
 
 def require(to: str, exporter: Exporter) -> Mapping[str, str]:
@@ -138,18 +147,6 @@ def check_versions(manifest: Manifest, exporter: Exporter, here: Mapping[str, st
                 f"this {manifest.to} export was made with {name} {made} and is tied to it, here is {have}: install "
                 f"that release, or export again"
             )
-
-
-@contextmanager
-def failing(what: str) -> Iterator[None]:
-    """What a library raises is its own; what people read is a sentence."""
-    try:
-        yield
-    except ExportError:
-        raise
-    except Exception as error:
-        said = next(iter(str(error).strip().splitlines()), "")
-        raise BackendError(f"{what}: {type(error).__name__}: {said}") from error
 
 
 @contextmanager

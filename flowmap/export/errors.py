@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -58,3 +60,15 @@ class LintError(ExportError):
 
 class ParityError(ExportError):
     """What was built computes something else than the student; nothing was left behind."""
+
+
+@contextmanager
+def failing(what: str) -> Iterator[None]:
+    """What a library raises is its own; what people read is a sentence."""
+    try:
+        yield
+    except ExportError:
+        raise
+    except Exception as error:
+        said = next(iter(str(error).strip().splitlines()), "")
+        raise BackendError(f"{what}: {type(error).__name__}: {said}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -11,7 +12,7 @@ from attrs import field, frozen
 
 from ..atomic import whole
 from ..faults import reach
-from ..model import FlowMap, FlowMapSpec
+from ..model import FlowMap, FlowMapSpec, origin
 from ..plugins import backbone, collect
 from .backend import versions
 from .errors import ExportError
@@ -33,6 +34,12 @@ class Saved:
     def of(cls, path: Path, pm: Any) -> Saved:
         folder = located(path)
         return cls(folder, backbone(str(folder), pm), facts(folder))
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """What its run says that it was made of, where it lies in one. It is of this machine: no export repeats it."""
+        file = self.folder.parent / "recipe.json"
+        return json.loads(file.read_text()) if file.is_file() else {}
 
     @property
     def sampler(self) -> dict[str, Any]:
@@ -131,8 +138,8 @@ def write(to: str, form: Form, student: Saved, asked: Asked, out: Path) -> tuple
             weights=made.weights,
             sampler=made.sampler,
             versions=versions("peft", "safetensors"),
-            options=asked.options,
-            source=str(student.folder.resolve()),
+            options={name: origin(v) if isinstance(v, (str, Path)) else v for name, v in asked.options.items()},
+            source=source(student.folder, out),
         ).write(partial)
     return manifest, made.worst
 
@@ -142,6 +149,18 @@ def located(path: Path) -> Path:
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: there is no such directory")
     return path / "student" if (path / "student").is_dir() and not (path / "model_index.json").is_file() else path
+
+
+def source(folder: Path, out: Path) -> str:
+    """What an export in `out` says of the student that it was made of, in `folder`.
+
+    The way from the one to the other where both were given by relative paths, which name no folder above; else the name
+    alone.
+    """
+    ways = [Path(os.path.normpath(path)) for path in (folder, out)]
+    if any(way.is_absolute() or ".." in way.parts for way in ways):
+        return origin(folder.absolute())
+    return Path(os.path.relpath(*ways)).as_posix()
 
 
 def facts(folder: Path | None) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from torch.export import Dim, ExportedProgram
 
 from .._types import Cond, Latent, Rng
 from ..model import FlowMap
-from .errors import ExportError, LintError
+from .blank import without_sources
+from .errors import ExportError, LintError, failing
 from .spec import ShapeProfile
 
 if TYPE_CHECKING:
@@ -68,6 +69,13 @@ class Graph:
             r, n, most = profile[name], self.multiples.get(name, 1), self.limits.get(name)
             if r.least % n or r.usual % n or r.most % n:
                 raise ExportError(f"{name} = {r}: must be multiples of {n}")
+            if not r.fixed and r.most < 2 * n:
+                raise ExportError(f"{name} = {r}: a range must reach {2 * n} at least")
+            if not r.fixed and 1 < n == r.least:
+                raise ExportError(
+                    f"{name} = {r}: the tracer takes one patch, {n}, for a constant: start the range at {2 * n}, or "
+                    f"export {name} = {n} for itself"
+                )
             if most is not None and r.most > most:
                 raise ExportError(f"{name} = {r}: this network takes at most {most}")
 
@@ -124,17 +132,17 @@ def program(graph: Graph, profile: ShapeProfile, dtype: torch.dtype, device: tor
         sizes[name] = r.usual
         if not r.fixed:
             sizes[name] = max(r.usual, 2 * n)
-            if r.most < 2 * n:
-                raise ExportError(f"{name} = {r}: a range must reach {2 * n} at least")
             base = Dim(f"{name}_" if n == 1 else f"{name}_{n}", min=max(1, r.least // n), max=r.most // n)
             dims[name] = base if n == 1 else n * base
     args = example(graph, sizes, dtype, device)
     shapes: tuple[Any, ...] = tuple({k: dims[d] for k, d in enumerate(i.dims) if d in dims} for i in graph.inputs)
     kinds = [p.kind for p in signature(graph.module.forward).parameters.values()]
-    if Parameter.VAR_POSITIONAL in kinds:  # such arguments are one tuple to the tracer
-        shapes = (*shapes[: (k := kinds.index(Parameter.VAR_POSITIONAL))], shapes[k:])
-    with torch.no_grad():
-        return torch.export.export(graph.module, args, dynamic_shapes=shapes if dims else None, strict=False)
+    k = kinds.index(Parameter.VAR_POSITIONAL) if Parameter.VAR_POSITIONAL in kinds else len(shapes)
+    if shapes[k:]:  # such arguments are one tuple to the tracer, and nothing where there are none
+        shapes = (*shapes[:k], shapes[k:])
+    with torch.no_grad(), failing(f"{graph.name!r} cannot be traced"):
+        made = torch.export.export(graph.module, args, dynamic_shapes=shapes if dims else None, strict=False)
+    return without_sources(made)
 
 
 def values(program: ExportedProgram) -> Iterator[tuple[str, torch.dtype]]:

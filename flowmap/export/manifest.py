@@ -27,7 +27,10 @@ class File:
 
 @frozen
 class Built:
-    """A graph on disk. file: in the directory. ranges: of every named dimension; one with a single size is baked in."""
+    """A graph on disk. file: in the directory. ranges: of every named dimension; one with a single size is baked in.
+
+    layout: of every input in memory; some back ends compute nonsense on another, without a word.
+    """
 
     name: str
     file: str
@@ -35,6 +38,7 @@ class Built:
     output: str
     ranges: Mapping[str, Range]
     multiples: Mapping[str, int]
+    layout: str = "contiguous"
 
     @classmethod
     def of(cls, graph: Graph, profile: ShapeProfile, precision: Precision, file: str) -> Built:
@@ -59,9 +63,10 @@ class Manifest:
 
     machine: what the files are tied to, where they are. sampler: the grid that the student is sampled on. numbers: how
     many weights there are of each type. latent: the shape of the usual one, without the batch.
-    source, encoders: the student's directory, and the hashes of its text encoder and VAE, which an export has not.
-    options: what was asked for beyond that. sizes: as asked for, of which those of the graphs follow. refitted: the
-    weights of the export that this one was before its weights were changed.
+    source, encoders: the student's directory, the way from here or its name alone, and the hashes of its text encoder
+    and VAE, which an export has not. options: what was asked for beyond that. sizes: as asked for, of which those of
+    the graphs follow. refitted: the weights of the export that this one was before its weights were changed. switch:
+    what, in the environment, makes the files check their inputs themselves.
     """
 
     to: str
@@ -81,6 +86,7 @@ class Manifest:
     source: str | None = None
     encoders: Mapping[str, str] = field(factory=dict)
     refitted: str | None = None
+    switch: str | None = None
     files: Mapping[str, File] = field(factory=dict)
     schema: int = SCHEMA
 

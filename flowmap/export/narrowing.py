@@ -16,6 +16,7 @@ from attrs import asdict, frozen
 from .._types import Rng
 from ..model import FlowMap
 from ..rollout import sample
+from .errors import BackendError
 from .graph import Family
 from .verify import relative, walk
 
@@ -77,7 +78,9 @@ def narrowing(
         for n in steps:
             ours, theirs = (sample(net, z, cond, n, shift=shift) for net in (made, wide))
             found[walk(n, u, z)] = relative(ours, theirs)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, BackendError) as error:
+        if isinstance(error, BackendError) and not isinstance(error.__cause__, torch.OutOfMemoryError):
+            raise
         return Narrowing({}, NO_ROOM)
     return Narrowing(found)
 

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from .graph import Graph
 
-OPSET, OPSET_FP8 = 18, 21
+OPSET, OPSET_FP8, OPSET_BF16 = 18, 21, 22
 """Not 23: its `Attention` fails in TensorRT and TensorRT-RTX in float32. 8 bits are there from 19 on, but ONNX Runtime
-moves transpositions past them, which take them from 21 on."""
+moves transpositions past them, which take them from 21 on. `Conv` takes bfloat16 from 22 on."""
 INLINE = 1 << 30
 """Bytes of weights above which they stand in a file of their own: protobuf ends at 2 GiB."""
 
@@ -111,17 +111,17 @@ def check_runs_here(asked: Asked) -> None:
             provider("cuda")
     elif asked.precision == "bf16":
         raise ExportError(
-            "onnx in bf16 does not run on a CPU, ONNX Runtime has no convolution of that type there: export float32 or "
-            "fp16, or write it unseen for another engine (check=False, --no-check)"
+            "onnx in bf16 does not run on a CPU, ONNX Runtime has no MatMul, Conv or Add of that type there: export "
+            "float32 or fp16, or write it unseen for another engine (check=False, --no-check)"
         )
 
 
 def check_precision(asked: Asked) -> None:
-    """ONNX Runtime, in an engine's place, has no convolution in bf16 on a CPU."""
+    """ONNX Runtime, in an engine's place, computes nothing in bf16 on a CPU."""
     if asked.precision == "bf16" and asked.check and not torch.cuda.is_available():
         raise ExportError(
-            "bf16 cannot be compared with the student here, ONNX Runtime has no such convolution on a CPU: export "
-            "float32, or do without the comparison (check=False, --no-check)"
+            "bf16 cannot be compared with the student here, ONNX Runtime has no MatMul, Conv or Add of that type on a "
+            "CPU: export float32, or do without the comparison (check=False, --no-check)"
         )
 
 
@@ -129,13 +129,14 @@ def write(program: ExportedProgram, graph: Graph, path: Path) -> None:
     """By torch's exporter, the inputs' dimensions under the profile's names; and where its weights are, checked."""
     import onnx
 
-    narrow = any(v.dtype == fp8.E4M3 for v in program.state_dict.values())
+    types = {v.dtype for v in program.state_dict.values()}
+    narrow = fp8.E4M3 in types
     with quiet(), _silent(), torch.no_grad():
         made: Any = torch.onnx.export(
             program,
             (),
             dynamo=True,
-            opset_version=OPSET_FP8 if narrow else OPSET,
+            opset_version=OPSET_FP8 if narrow else OPSET_BF16 if torch.bfloat16 in types else OPSET,
             custom_translation_table=fp8.translations() if narrow else None,
             input_names=[i.name for i in graph.inputs],
             output_names=[graph.output],

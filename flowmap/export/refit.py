@@ -22,14 +22,14 @@ from ..faults import reach
 from ..model import FlowMap, sha256
 from ..plugins import collect, installed, named
 from . import constants, forms
-from .backend import Exporter, check_versions, failing, require
-from .errors import ExportError
+from .backend import Exporter, check_versions, require
+from .errors import ExportError, failing
 from .graph import Family, Graph
 from .manifest import MANIFEST, Manifest
 from .narrowing import exact
 from .plain import Plain
 from .spec import DTYPES, Asked, ShapeProfile
-from .steps import Report, compare, require_free
+from .steps import Report, compare, compared, require_free
 from .student import codec_of, loaded, sampler_of
 from .weights import Held, Map, Refits, read
 
@@ -47,7 +47,7 @@ def refit(
     *,
     example: tuple[Latent, Cond] | None = None,
     check: bool = True,
-    steps: tuple[int, ...] = (1, 4),
+    rollouts: tuple[int, ...] | None = None,
     compile: bool | None = None,
     pm: Any = None,
 ) -> Report:
@@ -60,6 +60,7 @@ def refit(
     if not old.is_dir():
         raise FileNotFoundError(f"{old}: there is no such directory")
     require_free(final)
+    walks = compared(rollouts, compile, check)
     manifest = Manifest.read(old)
     if not manifest.graphs:
         raise ExportError(f"{old}: a {manifest.to} export is files for other programs: write that of the new student")
@@ -81,7 +82,7 @@ def refit(
         manifest,
         weights=sha256({name: value for state in states.values() for name, value in state.items()}),
         versions=libraries,
-        source=None if folder is None else str(folder.resolve()),
+        source=None if folder is None else forms.source(folder, final),
         sampler=sampler_of(forms.facts(folder), spec, manifest.sampler["shift"]),
         encoders={} if spec is None else spec.encoders(),
         refitted=manifest.weights,
@@ -99,7 +100,7 @@ def refit(
         errors: tuple[float | None, float | None] = (None, None)
         if check:
             wide = exact(spec, folder, device)
-            errors = compare(partial, u, sizes, exporter, manifest, family, steps, codec, wide, compile)
+            errors = compare(partial, u, sizes, exporter, manifest, family, walks, codec, wide, compile)
         manifest = manifest.write(partial)
     return Report(final, manifest, *errors)
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from .._types import Cache, Cond, Latent, Time
 from ..model import ConditionError, FlowMap
-from .errors import DtypeError, ExportError, ProfileError
+from .errors import DtypeError, ExportError, ProfileError, failing
 from .graph import Call
 from .manifest import Built
 from .spec import Outside, Range
@@ -29,7 +29,13 @@ class Checked:
 
     def __call__(self, *args: Tensor) -> Tensor:
         check(self.built, args, self.device)
-        return self.call(*(a.contiguous() for a in args))
+        with failing(f"{self.built.name} cannot be called"):
+            return self.call(*(packed(a) for a in args))
+
+
+def packed(a: Tensor) -> Tensor:
+    """Contiguous, the strides of dimensions of size 1 too, which `Tensor.contiguous` leaves as they are."""
+    return a.contiguous().flatten().view(a.shape)
 
 
 def check(built: Built, args: tuple[Tensor, ...], device: torch.device) -> None:

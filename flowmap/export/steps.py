@@ -15,8 +15,8 @@ from torch import Tensor
 from ..faults import reach
 from ..model import FlowMap, sha256
 from . import verify
-from .backend import Exporter, Job, failing
-from .errors import ExportError
+from .backend import Exporter, Job
+from .errors import ExportError, failing
 from .graph import Family, Graph, lint, program, require_precision
 from .latency import latency
 from .manifest import Built, Manifest
@@ -46,6 +46,23 @@ def require_free(final: Path) -> None:
     """What is there is not written over."""
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise ExportError(f"{final}: is there already: give a directory that is empty or not there")
+
+
+ROLLOUTS = (1, 4)
+"""Numbers of steps of the rollouts that are compared, where none are asked for."""
+
+
+def compared(rollouts: tuple[int, ...] | None, compile: bool | None, check: bool) -> tuple[int, ...]:
+    """As asked for; an `ExportError` where they are no numbers of steps, or where nothing is compared."""
+    if not check:
+        if given := "rollouts" if rollouts is not None else "compile" if compile else None:
+            raise ExportError(f"{given} was given with check=False (--no-check), and nothing is compared or timed then")
+        return ()
+    walks = ROLLOUTS if rollouts is None else rollouts
+    whole = isinstance(walks, Sequence) and all(type(n) is int and n >= 1 for n in walks)
+    if not whole or not walks:
+        raise ExportError(f"rollouts = {rollouts!r}: must be numbers of steps, such as {ROLLOUTS}")
+    return tuple(walks)
 
 
 def build(

@@ -12,6 +12,7 @@ from attrs import evolve, frozen
 from torch import Tensor
 
 from flowmap.export.errors import ExportError, ParityError
+from flowmap.model import origin
 
 from .checkpoints import BASE_FILE, LORA_FILE, WHOLE_FILE
 from .streaming import stored
@@ -32,7 +33,7 @@ BASE = "base"
 @frozen(eq=False)
 class Adapters:
     """ΔW = scale · B A of every layer, by the names of diffusers. about: what peft is told of them. base: its config,
-    as far as no tensor shows it, and its path."""
+    as far as no tensor shows it, and its name."""
 
     layers: Mapping[str, tuple[Tensor, Tensor]]
     scale: float
@@ -50,10 +51,11 @@ class Adapters:
         about = {name.removeprefix(PREFIX): value for name, value in said.items()}
         names = sorted(name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight"))
         pairs = {name: (tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]) for name in names}
-        base = folder / "lora" / BASE_FILE
-        return cls(
-            pairs, about["lora_alpha"] / about["r"], about, json.loads(base.read_text()) if base.is_file() else {}
-        )
+        file = folder / "lora" / BASE_FILE
+        base = json.loads(file.read_text()) if file.is_file() else {}
+        if base.get("path") is not None:
+            base["path"] = origin(base["path"])  # older ones have it whole
+        return cls(pairs, about["lora_alpha"] / about["r"], about, base)
 
     def change(self, layer: str) -> Tensor:
         """ΔW, float64."""
@@ -98,12 +100,12 @@ def require(folder: Path) -> None:
         )
 
 
-def base_of(adapters: Adapters, asked: Asked) -> Path | None:
-    """Where the base is, if it is here; an `ExportError` where it was named and is not."""
+def base_of(student: Saved, asked: Asked) -> Path | None:
+    """Where the base is, if it was named or its run says so; an `ExportError` where it was named and is not."""
     named = asked.options.get(BASE)
     if named is not None and not (Path(named) / "transformer").is_dir():
         raise ExportError(f"base = {str(named)!r}: has no transformer/: must be the directory of a diffusers pipeline")
-    path = named or adapters.base.get("path")
+    path = named or student.recipe.get("backbone", {}).get("path")
     return Path(path) if path and (Path(path) / "transformer").is_dir() else None
 
 
@@ -114,7 +116,7 @@ def compared(adapters: Adapters, student: Saved, asked: Asked) -> float | None:
     in and of the adapters to what the file is in: then the adapters are another student's, or the base is. An entry's
     own, since ΔW is small beside the largest of W, and may be less than that one's rounding.
     """
-    base = base_of(adapters, asked)
+    base = base_of(student, asked)
     if base is None or not asked.check:
         return None
     theirs, ours, worst = stored(str(base)), stored(str(student.folder)), 0.0

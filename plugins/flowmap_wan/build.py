@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from flowmap._types import Role
-from flowmap.model import require_fit
+from flowmap.model import origin, require_fit
 
 from .network import Bidirectional, WanFlowMap
 from .random import drawn
@@ -84,6 +84,7 @@ def pretrained(spec: WanSpec, dtype: torch.dtype) -> Any:
     loader: Any = type(cls.__name__, (cls,), {"_keep_in_fp32_modules": exact(cls)})
     net = loader.from_pretrained(spec.path, **given)
     net.__class__ = cls  # the other one was for loading: it has no name that diffusers could write down
+    net.register_to_config(_name_or_path=origin(spec.path))
     return net.eval()
 
 

@@ -11,6 +11,7 @@ import torch
 from attrs import evolve
 
 from flowmap import FlowMap
+from flowmap.model import origin
 
 from .build import build, flow_map, pretrained, rebuilt
 from .codec import components, no_bar
@@ -89,7 +90,7 @@ def save_lora(u: WanFlowMap, path: Path, base: str | None = None) -> None:
     )
     if whole := {name: p for name, p in tensors.items() if name not in layers}:
         save_file(whole, path / WHOLE_FILE)
-    (path / BASE_FILE).write_text(json.dumps({**_unseen(u), "path": base}))
+    (path / BASE_FILE).write_text(json.dumps({**_unseen(u), "path": None if base is None else origin(base)}))
 
 
 def _unseen(u: WanFlowMap) -> dict[str, Any]:

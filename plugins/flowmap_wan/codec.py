@@ -11,6 +11,7 @@ from attrs import frozen
 from torch import Tensor
 
 from flowmap._types import Cond, Latent
+from flowmap.model import origin
 
 if TYPE_CHECKING:
     from .spec import WanSpec
@@ -26,10 +27,12 @@ def components(path: str, dtype: torch.dtype) -> dict[str, Any]:
 
     given = {"dtype": dtype, "use_safetensors": True}  # the libraries would fall back on pickles
     with no_bar():
+        vae: Any = AutoencoderKLWan.from_pretrained(path, subfolder="vae", **given).eval()
+        vae.register_to_config(_name_or_path=origin(path))  # is saved with it
         return {
             "tokenizer": AutoTokenizer.from_pretrained(path, subfolder="tokenizer"),
             "text_encoder": UMT5EncoderModel.from_pretrained(path, subfolder="text_encoder", **given).eval(),
-            "vae": AutoencoderKLWan.from_pretrained(path, subfolder="vae", **given).eval(),
+            "vae": vae,
         }
 
 

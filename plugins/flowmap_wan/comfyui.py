@@ -96,7 +96,7 @@ class FixedStepLora:
         found = Adapters.read(student.folder)
         for layer in found.layers:
             original(layer)
-        adapters.base_of(found, asked)
+        adapters.base_of(student, asked)
         plain(found, student.folder)
 
     def write(self, student: Saved, asked: Asked, out: Path) -> Written:

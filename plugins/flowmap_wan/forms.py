@@ -13,7 +13,7 @@ from attrs import evolve, frozen
 from flowmap.export.errors import ExportError
 from flowmap.export.forms import Written
 from flowmap.export.spec import DTYPES
-from flowmap.model import require_fit, sha256
+from flowmap.model import origin, require_fit, sha256
 
 from . import adapters
 from .build import empty, pretrained
@@ -51,13 +51,22 @@ class Pipeline:
         for name in index:
             if name != "transformer" and (student.folder / name).is_dir():
                 shutil.copytree(student.folder / name, out / name)
+                rename(out / name / "config.json")
         for name in ("model_index.json", "README.md"):
             if (student.folder / name).is_file():
                 shutil.copyfile(student.folder / name, out / name)
+        rename(out / "model_index.json")
         sampler = student.sampler
         (out / "flowmap.json").write_text(json.dumps({**student.facts, **_known(sampler)}, indent=2) + "\n")
         worst = narrowed(student, asked, out)
         return Written(weights, sampler, {"pipeline": index["_class_name"]}, worst)
+
+
+def rename(config: Path) -> None:
+    """A config of diffusers or transformers as it is, but for the folder that it was once loaded from."""
+    found = json.loads(config.read_text()) if config.is_file() else {}
+    if "_name_or_path" in found:
+        config.write_text(json.dumps({**found, "_name_or_path": origin(found["_name_or_path"])}, indent=2) + "\n")
 
 
 @frozen
@@ -67,7 +76,7 @@ class PeftLora:
     def check(self, student: Saved, asked: Asked) -> None:
         asked.known("lora", (adapters.BASE,))
         adapters.require(student.folder)
-        adapters.base_of(adapters.Adapters.read(student.folder), asked)
+        adapters.base_of(student, asked)
 
     def write(self, student: Saved, asked: Asked, out: Path) -> Written:
         from diffusers import AnyFlowPipeline
@@ -89,7 +98,8 @@ def _lora_text(student: Saved, base: dict[str, Any]) -> str:
     path, package = base["path"] or "PATH OF THE BASE", type(student.spec).__module__.partition(".")[0]
     return f"""A LoRA for a lifted Wan transformer (two times), not for plain Wan, which has no delta_embedder.
 
-Its base is {path}, lifted with gate {base["gate_value"]:g} and delta {base["deltatime_type"]!r}; made once:
+Its base is {path}, lifted with gate {base["gate_value"]:g} and delta {base["deltatime_type"]!r}; made once, from its
+hub id or the directory where you have it:
 
     import torch
     from pathlib import Path

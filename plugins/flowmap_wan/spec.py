@@ -15,7 +15,7 @@ from attrs import evolve, field, frozen
 
 from flowmap import validators
 from flowmap.methods.citations import WAN
-from flowmap.model import About, Splits, Streamed
+from flowmap.model import About, Splits, Streamed, origin
 
 from .lora import Lora
 from .sizes import PUBLISHED, SIZES
@@ -48,11 +48,6 @@ TINY: Mapping[str, Any] = {
 
 def _path(path: str | Path | None) -> str | None:
     return None if path is None else str(path)
-
-
-def _name(path: Path) -> str:
-    """A directory's own name; a run's, too, for those that every run has: `quickstart/student`."""
-    return f"{path.resolve().parent.name}/{path.name}" if path.name in ("student", "teacher") else path.name
 
 
 @frozen
@@ -131,7 +126,7 @@ class WanSpec(Streamed, Splits):
 
     def about(self) -> About:
         here = self.path is None or Path(self.path).is_dir()
-        name = "random weights" if self.path is None else _name(Path(self.path))
+        name = "random weights" if self.path is None else origin(self.path)
         return About(name, None if here else self.path, "apache-2.0", self.citations)
 
     def build(self, roles: frozenset[Role], *, device: torch.device, dtype: torch.dtype) -> Mapping[Role, FlowMap]:

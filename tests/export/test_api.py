@@ -89,7 +89,7 @@ def test_it_takes_the_transformers_place_in_a_pipeline(tmp_path: Path) -> None:
     pipe, _ = pipeline(DIGITS, tmp_path / "student")
     noise = torch.randn(1, 4, 5, 8, 8, generator=torch.Generator().manual_seed(0))
     theirs = {n: pipe(PROMPT, num_inference_steps=n, latents=noise, **VIDEO).frames for n in (1, 4, 32)}
-    flowmap.export(tmp_path / "student", "torch-export", tmp_path / "out", sizes=LATENT, steps=(1,))
+    flowmap.export(tmp_path / "student", "torch-export", tmp_path / "out", sizes=LATENT, rollouts=(1,))
     pipe.transformer = flowmap.export.load(tmp_path / "out")
     assert isinstance(pipe.transformer, Transformer)
     for n, wanted in theirs.items():
@@ -100,7 +100,7 @@ def test_it_takes_the_transformers_place_in_a_pipeline(tmp_path: Path) -> None:
 def test_a_causal_one_too(tmp_path: Path) -> None:
     pipe, u = pipeline(FAR_DIGITS, tmp_path / "student")
     noise = torch.randn(1, 4, 5, 8, 8, generator=torch.Generator().manual_seed(0))
-    flowmap.export(u, "torch-export", tmp_path / "out", sizes={**LATENT, "text": 12}, steps=(1,))
+    flowmap.export(u, "torch-export", tmp_path / "out", sizes={**LATENT, "text": 12}, rollouts=(1,))
     pipe.transformer = flowmap.export.load(tmp_path / "out")
     ours = pipe(PROMPT, num_inference_steps=3, latents=noise, max_sequence_length=12, **VIDEO).frames.transpose(1, 2)
     cond = FAR_DIGITS.codec(device=CPU, dtype=F32).encode_prompts([PROMPT])
@@ -260,6 +260,43 @@ def test_a_call_that_does_not_fit(exported: Path, args: Any, kind: type[Exceptio
         transformer(*args)
 
 
+def test_whatever_a_built_call_raises_is_an_export_error(exported: Path) -> None:
+    transformer = flowmap.export.load(exported)
+
+    def odd(*args: Any) -> Any:
+        raise AssertionError("Guard failed: s62 >= 2")
+
+    transformer.call = evolve(transformer.call, call=odd)
+    with pytest.raises(errors.BackendError, match="one_chunk cannot be called: AssertionError: Guard failed: s62 >= 2"):
+        transformer(*call())
+
+
+def test_whatever_a_tracer_raises_is_an_export_error(tmp_path: Path) -> None:
+    z = torch.randn(2, 3)
+    with pytest.raises(errors.BackendError, match="'one_chunk' cannot be traced: "):
+        flowmap.export(Untraceable(), "torch-export", tmp_path / "out", example=(z, {}))
+    assert not list(tmp_path.iterdir())
+
+
+class Untraceable(FlowMap):
+    """Python looks at a value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 3)
+
+    def forward(self, z: Any, t: Any, r: Any, cond: Any, cache: Any = None) -> Any:
+        return self.linear(z) if t.sum() > r.sum() else z
+
+
+@pytest.mark.slow
+def test_one_patch_alone_is_a_size_like_any_other(tmp_path: Path) -> None:
+    """And so is the least frame, batch and text of a range, which are no patches."""
+    sizes = {"batch": (1, 2, 2), "frames": (1, 2, 2), "height": 2, "width": 4, "text": (1, 2, 2)}
+    made = flowmap.export(student("fixed")[0], "torch-export", tmp_path / "out", sizes=sizes, rollouts=(1,))
+    assert made.worst < 1e-5
+
+
 def test_a_condition_that_is_not_read(exported: Path) -> None:
     u, (z, c) = flowmap.export.flow_map(exported), ONE.example(2)
     t = torch.ones(2)
@@ -278,6 +315,13 @@ def test_a_condition_that_is_not_read(exported: Path) -> None:
         ({"sizes": {"batch": 1}}, "no size is given for frames, height, width"),
         ({"sizes": {**SIZES, "height": 5}}, "height = 5: must be multiples of 2"),
         ({"sizes": {**SIZES, "batch": (1, 1, 1), "frames": (3, 2, 1)}}, "3:2:1: must not decrease"),
+        ({"sizes": {**SIZES, "height": (2, 4, 8)}}, "height = 2:4:8: .* one patch, 2, .* start the range at 4, or"),
+        ({"sizes": {**SIZES, "frames": (1, 1, 1), "batch": (1, 1, 1), "width": (2, 2, 2), "text": 17}}, "text = 17: "),
+        ({"rollouts": 8}, "rollouts = 8: must be numbers of steps, such as"),
+        ({"rollouts": ()}, "rollouts = .*: must be numbers of steps"),
+        ({"rollouts": (4, 0)}, "rollouts = .*: must be numbers of steps"),
+        ({"rollouts": (4,), "check": False}, "rollouts was given with check=False"),
+        ({"compile": True, "check": False}, "compile was given with check=False"),
         ({"to": "aoti", "target": Target("cuda")}, "built on one, and there is none here"),
     ],
 )

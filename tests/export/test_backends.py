@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import flowmap
+from flowmap import FlowMap
 from flowmap.export.aoti import Aoti, compiler
 from flowmap.export.backend import Exporter, Job
 from flowmap.export.manifest import Built, Manifest
 from flowmap.export.onnx import Onnx
-from flowmap.export.spec import Asked, Target
+from flowmap.export.spec import DTYPES, Asked, Precision, Target
 from flowmap.export.torch_export import TorchExport
 from flowmap.export.verify import Parity, parity
 from tests.export.students import KINDS, runner, student, traced
@@ -47,13 +50,47 @@ def test_onnx(kind: str, tmp_path: Path) -> None:
     assert found.worst.good, found.worst
     for file in tmp_path.glob("*.onnx"):
         model = onnx.load(file)
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(model, full_check=True)
         assert [i.version for i in model.opset_import if not i.domain] == [18]
         kinds = {i.data_type for i in model.graph.initializer}
         assert not kinds & {onnx.TensorProto.DOUBLE, onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128}
         assert not {node.op_type for node in model.graph.node} & {"Attention", "If", "Loop", "Scan"}
         if kind == "ranges":
             _names(model)
+
+
+class Patches(FlowMap):
+    """A convolution in 3 dimensions, attention, norms and sinusoids: what Wan is made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = torch.nn.Conv3d(4, 8, (1, 2, 2), (1, 2, 2))
+        self.norm, self.proj = torch.nn.LayerNorm(8), torch.nn.Linear(8, 16)
+
+    def forward(self, z: Any, t: Any, r: Any, cond: Any, cache: Any = None) -> Any:
+        x = self.patches(z.transpose(1, 2).to(self.proj.weight.dtype)).flatten(2).transpose(1, 2)
+        x = x + torch.cos(1000 * torch.stack([t, r], -1).repeat(1, 4))[:, None].to(x.dtype)
+        x = x + torch.nn.functional.scaled_dot_product_attention(*[self.norm(x)] * 3)
+        x = torch.nn.functional.gelu(self.proj(x), approximate="tanh").unflatten(1, (z.shape[1], -1)).float()
+        return x.unflatten(3, (4, 2, 2)).permute(0, 1, 3, 2, 4, 5).reshape(z.shape)
+
+
+@needs_onnx
+@pytest.mark.parametrize("precision", ["float32", "fp16", "bf16"])
+def test_onnx_is_valid_in_every_precision(precision: Precision, tmp_path: Path) -> None:
+    """Of fp8: test_fp8."""
+    import onnx
+
+    u = Patches().eval().requires_grad_(False).to(DTYPES[precision])
+    check = precision != "bf16"
+    flowmap.export(u, "onnx", tmp_path / "out", example=(EXAMPLE, {}), precision=precision, check=check, rollouts=(1,))
+    model = onnx.load(tmp_path / "out" / "one_chunk.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert "Conv" in {node.op_type for node in model.graph.node}
+    assert not {node.op_type for node in model.graph.node} & {"Attention", "RMSNormalization"}  # of opset 23
+
+
+EXAMPLE = torch.zeros(1, 3, 4, 2, 4)
 
 
 def _names(model: Any) -> None:

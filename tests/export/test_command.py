@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -24,6 +25,16 @@ from tests.export.test_api import DIGITS
 TO = ["--to", "torch-export", "--sizes", "frames=5", "height=8", "width=8", "text=12"]
 
 
+@pytest.fixture(autouse=True)
+def project(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands are given in a folder above all: an export by relative ways finds its student again."""
+    monkeypatch.chdir(tmp_path_factory.getbasetemp())
+
+
+def here(path: Path) -> str:
+    return os.path.relpath(path)
+
+
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("student") / "student"
@@ -34,9 +45,9 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_export_and_sample(directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert TINY_WAN.is_dir()
     out = tmp_path / "out"
-    assert main(["export", str(directory), *TO, "--out", str(out)]) == 0
+    assert main(["export", here(directory), *TO, "--out", here(out)]) == 0
     said = capsys.readouterr().out
-    assert f"{out / 'one_chunk.pt2'}" in said and "largest error beside the student: " in said
+    assert here(out / "one_chunk.pt2") in said and "largest error beside the student: " in said
     asked = ["--prompt", "a one moving up slowly", "--size", "9x32x32", "--steps", "1", "3"]
     for source, name in ((directory, "a"), (out, "b")):
         assert main(["sample", str(source), *asked, "--out", str(tmp_path / f"{name}.png")]) == 0
@@ -56,7 +67,7 @@ def test_export_and_sample(directory: Path, tmp_path: Path, capsys: pytest.Captu
 def test_more_prompts_than_an_export_takes_at_once(batch: str, directory: Path, tmp_path: Path) -> None:
     """In several calls, the last of them filled up; the same rows as of the student."""
     out = tmp_path / "out"
-    assert main(["export", str(directory), *TO, f"batch={batch}", "--no-check", "--out", str(out)]) == 0
+    assert main(["export", here(directory), *TO, f"batch={batch}", "--no-check", "--out", here(out)]) == 0
     prompts = [word for n in ("one", "two", "three") for word in ("--prompt", f"a {n} moving up slowly")]
     for source, name in ((directory, "a"), (out, "b")):
         asked = ["--size", "9x32x32", "--steps", "1", "2", "--out", str(tmp_path / f"{name}.png")]
@@ -83,8 +94,8 @@ def test_the_help_names_the_forms_that_have_an_option(name: str) -> None:
 
 def test_a_run_and_its_student_are_one(directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = directory.parent
-    assert main(["export", str(run), *TO, "--no-check", "--out", str(tmp_path / "out")]) == 0
-    assert Manifest.read(tmp_path / "out").source == str(directory)
+    assert main(["export", here(run), *TO, "--no-check", "--out", here(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / (Manifest.read(tmp_path / "out").source or "")).resolve() == directory
     asked = ["--prompt", "a one", "--size", "9x32x32", "--steps", "1", "--out", str(tmp_path / "a.png")]
     for source in (run, directory):
         assert main(["sample", str(source), *asked]) == 0
@@ -99,15 +110,19 @@ def test_an_export_whose_student_is_gone_or_another(
     """It has neither text encoder nor VAE: those of its student are read, and of none that has others."""
     student, out, video = tmp_path / "student", tmp_path / "out", tmp_path / "a.png"
     shutil.copytree(directory, student)
-    assert main(["export", str(student), *TO, "--no-check", "--out", str(out)]) == 0
+    assert main(["export", here(student), *TO, "--no-check", "--out", here(out)]) == 0
     assert {*Manifest.read(out).encoders} == {"vae", "text"}
     student.rename(tmp_path / "moved")
     asked = ["sample", str(out), "--prompt", "a one", "--steps", "1", "--out", str(video)]
     capsys.readouterr()
     assert main(asked) == 2
     said = capsys.readouterr().err
-    assert f"{student} is not there: name a directory that has them with --encoders DIR" in said
+    assert "../student is not there: name a directory that has them with --encoders DIR" in said
     assert main([*asked, "--encoders", str(tmp_path / "moved")]) == 0  # of the size that it was made for
+    assert main(["export", str(tmp_path / "moved"), *TO, "--no-check", "--out", str(tmp_path / "named")]) == 0
+    capsys.readouterr()
+    assert main(["sample", str(tmp_path / "named"), *asked[2:]]) == 2  # of an absolute one there is the name alone
+    assert "its student, and moved is not there: name a directory" in capsys.readouterr().err
     assert video.is_file()
     weights = tmp_path / "moved" / "vae" / "diffusion_pytorch_model.safetensors"
     state = load_file(weights)
@@ -134,6 +149,12 @@ def test_an_export_whose_student_is_gone_or_another(
         (["--refit", "nowhere", "--out", "out"], "export 'nowhere': there is no such directory; `flowmap export` make"),
         (["--plan", "--to", "comfyui"], "comfyui writes files and no graph: there is nothing to plan"),
         (["--to", "onnx", "--out", "out", "--precision", "fp4"], "invalid choice: 'fp4'"),
+        (["--to", "diffusers", "--out", "out", "--compile"], "diffusers does not read compile"),
+        (["--to", "lora", "--out", "out", "--steps", "8"], "lora has no option 'steps'"),
+        (["--to", "onnx", "--out", "out", "--steps", "8"], "onnx has no option 'steps'"),
+        (["--plan", "--out", "out"], "--out cannot be given with --plan, which writes nothing"),
+        (["--plan", "--steps", "8"], "--steps cannot be given with --plan"),
+        (["--plan", "--weight-streaming"], "--weight-streaming cannot be given with --plan"),
     ],
 )
 def test_a_wrong_request_is_a_sentence(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from inspect import signature
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from safetensors.torch import load_file
 
 import flowmap
 from flowmap import sample
+from flowmap.export.errors import ExportError
 from flowmap.export.manifest import Manifest
+from flowmap.export.spec import Target
 from flowmap.path import expand
 from tests.export.students import CPU, F32, shaken
 from tests.export.test_api import PROMPT, VIDEO
@@ -74,6 +77,26 @@ def off(a: torch.Tensor, b: torch.Tensor) -> float:
 def comfy(saved: Path, out: Path, **options: Any) -> Path:
     flowmap.export(saved, "comfyui", out, options=options)
     return out
+
+
+# ---------------------------------------------------------------------- what is asked of a form
+UNREAD: dict[str, Any] = {"sizes": {"frames": 5}, "example": (NOISE, {}), "compile": True, "rollouts": (1, 8)}
+
+
+@pytest.mark.parametrize("to", ["diffusers", "lora", "comfyui"])
+@pytest.mark.parametrize("name", [*UNREAD, "target"])
+def test_a_form_refuses_every_argument_that_it_does_not_read(to: str, name: str, saved: Path, tmp_path: Path) -> None:
+    given = {"target": Target("cuda")} if name == "target" else {name: UNREAD[name]}
+    said = "takes no device" if name == "target" else f"{to} does not read {name}: "
+    with pytest.raises(ExportError, match=said):
+        flowmap.export(saved, to, tmp_path / "out", **given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_argument_of_an_export_is_read_or_refused() -> None:
+    """A new one is given a place here, and in the test above where forms do not read it."""
+    read = {"student", "to", "out", "precision", "target", "check", "options", "pm"}
+    assert {*signature(flowmap.export.__call__).parameters} == read | UNREAD.keys()
 
 
 # ---------------------------------------------------------------------- plain Wan at a fixed number of steps

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from attrs import evolve
+from flowmap_digits import TINY_WAN
 from flowmap_wan21 import Lora
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -18,7 +19,7 @@ from flowmap.export.errors import ParityError
 from tests.export.students import CPU, F32
 from tests.export.test_forms import LORA
 
-BF16 = torch.bfloat16
+BF16, BASE = torch.bfloat16, {"base": TINY_WAN}
 
 
 def saved(dtype: torch.dtype, out: Path) -> Path:
@@ -48,19 +49,19 @@ def scaled(student: Path, factor: float, layers: str = "") -> None:
 @pytest.mark.parametrize("dtype, precision", [(F32, "float32"), (F32, "bf16"), (BF16, "float32"), (BF16, "bf16")])
 def test_the_right_ones_pass_and_no_others(dtype: torch.dtype, precision: Any, tmp_path: Path) -> None:
     student, out = saved(dtype, tmp_path / "student"), tmp_path / "out"
-    found = flowmap.export(student, "lora", tmp_path / "right", precision=precision).worst
+    found = flowmap.export(student, "lora", tmp_path / "right", precision=precision, options=BASE).worst
     assert found is not None and found < (1e-4 if dtype == F32 else 5e-3)
     for factor in (-1.0, -2.0, 0.0):  # negated; doubled, as this multiplies what was negated; zeroed
         scaled(student, factor)
         with pytest.raises(ParityError, match=r"is not the student: .* times what rounding explains; give the base"):
-            flowmap.export(student, "lora", out, precision=precision)
+            flowmap.export(student, "lora", out, precision=precision, options=BASE)
     assert not out.exists()
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16])
 def test_those_of_a_fixed_number_of_steps_too(dtype: torch.dtype, tmp_path: Path) -> None:
     student = saved(dtype, tmp_path / "student")
-    flowmap.export(student, "comfyui", tmp_path / "right", precision="bf16")
+    flowmap.export(student, "comfyui", tmp_path / "right", precision="bf16", options=BASE)
     scaled(student, 2.0, "blocks.")
     with pytest.raises(ParityError, match="is not the student"):
-        flowmap.export(student, "comfyui", tmp_path / "out", precision="bf16")
+        flowmap.export(student, "comfyui", tmp_path / "out", precision="bf16", options=BASE)

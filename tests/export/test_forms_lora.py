@@ -41,6 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     LORA.save(shaken(LORA), out / "student")
     facts = {"recipe": "mine", "latent_shape": [5, 4, 8, 8], "shift": 3.0, "guidance": 2.5, "sampler": "flow_map"}
     (out / "student" / "flowmap.json").write_text(json.dumps(facts))
+    (out / "recipe.json").write_text(json.dumps({"backbone": {"path": str(TINY_WAN)}}))
     return out
 
 
@@ -161,7 +162,7 @@ def test_the_lora_on_the_lifted_base_is_the_student(run: Path, tmp_path: Path, m
     lines = [line for line in code if not line.startswith("video")]
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    exec("\n".join(lines).replace("this directory", "out"), names)
+    exec("\n".join(lines).replace("this directory", "out").replace("'tiny_wan'", repr(str(TINY_WAN))), names)
     pipe = names["pipe"]
     assert off(latents(pipe), ours(3)) < 1e-5
     pipe.disable_lora()
@@ -179,9 +180,9 @@ def test_base_and_adapters_that_are_not_the_student(copy: Path, tmp_path: Path) 
     save_file(tensors, file, metadata=metadata)
     for to in ("lora", "comfyui"):
         with pytest.raises(ParityError, match=r"is not the student: blocks\.0\.attn1\.to_q\.weight is off by"):
-            flowmap.export(copy, to, tmp_path / "out")
+            flowmap.export(copy, to, tmp_path / "out", options={"base": TINY_WAN})
     assert [p.name for p in tmp_path.iterdir()] == ["student"]
-    assert flowmap.export(copy, "lora", tmp_path / "out", check=False).worst is None
+    assert flowmap.export(copy, "lora", tmp_path / "out", options={"base": TINY_WAN}, check=False).worst is None
 
 
 def test_a_base_that_is_not_here_is_not_compared(copy: Path, tmp_path: Path) -> None:
@@ -225,7 +226,7 @@ def test_an_option_that_is_wrong(to: str, options: dict[str, Any], said: str, ru
 
 def test_what_a_form_does_not_take(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(ExportError, match="lora is files for any size: it takes no sizes"):
+    with pytest.raises(ExportError, match="lora does not read sizes: it writes files for any size"):
         flowmap.export(run, "lora", out, sizes={"batch": 1})
     with pytest.raises(ExportError, match="diffusers is files for any machine"):
         flowmap.export(run, "diffusers", out, target=Target("cuda"))

@@ -99,7 +99,7 @@ def test_an_onnx_file_that_is_the_student_but_for_the_rounding(tmp_path: Path) -
     out = tmp_path / "out"
     DIGITS.save(shaken(DIGITS), tmp_path / "student")
     sizes = {"frames": 5, "height": 8, "width": 8, "text": 12}
-    report = flowmap.export(tmp_path / "student", "onnx", out, sizes=sizes, precision="fp8", steps=(2,))
+    report = flowmap.export(tmp_path / "student", "onnx", out, sizes=sizes, precision="fp8", rollouts=(2,))
     assert 1e-3 < report.worst < 0.1
     manifest = Manifest.read(out)
     assert manifest.precision == "fp8" and manifest.numbers["float8_e4m3fn"] == 4 * 24 * 24 * 2 + 2 * 24 * 48
@@ -121,7 +121,7 @@ def test_an_onnx_file_that_is_the_student_but_for_the_rounding(tmp_path: Path) -
 def test_an_engine_is_built_for_gpus_that_have_it(tmp_path: Path) -> None:
     target = Target("cuda", ("8.9",))
     report = flowmap.export(
-        half(ONE), "tensorrt-rtx", tmp_path / "out", sizes=SIZES, precision="fp8", target=target, steps=(1,)
+        half(ONE), "tensorrt-rtx", tmp_path / "out", sizes=SIZES, precision="fp8", target=target, rollouts=(1,)
     )
     assert (tmp_path / "out" / "one_chunk.engine").stat().st_size > 10_000 and report.worst < 0.1
 
@@ -157,5 +157,5 @@ def test_a_range_that_was_never_seen_and_a_network_without_blocks() -> None:
 def test_a_range_that_is_wrong_fails_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fp8, "_seen", lambda graphs, *args: {n: 0.05 for g in graphs for n, _ in linears(g.module)})
     with pytest.raises(ParityError, match="is allowed in fp8"):
-        flowmap.export(half(ONE), "onnx", tmp_path / "out", sizes=SIZES, precision="fp8", steps=(1,))
+        flowmap.export(half(ONE), "onnx", tmp_path / "out", sizes=SIZES, precision="fp8", rollouts=(1,))
     assert not list(tmp_path.iterdir())

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 CODE = """
 import flowmap
 from tests.export.students import FIXED, student
-flowmap.export(student("fixed")[0], "torch-export", "OUT", sizes={**FIXED.dims}, steps=(1,))
+flowmap.export(student("fixed")[0], "torch-export", "OUT", sizes={**FIXED.dims}, rollouts=(1,))
 """
 
 

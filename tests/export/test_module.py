@@ -59,7 +59,7 @@ def test_every_back_end(to: str, target: Target, tmp_path: Path) -> None:
     t, r = torch.tensor([0.9, 0.5, 0.3]), torch.tensor([0.1, 0.5, 0.0])
     assert not torch.allclose(u(z, t, r, cond), u(z, t, t, cond), atol=1e-2)  # both times matter
     report = flowmap.export(
-        u, to, tmp_path / "out", example=(z, cond), sizes={"batch": (1, 2, 4)}, target=target, steps=(1, 3)
+        u, to, tmp_path / "out", example=(z, cond), sizes={"batch": (1, 2, 4)}, target=target, rollouts=(1, 3)
     )
     assert report.worst < 1e-5 and report.manifest.family == "plain"
     if target.device == "cuda":

@@ -65,7 +65,7 @@ def initialisers(path: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("exported") / "out"
-    flowmap.export(student("fixed")[0], "onnx", out, sizes=SIZES, steps=(1,))
+    flowmap.export(student("fixed")[0], "onnx", out, sizes=SIZES, rollouts=(1,))
     return out
 
 
@@ -193,7 +193,7 @@ def test_refit_is_the_export_of_the_other_student(exported: Path, tmp_path: Path
     new, out = moved(ONE, 9), tmp_path / "new"
     report = flowmap.export.refit(exported, new, out)
     assert report.worst is not None and report.worst < 1e-5
-    fresh = flowmap.export(new, "onnx", tmp_path / "fresh", sizes=SIZES, steps=(1,)).manifest
+    fresh = flowmap.export(new, "onnx", tmp_path / "fresh", sizes=SIZES, rollouts=(1,)).manifest
     assert (out / "one_chunk.onnx").read_bytes() == (tmp_path / "fresh" / "one_chunk.onnx").read_bytes()
     assert {p.name: p.read_bytes() for p in exported.iterdir()} == before
     old, made = Manifest.read(exported), Manifest.read(out)
@@ -209,9 +209,9 @@ def test_refit_is_the_export_of_the_other_student(exported: Path, tmp_path: Path
 def test_adapters_are_swapped(exported: Path, tmp_path: Path) -> None:
     """W = W0 + s B A of the new adapters, and nothing else changes."""
     first, second = moved(LORA, 1), moved(LORA, 2)
-    flowmap.export.refit(exported, first, tmp_path / "first", steps=(1,))
-    flowmap.export.refit(tmp_path / "first", second, tmp_path / "second", steps=(1,))
-    flowmap.export(second, "onnx", tmp_path / "fresh", sizes=SIZES, steps=(1,))
+    flowmap.export.refit(exported, first, tmp_path / "first", rollouts=(1,))
+    flowmap.export.refit(tmp_path / "first", second, tmp_path / "second", rollouts=(1,))
+    flowmap.export(second, "onnx", tmp_path / "fresh", sizes=SIZES, rollouts=(1,))
     a, b, fresh = (initialisers(tmp_path / name / "one_chunk.onnx") for name in ("first", "second", "fresh"))
     assert b == fresh
     layers = {name.rpartition(".lora_")[0] for name in second.trained()}
@@ -223,7 +223,7 @@ KILLED = """
 import flowmap
 from tests.export.students import ONE
 from tests.export.test_refit import moved
-flowmap.export.refit("OLD", moved(ONE, 9), "NEW", steps=(1,))
+flowmap.export.refit("OLD", moved(ONE, 9), "NEW", rollouts=(1,))
 """
 
 
@@ -239,8 +239,8 @@ def test_one_that_is_killed_is_not_there(exported: Path, tmp_path: Path) -> None
 def test_a_causal_student_too(tmp_path: Path) -> None:
     u, _, asked = student("causal fixed")
     spec = evolve(CAUSAL, partition=(1,) * 5)
-    flowmap.export(u, "onnx", tmp_path / "old", sizes={**asked.dims}, steps=(1,))
-    report = flowmap.export.refit(tmp_path / "old", moved(spec, 5), tmp_path / "new", steps=(1, 3))
+    flowmap.export(u, "onnx", tmp_path / "old", sizes={**asked.dims}, rollouts=(1,))
+    report = flowmap.export.refit(tmp_path / "old", moved(spec, 5), tmp_path / "new", rollouts=(1, 3))
     assert report.worst is not None and report.worst < 1e-5
     for file in ("step.onnx", "encode.onnx", "compress.onnx"):
         assert (tmp_path / "old" / file).read_bytes() != (tmp_path / "new" / file).read_bytes()
@@ -253,17 +253,17 @@ def test_weights_that_do_not_arrive_are_seen(exported: Path, tmp_path: Path, mon
 
     monkeypatch.setattr(Onnx, "refit", forgetful)
     with pytest.raises(errors.ParityError, match="the export is not the student"):
-        flowmap.export.refit(exported, moved(ONE, 9), tmp_path / "new", steps=(1,))
+        flowmap.export.refit(exported, moved(ONE, 9), tmp_path / "new", rollouts=(1,))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_network_of_no_plugin(tmp_path: Path) -> None:
     first, second = Own().eval(), Own().eval()
     example = Rng.seeded(1).noise_like(torch.empty(2, 2, 3, 4, 4)), {"text": torch.ones(2, 4)}
-    flowmap.export(first, "onnx", tmp_path / "old", example=example, steps=(1,))
+    flowmap.export(first, "onnx", tmp_path / "old", example=example, rollouts=(1,))
     with pytest.raises(ExportError, match=r"was exported from an example, .* give it again"):
         flowmap.export.refit(tmp_path / "old", second, tmp_path / "new")
-    report = flowmap.export.refit(tmp_path / "old", second, tmp_path / "new", example=example, steps=(1,))
+    report = flowmap.export.refit(tmp_path / "old", second, tmp_path / "new", example=example, rollouts=(1,))
     assert report.worst is not None and report.worst < 1e-5
     assert report.manifest.weights != report.manifest.refitted
 
@@ -297,22 +297,22 @@ class Constant(Own):
 def test_what_a_graph_holds_as_constants_is_compared(tmp_path: Path) -> None:
     example = Rng.seeded(1).noise_like(torch.empty(2, 2, 3, 4, 4)), {"text": torch.ones(2, 4)}
     old, new = tmp_path / "old", tmp_path / "new"
-    flowmap.export(Constant().eval(), "onnx", old, example=example, steps=(1,))
+    flowmap.export(Constant().eval(), "onnx", old, example=example, rollouts=(1,))
     for changed, said in (
         ({"gain": 1 + 1e-6}, r"u\.gain of the new student is 1\.000001, that of .* is 1\.0, and is a constant"),
         ({"mean": 1e-6}, r"u\.mean of the new student holds other values than that of "),
         ({"scale": 1 + 1e-6}, r"u\.scale of the new student holds other values than that of "),
     ):
         with pytest.raises(ExportError, match=said):
-            flowmap.export.refit(old, Constant(**changed).eval(), new, example=example, steps=(1,))
+            flowmap.export.refit(old, Constant(**changed).eval(), new, example=example, rollouts=(1,))
     with pytest.raises(errors.ParityError):  # in a list, where nobody looks
-        flowmap.export.refit(old, Constant(hidden=2.0).eval(), new, example=example, steps=(1,))
+        flowmap.export.refit(old, Constant(hidden=2.0).eval(), new, example=example, rollouts=(1,))
     with pytest.raises(ExportError, match=r"its refit is always compared with it, leave check=False out"):
         flowmap.export.refit(old, Constant().eval(), new, example=example, check=False)
     assert [p.name for p in tmp_path.iterdir()] == ["old"]
     u = Constant().eval()
     u.drop.p = 0.5
-    flowmap.export.refit(old, u, new, example=example, steps=(1,))
+    flowmap.export.refit(old, u, new, example=example, rollouts=(1,))
     (again := tmp_path / "again").mkdir()
     for file in new.iterdir():
         (again / file.name).write_bytes(file.read_bytes())
@@ -412,7 +412,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "largest error beside the student: " in capsys.readouterr().out
     made = Manifest.read(tmp_path / "new")
     assert made.refitted == Manifest.read(tmp_path / "old").weights != made.weights
-    assert (made.source or "").endswith("/b")
+    assert made.source == "b"
     for more, said in (
         ([], "the following arguments are required: --out"),
         (["--out", "x", "--precision", "bf16"], "--precision cannot be given with --refit"),

@@ -31,7 +31,7 @@ def test_an_engine_is_built_and_its_onnx_is_the_student(kind: str, tmp_path: Pat
     u, _, asked = student(kind)
     out = tmp_path / "out"
     target = AHEAD if kind == "fixed" else Target("cuda", ("8.9",))
-    report = flowmap.export(u, "tensorrt-rtx", out, sizes={**asked.dims}, target=target, steps=(1,))
+    report = flowmap.export(u, "tensorrt-rtx", out, sizes={**asked.dims}, target=target, rollouts=(1,))
     for graph in report.manifest.graphs:
         assert (out / graph.file).suffix == ".engine" and (out / graph.file).stat().st_size > 10_000
     assert report.worst is not None and report.worst < 1e-5
@@ -49,9 +49,9 @@ def test_other_weights_without_a_gpu(tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     u, _, asked = student("fixed")
     options = {"weight_streaming": True}
-    flowmap.export(u, "tensorrt-rtx", old, sizes={**asked.dims}, target=AHEAD, steps=(1,), options=options)
+    flowmap.export(u, "tensorrt-rtx", old, sizes={**asked.dims}, target=AHEAD, rollouts=(1,), options=options)
     assert Manifest.read(old).options == options
-    report = flowmap.export.refit(old, moved(ONE, 7), new, steps=(1,))
+    report = flowmap.export.refit(old, moved(ONE, 7), new, rollouts=(1,))
     assert report.worst is not None and report.worst < 1e-5
     engines = [(folder / "one_chunk.engine").read_bytes() for folder in (old, new)]
     assert engines[0] != engines[1] and len(engines[0]) == len(engines[1])
@@ -117,12 +117,12 @@ def test_an_engine_is_refitted_on_a_gpu(options: dict[str, bool], tmp_path: Path
         pytest.skip(f"no engines for {capability}")
     u, _, asked = student("fixed")
     target, sizes, old = Target("cuda", (capability,)), {**asked.dims}, tmp_path / "old"
-    flowmap.export(u, "tensorrt-rtx", tmp_path / "plain", sizes=sizes, target=target, steps=(1,))
-    flowmap.export(u, "tensorrt-rtx", old, sizes=sizes, target=target, steps=(1,), options=options)
+    flowmap.export(u, "tensorrt-rtx", tmp_path / "plain", sizes=sizes, target=target, rollouts=(1,))
+    flowmap.export(u, "tensorrt-rtx", old, sizes=sizes, target=target, rollouts=(1,), options=options)
     if options.get("strip"):
         plain, stripped = (folder / "one_chunk.engine" for folder in (tmp_path / "plain", old))
         assert stripped.stat().st_size < plain.stat().st_size
-    flowmap.export.refit(old, moved(ONE, 7).to("cuda"), tmp_path / "new", steps=(1,))
+    flowmap.export.refit(old, moved(ONE, 7).to("cuda"), tmp_path / "new", rollouts=(1,))
 
 
 def manifest(**options: bool) -> Manifest:
