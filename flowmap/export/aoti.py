@@ -24,9 +24,8 @@ class Aoti:
     """Tied to torch's release, and to the instructions of the processor or the architecture of the GPU it is made on.
 
     It checks no input: wrong types, sizes and strides run and give wrong numbers, so only the checked call is given
-    out. switch: set in the environment before the first call, a package refuses inputs of other types, of more than the
-    most sizes, and of other strides where these are numbers; not strides that follow a size with a range. Option
-    `inductor`: torch's own settings for it.
+    out. switch: set in the environment before the first call, a package itself refuses inputs of other types, sizes and
+    strides. Option `inductor`: torch's own settings for it.
     """
 
     exact: tuple[str, ...] = ("torch",)
@@ -81,7 +80,8 @@ PACKAGE, FOLDER = "aot_inductor.package", "aot_inductor.output_path"
 
 
 def starts_at_one(job: Job) -> bool:
-    """Whether a range starts at 1: the tracer has it start at 2, and the package's own check would refuse 1."""
+    """Whether a range starts at 1: the tracer has it start at 2, and the package's own check would refuse 1. That check
+    is of all least sizes or of none."""
     ranges = (job.profile[name] for name in job.graph.dims)
     return any(r.least == 1 and not r.fixed for r in ranges)
 
