@@ -58,8 +58,12 @@ class Pipeline:
         rename(out / "model_index.json")
         sampler = student.sampler
         (out / "flowmap.json").write_text(json.dumps({**student.facts, **_known(sampler)}, indent=2) + "\n")
-        worst = narrowed(student, asked, out)
-        return Written(weights, sampler, {"pipeline": index["_class_name"]}, worst)
+        config: dict[str, Any] = {"pipeline": index["_class_name"]}
+        if (found := narrowed(student, asked, out)) is None:
+            return Written(weights, sampler, config)
+        if found.rounded_state:
+            config["rounded_state"] = dict(found.rounded_state)
+        return Written(weights, sampler, config, found.worst)
 
 
 def rename(config: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -89,3 +90,13 @@ def test_citations_come_once(tmp_path: Path) -> None:
     found = card.citations(both)
     assert len(set(found)) == len(found)
     assert {ANYFLOW, FLOW_MATCHING} <= {*found}
+
+
+def test_the_card_of_a_pipeline_keeps_its_latents_exact(tmp_path: Path) -> None:
+    manifest = {"shape": {"video": [9, 3, 32, 32]}, "prompts": {"first": "a three"}}
+    for name, told in (("student/model_index", {"_class_name": "AnyFlowPipeline"}), ("evaluation/manifest", manifest)):
+        file = tmp_path / f"{name}.json"
+        file.parent.mkdir()
+        file.write_text(json.dumps(told))
+    _, narrow = card._use(RECIPE, tmp_path)
+    assert card.EXACT_LATENTS in narrow
