@@ -19,6 +19,8 @@ def _weighted(instance: Any, attribute: Any, terms: Sequence[Any]) -> None:
         pair = isinstance(term, (tuple, list)) and len(term) == 2
         if not pair or not isinstance(term[0], (int, float)) or not callable(term[1]):
             raise TypeError(f"Update.terms[{i}] = {validators.shown(term)}: must be a pair (weight, objective)")
+    if not any(weight for weight, _ in terms):
+        raise ValueError(f"Update.terms of the {instance.role} all have weight 0, which trains nothing: one must not")
 
 
 def _updates(instance: Any, attribute: Any, updates: Sequence[Any]) -> None:

@@ -27,6 +27,7 @@ from tests import (
     test_guidance,
     test_path,
     test_rollout,
+    test_seeding,
     test_stream,
     test_time_embedding,
     test_times,
@@ -92,6 +93,7 @@ DMD, ROLLOUT, TIMES, TYPES = (
     "flowmap._types",
 )
 LOOP, CHECKPOINT, STAGES = "flowmap.training.loop", "flowmap.training.store.checkpoint", "flowmap.training.stages"
+SKIPS = "flowmap.training.skips"
 SKIPS, MIXTURE = "flowmap.training.skips", "flowmap.objectives.mixture"
 
 at_rest = partial(matching.test_at_the_true_flow_map_there_is_no_gradient, Triangle(0.0, 0.0), ())
@@ -312,6 +314,18 @@ DEFECTS: list[Defect] = [
     ),
     # rollouts
     (
+        "one renewed noise for every call",
+        *(ROLLOUT, "Rng.of(z, CHUNK, k) if rng is None", "Rng.seeded(CHUNK, k) if rng is None"),
+        test_rollout.test_batches_that_are_sampled_one_by_one_share_no_renewed_noise,
+    ),
+    (
+        "a seed of 32 bits",
+        "flowmap.seeding",
+        "own.set_state(torch.frombuffer(state, dtype=torch.uint8))",
+        'own.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1)',
+        test_seeding.test_streams_that_agree_in_32_bits_of_a_hash_are_two,
+    ),
+    (
         "a rollout that returns a noisy state",
         *(ROLLOUT, "grid[i + 1], grid[-1]]", "grid[i + 1], grid[i + 1]]"),
         test_rollout.test_the_rollout_of_the_true_flow_map_does_not_depend_on_the_draw,
@@ -425,8 +439,23 @@ DEFECTS: list[Defect] = [
     ),
     (
         "a step on what is not a number",
-        *(LOOP, "skip = (~length.isfinite() | (bad > 0)).float()", "skip = torch.zeros_like(length)"),
+        *(SKIPS, "(wrong | left).float()", "torch.zeros_like(length)"),
         test_loop.test_a_gradient_that_is_not_finite_is_skipped_and_counted,
+    ),
+    (
+        "a step without a sample",
+        *(SKIPS, "(wrong | left).float()", "wrong.float()"),
+        partial(test_loop.test_a_step_of_no_sample_is_skipped_and_one_of_few_is_not, None),
+    ),
+    (
+        "a step without a sample of one micro-batch",
+        *(SKIPS, "self.seen[name] + mean if name in self.seen else mean", "mean"),
+        partial(test_loop.test_a_step_of_no_sample_is_skipped_and_one_of_few_is_not, 3),
+    ),
+    (
+        "a gradient of zero for good",
+        *(SKIPS, "(length == 0) * Why.NO_GRADIENT", "torch.zeros_like(length)"),
+        test_loop.test_a_gradient_of_exactly_zero_many_times_in_a_row_stops_the_run,
     ),
     (
         "a step of a term of weight 0",

@@ -22,11 +22,32 @@ class Loss:
 
     finite: [B] which samples' own parts of the value are finite, so that a run that stops can say where to look; None
     where the objective does not tell, and then it is all of a batch whose value is not. Nothing else depends on it.
+    nonfinite: what `nonfinite` says of the outputs that it compares. Samples of it count as zero where the value is
+    finite; where no sample is left, the step is skipped as one whose value is not finite.
     """
 
     value: Tensor
     logs: Mapping[str, Mean] = field(factory=dict)
     finite: Tensor | None = None
+    nonfinite: Mapping[str, Mean] = field(factory=dict)
+
+
+def nonfinite(**outputs: Tensor) -> dict[str, Mean]:
+    """By network, or "data": the share of samples whose part of what it gave [B, ...] is the first that is not finite.
+
+    In the order of the computation: what is made of numbers that are not finite is none of its own.
+    """
+    found, blamed = dict[str, Mean](), None
+    for name, output in outputs.items():
+        bad = ~output.detach().reshape(len(output), -1).isfinite().all(1)
+        found[name] = Mean.of((bad if blamed is None else bad & ~blamed).float())
+        blamed = bad if blamed is None else bad | blamed
+    return found
+
+
+def within(place: str | int, parts: Mapping[str, Mean]) -> dict[str, Mean]:
+    """What a part of an objective says by name, as names of the whole."""
+    return {f"{place}/{name}": mean for name, mean in parts.items()}
 
 
 class Objective(Protocol):

@@ -11,7 +11,7 @@ from ..path import expand, interpolate
 from ..rollout import FlowMapBackwardSimulation, Rollout
 from ..times import Diagonal, LogitNormal, TimeSampler
 from ..weights import Reweight, reweighted
-from . import Loss, Networks
+from . import Loss, Networks, nonfinite
 
 
 @frozen
@@ -21,7 +21,7 @@ class DistributionMatching:
         g = (x̂_critic(z_t) - x̂_teacher(z_t)) / mean|x - x̂_teacher(z_t)|,   x = G_θ(ε),   loss = mean(x - sg(x - g))².
 
     w: the teacher's guidance, v_∅ + w (v_c - v_∅). floor: the least the normaliser may be. Where g is not finite the
-    sample counts as zero and is logged; where x itself is not, neither is the loss, and the trainer skips the step.
+    sample counts as zero, and `Loss.nonfinite` says whose output was not; where x itself is not, neither is the loss.
     Teacher and critic never build a graph: 1 F + 2 F, the two of guidance in one call. Keeps the samples for
     `CriticMatching`.
     """
@@ -52,13 +52,14 @@ def matching(nets: Networks, batch: Batch, x: Latent, z: Latent, t: Time, w: flo
         scale = (x - real).abs().flatten(1).mean(1).clamp_min(floor)
         g = (fake - real) / expand(scale, x)
         finite = g.isfinite().flatten(1).all(1)
+        bad = nonfinite(student=x, teacher=real, critic=fake, direction=g)
         g = torch.where(expand(finite, x), g, torch.zeros_like(g))
     logs = {
         "dmd/gradient": Mean.of(g.abs().flatten(1).mean(1)),
-        "dmd/nonfinite": Mean.of((~finite).float()),
         "sample/std": Mean.of(x.flatten(1).std(1, correction=0)),
     }
-    return Loss((x - (x - g).detach()).square().mean(), logs, x.detach().isfinite().flatten(1).all(1))
+    value, told = (x - (x - g).detach()).square().mean(), x.detach().isfinite().flatten(1).all(1)
+    return Loss(value, logs, told, bad)
 
 
 @frozen
@@ -90,4 +91,5 @@ class CriticMatching:
         z, v = interpolate(x, rng.noise_like(x), t)
         raw = (nets["critic"].velocity(z, t, batch.cond) - v).square().flatten(1).mean(1)
         loss = reweighted(raw, t, t, self.reweight, shared)
-        return Loss(loss.mean(), {"loss": Mean.of(raw)}, raw.detach().isfinite())
+        bad = nonfinite(student=x, critic=raw)
+        return Loss(loss.mean(), {"loss": Mean.of(raw)}, raw.detach().isfinite(), bad)

@@ -30,7 +30,7 @@ from ..model import FlowMap
 from ..path import expand, interpolate
 from ..times import Diagonal, TimeSampler, roles
 from ..weights import Ramp, Reweight, expected, reweighted
-from . import Loss, Networks, Ordered
+from . import Loss, Networks, Ordered, nonfinite
 
 TIMES = 0x714E5
 """What (t, r) are drawn from `rng.fork` by: known before the batch is."""
@@ -122,7 +122,8 @@ class FlowMapMatching(Ordered):
 
         loss = reweighted(raw, t, r, self.reweight, shared, noise)
         logs |= {f"loss/{role}": Mean.of(raw, mask) for role, mask in roles(t, r).items()}
-        return Loss(guide.weight * loss.mean(), logs, raw.detach().isfinite())
+        bad = nonfinite(**{"data": x} | ({"teacher": v} if self.velocity == "teacher" else {}) | {self.role: raw})
+        return Loss(guide.weight * loss.mean(), logs, raw.detach().isfinite(), bad)
 
     def _noise(self, off: Latent, t: Time, r: Time, dropped: Tensor, shared: Shared) -> Tensor | None:
         """[B] what the loss would have more with the data's velocity; off: ε - x - v_c."""

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 
 from .._types import NOTHING, Batch, Mean, Rng, Role, Shared, select, to_device
-from . import Equip, Equips, Loss, Networks, Objective, Ordered, united
+from . import Equip, Equips, Loss, Networks, Objective, Ordered, united, within
 
 Parts: TypeAlias = tuple[tuple[float, Objective], ...]
 
@@ -67,7 +67,7 @@ class Mixture(Equips, Ordered):
 
     def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
         part, value = self._part(len(batch), rng), torch.zeros((), device=batch.x.device)
-        logs = dict[str, Mean]()
+        logs, bad = dict[str, Mean](), dict[str, Mean]()
         finite = torch.ones(len(batch), dtype=torch.bool, device=batch.x.device)
         for k, (_, objective) in enumerate(self.parts):
             mine, own = (part == k).nonzero()[:, 0], rng.fork(k)
@@ -82,7 +82,8 @@ class Mixture(Equips, Ordered):
                     loss = _idle(objective, nets, batch, own, shared)
             value = value + (len(mine) / len(batch) * loss.value if len(mine) else loss.value)
             logs |= {name: logs[name] + mean if name in logs else mean for name, mean in loss.logs.items()}
-        return Loss(value, logs, finite)
+            bad |= within(k, loss.nonfinite)
+        return Loss(value, logs, finite, bad)
 
 
 def _idle(objective: Objective, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
@@ -99,7 +100,8 @@ def _idle(objective: Objective, nets: Networks, batch: Batch, rng: Rng, shared: 
         call = partial(objective, nets, _batch(batch, first), _rng(rng, first, len(batch)), shared)
         loss: Loss = functional_call(of, weights, (call,))
     none = torch.zeros((), device=batch.x.device)
-    return Loss(_constant(loss.value, none), {name: Mean(none, none) for name in loss.logs})
+    logs, bad = ({name: Mean(none, none) for name in means} for means in (loss.logs, loss.nonfinite))
+    return Loss(_constant(loss.value, none), logs, nonfinite=bad)
 
 
 class _Of(nn.Module):

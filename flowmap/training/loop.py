@@ -15,13 +15,14 @@ from .._types import Batch, Mean, Rng, Role, Shared
 from ..data import Data, ReadsAhead, indices
 from ..faults import reach
 from ..method import Update
-from ..objectives import Networks
+from ..objectives import Networks, within
 from ..recipe import AdamW, Stage
 from .ema import Average
 from .micro import MicroBatch, micro_batches
 from .ranks.agree import during, rank, ranks
 from .ranks.reduction import add_up, clip, norm, read
 from .skips import MAX_SKIPPED, Skips
+from .store.status import NONFINITE
 
 
 class TrainingError(Exception):
@@ -36,8 +37,8 @@ class Trainer:
     ranks each takes its part of every global micro-batch, and all make the same calls; those of a context take the same
     part, and of each one's loss an equal share counts.
 
-    A step waits for no device: whether it was skipped, since a loss or a gradient of some rank was not finite, is
-    decided and counted there. `read` looks.
+    A step waits for no device: whether it was skipped, since a loss or a gradient of some rank was not finite or no
+    sample counts, is decided and counted there. `read` looks.
     """
 
     nets: Networks
@@ -112,20 +113,18 @@ class Trainer:
     def read(self, logs: Mapping[str, Mean], iteration: int) -> dict[str, float]:
         """The logs of an iteration as numbers, over all ranks; every rank must ask.
 
-        A TrainingError where a role has skipped `MAX_SKIPPED` steps in a row since the last look: so the run stops by
-        as many iterations late as there are between looks, with weights that no skipped step has changed.
+        A TrainingError where `MAX_SKIPPED` steps of a role in a row came to nothing since the last look: so the run
+        stops by as many iterations late as there are between looks, with weights that no skipped step has changed.
+        Shares of what was not finite are of the stage so far, and told where they are not 0.
         """
         during(f"the record of iteration {iteration} of {self.where}")
         found = read(logs, {f"/{role}": skips.counts[1] for role, skips in self._skips.items()}, self.device)
         for role, skips in self._skips.items():
             if found.pop(f"/{role}") >= MAX_SKIPPED:
-                raise TrainingError(
-                    f"the {role}'s loss or gradient was not finite {MAX_SKIPPED} times in a row, by iteration "
-                    f"{iteration} of {self.where}; {skips.origin(self._index)}: lower its lr "
-                    f"({_settings(self.stage, role).lr}) or look at the data"
-                )
+                lr, when = _settings(self.stage, role).lr, f"iteration {iteration} of {self.where}"
+                raise TrainingError(skips.origin(self._index).told(role, lr, when))
             skips.looked()
-        return found
+        return {name: value for name, value in found.items() if value or f"/{NONFINITE}/" not in name}
 
     @property
     def where(self) -> str:
@@ -138,17 +137,18 @@ class Trainer:
 
     @property
     def skipped(self) -> dict[Role, int]:
-        """Steps in a row that a role has skipped. Waits for the device."""
+        """Steps in a row of a role that came to nothing. Waits for the device."""
         return {role: skips.in_a_row for role, skips in self._skips.items()}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it besides tensors; JSON."""
-        return {"means": self.shared.state(), "skipped": self.skipped}
+        nonfinite = {role: skips.state() for role, skips in self._skips.items()}
+        return {"means": self.shared.state(), "skipped": self.skipped, "nonfinite": nonfinite}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.shared.load(state["means"])
         for role, count in state["skipped"].items():
-            self._skips[role].restore(count)
+            self._skips[role].restore(count, state.get("nonfinite", {}).get(role, {}))
 
     def finish(self) -> None:
         """The stage is over: its averages take the place of the weights."""
@@ -167,22 +167,22 @@ class Trainer:
                 loss = objective(self.nets, batch, rng, self.shared)
             if weight:
                 (weight * len(batch) / (self.stage.batch * self.context) * loss.value).backward()
-                self._skips[update.role].saw(loss, positions)
+                self._skips[update.role].saw(loss, term, positions)
             for short, mean in loss.logs.items():
                 name = f"{update.role}/{short}"
                 logs[name] = logs[name] + mean if name in logs else mean
         return logs
 
     def _apply(self, role: Role, iteration: int) -> dict[str, Mean]:
-        """The optimiser's step, unless a loss or the gradient was not finite, on any rank."""
+        """The optimiser's step, unless a loss or the gradient was not finite, on any rank, or no sample counts."""
         settings, optimizer, trained = _settings(self.stage, role), self.optimizers[role], self.trained[role]
         skips = self._skips[role]
         lr = rate(settings, iteration, self.stage.steps)
         add_up(list(trained.values()))
         gradients = [p.grad for p in trained.values() if p.grad is not None]
-        length, bad = norm(gradients, skips.losses)
+        length, sums = norm(gradients, skips.sums)
         clip(gradients, length, settings.clip)
-        skip = (~length.isfinite() | (bad > 0)).float()
+        skip = skips.end(iteration, length, sums)
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.found_inf = skip  # type: ignore[attr-defined]  # what fused kernels read: not 0 changes nothing
@@ -192,9 +192,9 @@ class Trainer:
             self.averages[role].update(trained, iteration, skip)
             reach("ema.after")
         optimizer.zero_grad(set_to_none=True)
-        skips.end(iteration, skip)
         scalar = {"gradient_norm": length, "lr": torch.tensor(lr), "skipped": skip}
-        return {f"{role}/{name}": Mean.of(value.reshape(1)) for name, value in scalar.items()}
+        logs = {name: Mean.of(value.reshape(1)) for name, value in scalar.items()}
+        return within(role, logs | within(NONFINITE, skips.nonfinite))
 
 
 def rate(settings: AdamW, iteration: int, steps: int) -> float:

@@ -24,7 +24,7 @@ from .interrupt import Preempted
 from .store import status
 from .store.lock import Lock, me
 from .store.metrics import Metrics
-from .store.status import Status
+from .store.status import NONFINITE, Status
 
 PACKAGES = ("flowmap-distill", "torch", "diffusers", "transformers", "peft", "safetensors", "numpy")
 DATA = "data.json"
@@ -167,6 +167,12 @@ class Run:
             return
         found = {k: v for k, v in logs.items() if v == v}  # as in metrics.jsonl: a mean of no sample is no number
         shown = {k.rpartition("/")[2]: f"{v:.3f}" for k, v in found.items() if "loss" in k or "dmd/gradient" in k}
+        bad = {k: v for k, v in found.items() if f"/{NONFINITE}/" in k}
+        shown |= {f"{k.rpartition('/')[2]} not finite": f"{v:.1%}" for k, v in bad.items()}
+        with self._guard:
+            if bad and self._status is not None:
+                now = {f"{number}/{name}": share for name, share in bad.items()}
+                self._status = attrs.evolve(self._status, nonfinite={**self._status.nonfinite, **now})
         self._bar.set_postfix(shown, refresh=False)
         if self._metrics is not None:
             error = self._metrics.add({"stage": number, "iteration": iteration, "time": time.time(), **logs})

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from flowmap import Batch, FlowMap, Rng, validators
 from flowmap._types import Cond, Latent, Mean, Role, Shared, Time, concat
-from flowmap.objectives import Equip, Equips, Loss, Networks, Objective, united
+from flowmap.objectives import Equip, Equips, Loss, Networks, Objective, nonfinite, united, within
 from flowmap.path import interpolate
 from flowmap.rollout import ConsistencySimulation, Rollout
 from flowmap.times import Diagonal, TimeSampler
@@ -53,7 +53,7 @@ class Adversarial(Equips):
             value = F.softplus(-logits).mean()
             (g,) = torch.autograd.grad(value, leaf)
         logs = {"gan/loss": Mean.of(F.softplus(-logits)), "gan/gradient": Mean.of(g.abs().flatten(1).mean(1) * len(x))}
-        return Loss(value.detach() + (g * (x - x.detach())).sum(), logs)
+        return Loss(value.detach() + (g * (x - x.detach())).sum(), logs, nonfinite=nonfinite(student=x, critic=g))
 
 
 @frozen
@@ -96,7 +96,7 @@ class Discrimination(Equips):
         if near:
             r1 = (on_real - near[0]).square()
             value, logs = value + self.r1 * r1.mean(), {**logs, "gan/r1": Mean.of(r1)}
-        return Loss(value, logs)
+        return Loss(value, logs, nonfinite=nonfinite(data=batch.x, student=x, critic=raw))
 
 
 class OnSamples(Objective, Protocol):
@@ -134,14 +134,15 @@ class OneRollout(Equips):
         assert rollout is not None  # checked when it was made
         with torch.set_grad_enabled(self.gradient and torch.is_grad_enabled()):
             x = rollout(nets["student"], rng.noise_like(batch.x), batch.cond, rng)
-        value, logs = x.new_zeros(()), dict[str, Mean]()
+        value, logs, bad = x.new_zeros(()), dict[str, Mean](), dict[str, Mean]()
         for number, (weight, term) in enumerate(self.terms):
             objective: Any = term  # a value of attrs, which the protocol cannot say
             with shared.at(number):
                 loss: Loss = evolve(objective, rollout=Made(x))(nets, batch, rng.fork(number), shared)
             value = value + weight * loss.value
             logs |= {name: logs[name] + mean if name in logs else mean for name, mean in loss.logs.items()}
-        return Loss(value, logs)
+            bad |= within(number, loss.nonfinite)
+        return Loss(value, logs, nonfinite=bad)
 
 
 @frozen(eq=False)

@@ -12,7 +12,7 @@ from torch import Tensor
 from flowmap import Batch, Recipe, Rng, Stage, validators
 from flowmap._types import Latent, Mean, Role, Shared, Time
 from flowmap.method import Method, Update
-from flowmap.objectives import Loss, Networks
+from flowmap.objectives import Loss, Networks, nonfinite
 from flowmap.path import expand, interpolate
 from flowmap.rollout import euler_grid
 from flowmap.times import TimeSampler
@@ -124,7 +124,8 @@ class DiscreteConsistency:
             y = u_θ.jump(z, r, zero, c)
         raw = (x_hat - y).square().flatten(1).mean(1)
         loss = reweighted(raw, t, r, self.reweight, shared)
-        return Loss(loss.mean(), {"loss": Mean.of(raw)}, raw.detach().isfinite())
+        bad = nonfinite(**{"data": x, self.velocity: z}, student=raw)
+        return Loss(loss.mean(), {"loss": Mean.of(raw)}, raw.detach().isfinite(), bad)
 
 
 def consistency(

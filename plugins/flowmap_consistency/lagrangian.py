@@ -11,7 +11,7 @@ from flowmap import Batch, Rng, validators
 from flowmap._types import Mean, Role, Shared, nullify, require_null
 from flowmap.derivative import EndDerivative, EndForwardMode
 from flowmap.guidance import Exact, Guidance
-from flowmap.objectives import Loss, Networks
+from flowmap.objectives import Loss, Networks, nonfinite
 from flowmap.path import interpolate
 from flowmap.times import TimeSampler, Triangle, roles
 from flowmap.weights import Reweight, reweighted
@@ -65,4 +65,5 @@ class LagrangianMatching:
 
         loss = reweighted(raw, t, r, self.reweight, shared)
         logs = {f"loss/{role}": Mean.of(raw, mask) for role, mask in roles(t, r).items()}
-        return Loss(guide.weight * loss.mean(), logs, raw.detach().isfinite())
+        bad = nonfinite(**{"data": x, "student": df, self.velocity: raw})
+        return Loss(guide.weight * loss.mean(), logs, raw.detach().isfinite(), bad)

@@ -13,7 +13,7 @@ from flowmap import AdamW, Batch, FlowMap, Recipe, Rng, Stage, validators
 from flowmap._types import Cache, Cond, Latent, Mean, Role, Shared, Time
 from flowmap.method import Method, Update
 from flowmap.methods.citations import DMD
-from flowmap.objectives import Loss, Networks
+from flowmap.objectives import Loss, Networks, nonfinite
 from flowmap.objectives.distribution_matching import matching
 from flowmap.path import expand, renoise, unshift
 from flowmap.path import shift as shifted
@@ -192,7 +192,8 @@ class PhaseCritic:
             t = self.times(len(x), rng, x, s)
             z, v, b = sub_velocity(x, rng.noise_like(x), torch.full_like(t, s), t)
         raw = (nets["critic"].velocity(z, t, batch.cond) - v).square().flatten(1).mean(1)
-        return Loss((b**-2).clamp_max(self.most).mul(raw).mean(), {"loss": Mean.of(raw)})
+        value, bad = (b**-2).clamp_max(self.most).mul(raw).mean(), nonfinite(student=x, critic=raw)
+        return Loss(value, {"loss": Mean.of(raw)}, raw.detach().isfinite(), bad)
 
 
 def _in(instance: object, phases: Phases, train: tuple[int, ...]) -> None:

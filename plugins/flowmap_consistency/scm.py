@@ -13,7 +13,7 @@ from flowmap import Batch, Recipe, Rng, Stage, validators
 from flowmap._types import Latent, Mean, Role, Shared, Time
 from flowmap.derivative import Derivative, ForwardMode
 from flowmap.method import Method, Update
-from flowmap.objectives import Loss, Networks
+from flowmap.objectives import Loss, Networks, nonfinite
 from flowmap.path import expand, interpolate
 from flowmap.times import Diagonal, LogitNormal, TimeSampler
 from flowmap.weights import Ramp, Reweight, reweighted
@@ -43,7 +43,7 @@ class ContinuousConsistency:
 
     dx/dθ is the teacher's velocity under guidance w, or with velocity = "data" that of the sample, cos θ ε - sin θ x,
     unguided. The norm is over all elements of a sample; the loss is the mean over elements. Samples with a g that is
-    not finite count as zero and are logged.
+    not finite count as zero, and `Loss.nonfinite` says whose output was not.
 
     sCM weighs by w(θ) e^-λ(θ) and learns λ beside. At its optimum, e^λ = w E‖·‖², every θ counts the same whatever w;
     with a normalised g, of norm about one, every θ counts the same without it, so λ is left out. `Prior` is w alone.
@@ -86,14 +86,12 @@ class ContinuousConsistency:
             g = self.tangent(x, F, dx, c * s * dF, c, s, self.warmup(shared.iteration))
             size = g.flatten(1).norm(dim=1)
             finite = size.isfinite()
+            bad = nonfinite(**{"data": data, self.velocity: v}, student=size)
             g = torch.where(expand(finite, g), g / (expand(size, g) + 0.1), torch.zeros_like(g))
         raw = (F - (F + g).detach()).square().flatten(1).mean(1)
         loss = reweighted(raw, t, r, self.reweight, shared)
-        logs = {
-            "tangent": Mean.of(size / g[0].numel() ** 0.5, finite),
-            "tangent/nonfinite": Mean.of((~finite).float()),
-        }
-        return Loss(loss.mean(), logs, raw.detach().isfinite())
+        logs = {"tangent": Mean.of(size / g[0].numel() ** 0.5, finite)}
+        return Loss(loss.mean(), logs, raw.detach().isfinite(), bad)
 
     def tangent(self, x: Latent, F: Latent, dx: Latent, T: Latent, c: Tensor, s: Tensor, ρ: float) -> Latent:
         """g, not normalised."""

@@ -12,7 +12,7 @@ from flowmap import AdamW, Batch, FlowMap, Recipe, Rng, Stage, validators
 from flowmap._types import Latent, Mean, Role, Shared
 from flowmap.method import Method, Update
 from flowmap.methods.citations import DMD
-from flowmap.objectives import Loss, Networks
+from flowmap.objectives import Loss, Networks, nonfinite
 from flowmap.objectives.distribution_matching import CriticMatching, DistributionMatching
 from flowmap.rollout import ConsistencySimulation, euler_grid, guided_euler_step
 from flowmap.times import Diagonal
@@ -59,7 +59,8 @@ class TrajectoryRegression:
         z = [part[i, row] for part, i in zip(states.split(sizes, dim=2), which, strict=True)]
         x_hat = sweep(u_θ, z, [times[i] for i in which], x, batch.cond)
         raw = (x_hat - x).square().flatten(1).mean(1)
-        return Loss(raw.mean(), {"loss": Mean.of(raw)})
+        bad = nonfinite(teacher=x, student=raw)
+        return Loss(raw.mean(), {"loss": Mean.of(raw)}, raw.detach().isfinite(), bad)
 
     @torch.no_grad()
     def trajectory(self, teacher: FlowMap, z: Latent, batch: Batch, rng: Rng) -> tuple[Latent, Latent]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from flowmap import Batch, Rng, validators
 from flowmap._types import Mean, Role, Shared, Time, nullify
 from flowmap.guidance import Exact, Guidance
-from flowmap.objectives import Loss, Networks
+from flowmap.objectives import Loss, Networks, nonfinite
 from flowmap.path import expand, interpolate, shift, unshift
 from flowmap.times import TimeSampler, Triangle, roles
 from flowmap.weights import Reweight, reweighted
@@ -88,4 +88,4 @@ class SemigroupMatching:
 
         loss = reweighted(raw, t, r, self.reweight, shared)
         logs = {f"loss/{role}": Mean.of(raw, mask) for role, mask in roles(t, r).items()}
-        return Loss(guide.weight * loss.mean(), logs, raw.detach().isfinite())
+        return Loss(guide.weight * loss.mean(), logs, raw.detach().isfinite(), nonfinite(data=x, student=raw))

@@ -19,7 +19,7 @@ from flowmap.data import indices
 from flowmap.guidance import Exact
 from flowmap.method import Method, Update
 from flowmap.methods import anyflow
-from flowmap.objectives import Loss, Networks
+from flowmap.objectives import Loss, Networks, nonfinite
 from flowmap.objectives.flow_map_matching import FlowMapMatching
 from flowmap.objectives.mixture import Mixture
 from flowmap.times import Diagonal, Triangle
@@ -389,7 +389,7 @@ def test_a_gradient_of_finite_losses_is_told_from_a_loss() -> None:
 
 def test_a_streak_that_a_checkpoint_has_ends_with_the_first_good_step() -> None:
     trainer, _ = poisoned()
-    trainer.restore({"means": {}, "skipped": {"student": MAX_SKIPPED + 2}})
+    trainer.restore({"means": {}, "skipped": {"student": MAX_SKIPPED + 2}})  # as before there were shares
     assert trainer.skipped == {"student": MAX_SKIPPED + 2}
     try:
         trainer.read(trainer.step(0), 0)
@@ -399,6 +399,115 @@ def test_a_streak_that_a_checkpoint_has_ends_with_the_first_good_step() -> None:
     again.restore({"means": {}, "skipped": {"student": MAX_SKIPPED - 1}})
     with pytest.raises(TrainingError, match=f"{MAX_SKIPPED} times in a row"):
         again.read(again.step(0), 0)
+
+
+# ------------------------------------------------------------------ steps of no gradient, and of no sample
+
+
+@frozen
+class Weighed:
+    """Regression of u on 0, times a number an iteration; `shared.iteration` beyond them is the last."""
+
+    by: tuple[float, ...]
+
+    needs = frozenset[Role]({"student"})
+
+    def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
+        u = nets["student"](batch.x, *torch.full((2, len(batch)), 0.5), batch.cond)
+        return Loss(self.by[min(shared.iteration, len(self.by) - 1)] * u.square().mean())
+
+
+def ran(steps: int, *terms: tuple[float, Any], every: int = 1, spec: Toy | None = None) -> Trainer:
+    """Each step looked at."""
+    method_ = Method("weighed", (Update("student", terms, every=every),))
+    trainer = Trainer(build("student", spec=spec), Stage(method_, 100, batch=4), data(8))
+    for iteration in range(steps):
+        trainer.read(trainer.step(iteration), iteration)
+    return trainer
+
+
+def test_a_gradient_of_exactly_zero_many_times_in_a_row_stops_the_run() -> None:
+    assert ran(MAX_SKIPPED - 1, (1.0, Weighed((0.0,)))).skipped == {"student": MAX_SKIPPED - 1}
+    said = (
+        "the student's gradient was exactly zero 5 times in a row, by iteration 4 of stage 0 .weighed.; the last time "
+        "in iteration 4: nothing is trained"
+    )
+    with pytest.raises(TrainingError, match=said):
+        ran(MAX_SKIPPED, (1.0, Weighed((0.0,))))
+
+
+def test_only_steps_of_the_role_count() -> None:
+    assert ran(8, (1.0, Weighed((0.0,))), every=2).skipped == {"student": 4}
+    with pytest.raises(TrainingError, match="5 times in a row, by iteration 8"):
+        ran(9, (1.0, Weighed((0.0,))), every=2)
+
+
+@pytest.mark.parametrize(
+    "by", [(0.0, 0.0, 0.0, 0.0, 1.0), (0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 1.0)], ids=["warm-up", "a share now and then"]
+)
+def test_a_gradient_of_zero_now_and_then_is_none_to_stop_for(by: tuple[float, ...]) -> None:
+    assert ran(12, (1.0, Weighed(by))).skipped == {"student": 0}
+
+
+def test_an_update_of_weight_0_throughout_is_refused() -> None:
+    with pytest.raises(ValueError, match="terms of the student all have weight 0, which trains nothing"):
+        ran(1, (0.0, Weighed((1.0,))))
+
+
+def test_adapters_start_with_a_gradient_in_half_of_their_weights() -> None:
+    trainer = ran(1, (1.0, Weighed((1.0,))), spec=Toy(shared=True))
+    assert trainer.skipped == {"student": 0}
+
+
+@frozen
+class Drops:
+    """Regression of u on 0 that leaves out the samples at these places in the batch, whose teacher was not finite."""
+
+    places: tuple[int, ...]
+
+    needs = frozenset[Role]({"student"})
+
+    def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
+        assert rng.positions is not None
+        t = torch.full((len(batch),), 0.5)
+        each = nets["student"](batch.x, t, t, batch.cond).square().flatten(1).mean(1)
+        bad = torch.tensor([p in self.places for p in rng.positions])
+        told = nonfinite(data=batch.x, teacher=torch.where(bad, torch.nan, 1.0))
+        return Loss(torch.where(bad, 0.0, each).mean(), {}, nonfinite=told)
+
+
+@pytest.mark.parametrize("micro", [None, 1, 3])
+def test_a_step_of_no_sample_is_skipped_and_one_of_few_is_not(micro: int | None) -> None:
+    """However the batch is cut, and whatever else is in the update."""
+    for places, skipped in (((0, 1, 2, 3), 1.0), ((0, 1, 2), 0.0), ((), 0.0)):
+        for terms in [((1.0, Drops(places)),), ((1.0, Weighed((1.0,))), (0.5, Drops(places)))]:
+            stage = Stage(Method("drops", (Update("student", terms),)), 100, batch=4, micro=micro)
+            trainer = Trainer(build("student"), stage, data(8))
+            found = trainer.read(trainer.step(0), 0)
+            assert found["student/skipped"] == skipped
+            assert found.get("student/nonfinite/teacher", 0.0) == len(places) / 4
+            assert "student/nonfinite/data" not in found
+
+
+@pytest.mark.parametrize("parts, skipped", [((0.5, 0.5), 1.0), ((1.0, 0.0), 0.0)])
+def test_a_part_of_a_mixture_without_a_sample_skips_the_step(parts: tuple[float, float], skipped: float) -> None:
+    """A part that has samples and loses all; one that has none loses none."""
+    mixture = Mixture(((parts[0], Weighed((1.0,))), (parts[1], Drops((0, 1, 2, 3)))))
+    stage = Stage(Method("mixture", (Update("student", ((1.0, mixture),)),)), 100, batch=4)
+    trainer = Trainer(build("student"), stage, data(8))
+    assert trainer.read(trainer.step(0), 0)["student/skipped"] == skipped
+
+
+def test_shares_are_of_the_stage_so_far_and_resumed() -> None:
+    def trainer(*places: int) -> Trainer:
+        stage = Stage(Method("drops", (Update("student", ((1.0, Drops(places)),)),)), 100, batch=4)
+        return Trainer(build("student"), stage, data(8))
+
+    first, resumed = trainer(1), trainer()
+    first.step(0)
+    resumed.restore(first.state())
+    resumed.step(1)
+    assert resumed.read(resumed.step(2), 2)["student/nonfinite/teacher"] == pytest.approx(1 / 12)
 
 
 def test_a_term_of_weight_0_costs_no_step() -> None:

@@ -32,16 +32,16 @@ def add_up(parameters: Sequence[nn.Parameter]) -> None:
         g.copy_(summed.view_as(g))
 
 
-def norm(gradients: Sequence[Tensor], bad: Tensor) -> tuple[Tensor, Tensor]:
-    """([] the norm of all gradients together, [] how many losses of all ranks were not finite, `bad` of this one)."""
+def norm(gradients: Sequence[Tensor], sums: Tensor) -> tuple[Tensor, Tensor]:
+    """([] the norm of all gradients together, `sums` [n] added up over all ranks): one exchange."""
     if ranks() == 1:
-        return _norm(gradients, bad), bad
+        return _norm(gradients, sums[0]), sums
     sharded = [g for g in gradients if isinstance(g, DTensor)]
-    own = _norm([local(g) for g in sharded], bad).square() / (_copies(sharded[0]) if sharded else 1)
-    both = torch.stack([own, bad])
+    own = _norm([local(g) for g in sharded], sums[0]).square() / (_copies(sharded[0]) if sharded else 1)
+    both = torch.cat([own.reshape(1), sums])
     distributed.all_reduce(both)
-    whole = _norm([g for g in gradients if not isinstance(g, DTensor)], bad).square()
-    return (both[0] + whole).sqrt(), both[1]
+    whole = _norm([g for g in gradients if not isinstance(g, DTensor)], sums[0]).square()
+    return (both[0] + whole).sqrt(), both[1:]
 
 
 def clip(gradients: Sequence[Tensor], norm: Tensor, most: float) -> None:

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,7 @@ from .lock import alive
 
 FILE = "status.json"
 NOTES = 20
+NONFINITE = "nonfinite"  # role/nonfinite/network in a record: the share of samples of which what it gave was not finite
 State = Literal["running", "evaluating", "preempted", "failed", "finished"]
 
 
@@ -36,6 +37,7 @@ class Status:
     method: of the stage. reason: why it ended early. resumable: whether the same call goes on from a checkpoint, or
     starts again where there is none yet. checkpoint: the newest that was published and read again. hash: sha256 of
     what was trained, once finished. notes: what went wrong and was survived, the last few. command: what started it.
+    nonfinite: what is not 0 of such shares, by stage/role/nonfinite/network.
     """
 
     state: State
@@ -55,6 +57,7 @@ class Status:
     resumable: bool = True
     hash: str | None = None
     notes: tuple[str, ...] = field(default=(), converter=_row)
+    nonfinite: Mapping[str, float] = field(factory=dict)
 
     def noted(self, text: str) -> Status:
         return attrs.evolve(self, notes=(*self.notes, text)[-NOTES:])
@@ -98,6 +101,10 @@ def lines(run: Path) -> dict[str, str]:
     told["checkpoint"] = status.checkpoint or (f"{there[-1]}, of an earlier start" if there else "none yet")
     told["process"] = f"pid {status.pid} on {status.host}, started {status.started}"
     told["updated"] = f"{_ago(time.time() - status.updated)} ago"
+    for number, (name, share) in enumerate(status.nonfinite.items(), 1):
+        stage, role, _, network = name.split("/")
+        whose = f"{share:.2g} of the {role}'s samples in stage {stage}"
+        told[f"not finite {number}"] = f"what the {network} gave, for {whose}; they do not count"
     if status.reason is not None:
         told["reason"] = status.reason
     for number, note in enumerate(status.notes, 1):
