@@ -100,7 +100,8 @@ class Skips:
 
     @classmethod
     def of(cls, samples: int, device: torch.device) -> Self:
-        return cls(torch.zeros(2, device=device), torch.zeros(2 + samples, device=device))
+        none = torch.tensor([0.0, Why.NOT_FINITE, *[0.0] * samples], device=device)  # of a streak before a resume
+        return cls(torch.zeros(2, device=device), none)
 
     def begin(self) -> None:
         self.bad, self.losses, self.seen = torch.zeros_like(self.last[2:]), torch.zeros_like(self.last[0]), {}
@@ -158,7 +159,7 @@ class Skips:
 
     def state(self) -> dict[str, tuple[float, float]]:
         """For a checkpoint, of `nonfinite`. Waits for the device."""
-        return {network: (float(mean.total), float(mean.count)) for network, mean in self.nonfinite.items()}
+        return {network: (float(mean.total), float(mean.count)) for network, mean in sorted(self.nonfinite.items())}
 
     def restore(self, in_a_row: int, nonfinite: Mapping[str, Sequence[float]]) -> None:
         """What a checkpoint says. The next step counts from there, and a good one forgets it."""
