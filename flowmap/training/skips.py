@@ -86,7 +86,7 @@ class Skips:
 
     last: [2 + n] of the last step that came to nothing its iteration, why, and which of the n samples of the global
     batch had a loss that was not finite, as far as this rank had them. blamed: what `Origin` has of it. nonfinite: by
-    network, the share of the samples so far of which it gave what was not finite; of all ranks, as whether a step counts.
+    network, the share of the samples so far of which it gave what was not finite, of all ranks.
     """
 
     counts: Tensor
