@@ -39,13 +39,13 @@ class ModuleFlowMap(FlowMap):
 
     def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
         now, then = self.convention.time(t), self.convention.time(r)
-        given = {"pair": (pair(now, then),), "two": (now, then)}.get(self.times, (now,))
         if self.times == "clock":
             told = self.clock.at(now, then if self.delta == "r" else now - then)
         else:
             told = self.clock.at(now)
         half = self.dtype != torch.float32
-        with torch.autocast(z.device.type, self.dtype) if half else nullcontext(), told:
+        with torch.autocast(z.device.type, self.dtype) if half else nullcontext(), told as own:
+            given = {"pair": (pair(now, then),), "two": (now, then)}.get(self.times, (own,))
             u = self._called(z, *given, **cond)
         return self.convention.velocity(u.to(z.dtype))
 

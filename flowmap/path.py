@@ -84,5 +84,9 @@ class Convention:
         """In the network's units."""
         return self.scale * (t if self.clock == "t" else 1 - t)
 
+    def t(self, time: Time) -> Time:
+        """The inverse of `time`."""
+        return time / self.scale if self.clock == "t" else 1 - time / self.scale
+
     def velocity(self, prediction: Latent) -> Latent:
         return prediction if self.predicts == "ε-x" else -prediction

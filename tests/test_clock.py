@@ -287,7 +287,7 @@ DEFECTS = {
         test_a_checkpoint_that_was_not_told_of_the_clock_is_an_error_and_not_another_time,
     ),
     "recomputation at the time that it is then": (
-        "return nullcontext(), _Set(self, self.reading)",
+        "return nullcontext(), _Set(self, self.reading, None)",
         "return nullcontext(), nullcontext()",
         test_recomputation_embeds_the_times_of_its_own_call,
     ),

@@ -30,12 +30,19 @@ class Lora:
     seed: int = 0
 
 
-def add_adapter(net: nn.Module, name: str, lora: Lora, *, times: bool) -> None:
-    """Give `net` a set of adapters, A random from `lora.seed`, B zero, float32; the rest trains or not as before."""
+def targets(*, times: bool) -> str:
+    """The linear layers of Wan's that get adapters: self-attention and feed-forward, and both time embedders."""
+    return f"({BLOCKS}|{TIMES})" if times else BLOCKS
+
+
+def add_adapter(net: nn.Module, name: str, lora: Lora, targets: str | list[str]) -> None:
+    """Give `net` a set of adapters, A random from `lora.seed`, B zero, float32; the rest trains or not as before.
+
+    targets: the layers' names, or a regular expression of them, as peft takes it.
+    """
     import torch
     from peft import LoraConfig, inject_adapter_in_model
 
-    targets = f"({BLOCKS}|{TIMES})" if times else BLOCKS
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, bias="none")
     trained = {id(p) for p in net.parameters() if p.requires_grad}
     where = torch.device("meta" if next(net.parameters()).is_meta else "cpu")  # peft follows the base, but not there

@@ -18,7 +18,7 @@ from flowmap.model import ConditionError
 from flowmap.time_embedding import mix
 
 from .block import Block, KeyValue, Mask, Rope, Text, rotation
-from .lora import Lora, activate, adapter_parameters, add_adapter
+from .lora import Lora, activate, adapter_parameters, add_adapter, targets
 from .masters import thawed
 
 TIME_SCALE = 1000.0  # the only place that knows it
@@ -63,7 +63,7 @@ class WanFlowMap(FlowMap):
             thawed(self.net)
         elif self.adapter is None:
             self.adapter = self.role
-            add_adapter(self.net, self.role, self.lora, times=self.role == "student")
+            add_adapter(self.net, self.role, self.lora, targets(times=self.role == "student"))
             for name in self.whole:
                 self.net.get_submodule(name).float().requires_grad_(True)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from flowmap.seeding import generator
 
 CPU = torch.device("cpu")
-EVEN = (nn.Linear, nn.Conv3d)
+EVEN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @frozen
@@ -48,8 +48,6 @@ def drawn(net: nn.Module, seed: int) -> dict[str, Drawn]:
 def _of(layer: nn.Module, own: str, p: Tensor, key: bytes) -> Drawn:
     if isinstance(layer, EVEN):
         return Drawn(key, p.shape, layer.weight[0].numel() ** -0.5)  # one over the root of the inputs
-    if own == "scale_shift_table":
+    if p.dim() != 1:  # tables, embeddings
         return Drawn(key, p.shape, p.shape[-1] ** -0.5, normal=True)
-    if p.dim() != 1:
-        raise NotImplementedError(f"{type(layer).__name__}.{own} {list(p.shape)}: no random weights are known for it")
     return Drawn(key, p.shape, None, fill=float(own == "weight"))  # a norm

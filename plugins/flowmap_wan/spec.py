@@ -176,8 +176,7 @@ class WanSpec(Streamed, Splits):
         """Of the transformer's files, where they are local: other weights are another run."""
         if self.path is None or not self.pretrained or not Path(self.path).is_dir():
             return None
-        files = sorted(p for p in (Path(self.path) / "transformer").iterdir() if p.suffix in (".safetensors", ".json"))
-        return _hash(tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+        return transformer_hash(Path(self.path))
 
     def encoders(self) -> Mapping[str, str]:
         """Of VAE and text encoder, where they are local."""
@@ -218,6 +217,12 @@ def example(shape: tuple[int, ...], tokens: int) -> tuple[torch.Tensor, Cond]:
     z, text = (rng.noise_like(torch.zeros(s)) for s in (shape, (shape[0], tokens, TINY["text_dim"])))
     text[:, -2:] = 0
     return z, {"text": text}
+
+
+def transformer_hash(folder: Path) -> str:
+    """Of the files of a pipeline's transformer."""
+    files = sorted(p for p in (folder / "transformer").iterdir() if p.suffix in (".safetensors", ".json"))
+    return _hash(tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
 
 
 @lru_cache(maxsize=8)

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 from ...model import FlowMapSpec
 from ..kit import Check, Result, run
-from . import causal, network, roles, spec
+from . import causal, network, reference, roles, spec
 
 if TYPE_CHECKING:
     import pytest
 
 BACKBONE_CHECKS: tuple[Check, ...] = tuple(
     function
-    for module in (spec, network, causal, roles)
+    for module in (spec, network, reference, causal, roles)
     for name, function in vars(module).items()
     if name.startswith("check_")
 )

@@ -109,6 +109,25 @@ def check_times_stay_float32(spec: FlowMapSpec) -> None:
         require(not torch.equal(out, u(z, t, r_other, c)), "u does not tell r = 0.6 from 0.6015: r is cast")
 
 
+def check_all_of_the_time_goes_through_the_clock(spec: FlowMapSpec) -> None:
+    """An embedder that was not lifted still hears t on the network's own way, and never hears r."""
+    (z, c), heard = example(spec), 0
+    t, r = times(z, 0.8, 0.3)
+    for role, u in build(spec).items():
+        clocks = {id(hand.clock): hand.clock for m in u.modules() if (hand := getattr(m, "hand", None)) is not None}
+        heard += len(clocks)
+        with torch.no_grad():
+            out = u(z, t, r, c)
+            for clock in clocks.values():
+                clock.muted = True
+            mute = u(z, t, r, c)
+            for clock in clocks.values():
+                clock.muted = False
+        same(mute, out, f"the {role} changes where it is told no time beside its clock: an embedder is not lifted")
+    if not heard:
+        raise Skip("no embedder reads a clock")
+
+
 def check_it_exports(spec: FlowMapSpec) -> None:
     """A student leaves Python through torch.export, and must be what it was afterwards."""
     u, untouched = (build(spec, "student")["student"].requires_grad_(False) for _ in range(2))

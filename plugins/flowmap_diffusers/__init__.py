@@ -1,0 +1,27 @@
+"""Any diffusers transformer as a backbone: one adapter, and a row a class in `rows`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from flowmap import hookimpl
+
+from .spec import Diffusers, resolve
+
+if TYPE_CHECKING:
+    from flowmap import FlowMapSpec
+
+__all__ = ["Diffusers"]
+
+
+@hookimpl
+def flowmap_backbones() -> Mapping[str, FlowMapSpec]:
+    from .rows import ROWS
+
+    return {name: Diffusers(row.hub, family=name) for name, row in ROWS.items()}
+
+
+@hookimpl
+def flowmap_resolve_backbone(name: str) -> FlowMapSpec | None:
+    return resolve(name)

@@ -1,0 +1,216 @@
+"""Networks for the roles, out of a pipeline's directory, a hub id, or random numbers."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from attrs import frozen
+from flowmap_wan.lora import fill_adapter
+from flowmap_wan.random import drawn
+from flowmap_wan.streaming import stored
+from torch import Tensor, nn
+
+from flowmap import FlowMap
+from flowmap._types import Role
+from flowmap.model import Put, Rows, WeightsError, require_fit
+from flowmap.time_embedding import keep_exact, lift
+
+from . import vp
+from .network import DiffusersFlowMap, Running, recomputing
+from .row import Positions, Row
+
+if TYPE_CHECKING:
+    from .spec import Diffusers
+
+WAVES = ("time_proj", "timesteps_proj")
+"""What diffusers calls the sinusoids beside an embedder."""
+
+
+def build(
+    spec: Diffusers, roles: frozenset[Role], *, device: torch.device, dtype: torch.dtype
+) -> Mapping[Role, DiffusersFlowMap]:
+    """With adapters one lifted base serves every role; without, the student is lifted, the others embed t alone."""
+    row, student = spec.row, spec.is_student
+    positions, steps = positions_of(spec), steps_of(spec)
+    if student and "critic" in roles:
+        raise ValueError(
+            f"{spec.path} is a distilled student: teacher and critic must start as the diffusion model that it was "
+            "distilled from; give that one as Recipe.teacher"
+        )
+    base = plain(spec, device=device, dtype=dtype)
+    built: dict[Role, DiffusersFlowMap] = {}
+    shared: tuple[Any, Running] | None = None
+    for role in sorted(roles):
+        two = role == "student" or student
+        if shared is None or spec.lora is None:
+            net, running = copy.deepcopy(base) if spec.lora is None else base, Running()
+            hear(net, row, running, spec.gamma if spec.lora is not None or two else None)
+            if student and device.type != "meta":
+                Source.of(spec, dtype).into(net, device)  # the second embedders have numbers of their own
+            if spec.checkpointing:
+                net.enable_gradient_checkpointing(recomputing(running))
+            shared = net, running
+        net, running = shared
+        told: dict[str, Any] = {"positions": positions, "computes": dtype, "two_times": two}
+        built[role] = DiffusersFlowMap(net, row, role, running, **told, lora=spec.lora, steps=steps)
+    for role, u in built.items():
+        u.eval()
+        if role != "teacher":
+            u.thaw()
+    return built
+
+
+def plain(spec: Diffusers, *, device: torch.device, dtype: torch.dtype) -> Any:
+    """The network as diffusers has it, frozen."""
+    net = empty(spec, dtype)
+    if device.type != "meta":
+        Source.of(spec, dtype).into(net, device)
+    return net.requires_grad_(False)
+
+
+def hear(net: Any, row: Row, running: Running, gamma: float | None) -> None:
+    """Every embedder of the time reads the clock; gamma None: of one time."""
+    for path in row.times:
+        owner = path.rpartition(".")[0]
+        found = [name for name, _ in net.get_submodule(owner).named_children() if name in WAVES]
+        features = f"{owner}.{found[0]}".lstrip(".")
+        if gamma is None:
+            keep_exact(net, path, clock=running.clock, features=features)
+        else:
+            lift(net, path, gamma, clock=running.clock, features=features)
+
+
+def class_of(row: Row) -> Any:
+    import diffusers
+
+    return getattr(diffusers, row.transformer)
+
+
+def empty(spec: Diffusers, dtype: torch.dtype) -> Any:
+    """The plain network without numbers: parameters on the meta device, and what is no parameter as it is made."""
+    from accelerate import init_empty_weights
+
+    cls = class_of(spec.row)
+    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
+        net: Any = cls(**spec.network())
+    kept = exact(spec.row, cls)
+    for name, p in net.named_parameters():
+        p.data = p.data.to(torch.float32 if kept.search(name) else dtype)
+    return net.eval()
+
+
+def exact(row: Row, cls: Any) -> re.Pattern[str]:
+    """Of what stays float32 in a network of any precision: the embedders of the time, and what diffusers keeps so."""
+    paths = [rf"{re.escape(path)}\." for path in row.times]
+    return re.compile("|".join([*paths, *(rf"(^|\.){re.escape(m)}(\.|$)" for m in cls._keep_in_fp32_modules or ())]))
+
+
+@frozen
+class Source:
+    """The tensors of a network by name: those of a file, or drawn.
+
+    A lifted network has its embedders under `now` and `then`; in a plain one's file both are the one that it has.
+    """
+
+    stored: Mapping[str, Any]
+    exact: re.Pattern[str]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, spec: Diffusers, dtype: torch.dtype) -> Source:
+        plain = empty(spec, dtype)
+        kept = exact(spec.row, type(plain))
+        if spec.path is None:
+            return cls(drawn(plain, spec.seed), kept, dtype)
+        if Path(spec.path).is_dir() and not spec.is_student:
+            files = sorted((Path(spec.path) / "transformer").glob("diffusion_pytorch_model*.safetensors"))
+            if not files:
+                raise WeightsError(f"{spec.path}: transformer/ has no diffusion_pytorch_model*.safetensors")
+            require_fit(files, plain, more=True)
+        return cls(stored(spec.path), kept, dtype)
+
+    def rows(self, name: str) -> Rows:
+        name = name.replace(".base_layer.", ".")
+        if name not in self.stored:
+            name = re.sub(r"\.(now|then)\.", ".", name)
+        if name not in self.stored:  # the plain form of a student
+            head, _, leaf = name.rpartition(".")
+            owner, _, layer = head.rpartition(".")
+            name = f"{owner}.now.{layer}.{leaf}"
+        part, dtype = self.stored[name], torch.float32 if self.exact.search(name) else self.dtype
+        return lambda rows: part[rows].to(dtype)
+
+    def into(self, net: nn.Module, device: torch.device) -> None:
+        """Give `net` numbers, a tensor at a time."""
+        for prefix, layer in net.named_modules():
+            for name, p in list(layer.named_parameters(recurse=False)):
+                value = self.rows(f"{prefix}.{name}".lstrip("."))(slice(None))
+                layer.register_parameter(name, nn.Parameter(value.to(device), p.requires_grad))
+            for name, buffer in list(layer.named_buffers(recurse=False)):
+                key = f"{prefix}.{name}".lstrip(".")
+                made = self.stored[key][:].to(buffer.dtype) if key in self.stored else buffer
+                layer._buffers[name] = made.to(device)
+
+
+def fill(spec: Diffusers, nets: Mapping[Role, FlowMap], put: Put, dtype: torch.dtype) -> None:
+    """What `build` gives to networks that were built on the meta device."""
+    source = Source.of(spec, dtype)
+    members = [u for u in nets.values() if isinstance(u, DiffusersFlowMap)]
+    for net in {id(u.net): u.net for u in members}.values():
+        for name, p in net.named_parameters():
+            if ".lora_" not in name:
+                put(p, source.rows(name))
+    for u in members:
+        if u.lora is not None and u.adapter is not None:
+            fill_adapter(u.net, u.adapter, u.lora, put)
+
+
+def positions_of(spec: Diffusers) -> Positions:
+    """With the factors of the pipeline's own VAE: positions of the published one would be wrong in silence."""
+    temporal, spatial = spec.row.vae
+    config = None if spec.path is None else Path(spec.path) / "vae" / "config.json"
+    if config is not None and config.is_file():
+        temporal, spatial = factors(json.loads(config.read_text()))
+    return Positions(spec.fps or spec.row.fps, temporal, spatial)
+
+
+def factors(config: Mapping[str, Any]) -> tuple[int, int]:
+    """By how much a VAE shrinks frames and sides. Each says it in its own way."""
+    import diffusers
+    from accelerate import init_empty_weights
+
+    cls: Any = getattr(diffusers, config["_class_name"])
+    with init_empty_weights(include_buffers=False):
+        vae = cls.from_config(config)
+    side = getattr(vae, "spatial_compression_ratio", None) or config.get("spatial_compression_ratio")
+    frames = getattr(vae, "temporal_compression_ratio", None) or config.get("temporal_compression_ratio")
+    return int(frames or 1), int(side or 2 ** (len(config["block_out_channels"]) - 1))
+
+
+def scheduler_of(spec: Diffusers) -> Any:
+    """The pipeline's own, or of the kind that the family has."""
+    import diffusers
+
+    if spec.path is not None and not spec.is_student:
+        config, _ = diffusers.SchedulerMixin.load_config(spec.path, subfolder="scheduler", return_unused_kwargs=True)
+        return getattr(diffusers, config["_class_name"]).from_config(config)
+    if not spec.row.vp:
+        return diffusers.FlowMatchEulerDiscreteScheduler(shift=spec.shift)
+    kind, said = diffusers.CogVideoXDDIMScheduler, {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+    return kind(rescale_betas_zero_snr=True, snr_shift_scale=1.0, clip_sample=False, **said)
+
+
+def steps_of(spec: Diffusers) -> Tensor | None:
+    """t of every discrete step of a variance-preserving teacher."""
+    if not spec.row.vp:
+        return None
+    scheduler = scheduler_of(spec)
+    if (said := scheduler.config.prediction_type) != "v_prediction":
+        raise ValueError(f"{spec.path}: its schedule predicts {said!r}: must be 'v_prediction'")
+    return vp.table(scheduler.alphas_cumprod)

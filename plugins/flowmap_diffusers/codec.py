@@ -1,0 +1,135 @@
+"""Prompts and videos through a pipeline's own text encoders and VAE, whatever pipeline it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import import_module
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from attrs import frozen
+from flowmap_wan.codec import no_bar
+from torch import Tensor
+
+from flowmap._types import Cond, Latent
+
+from .build import positions_of
+from .row import Positions, Row
+
+if TYPE_CHECKING:
+    from .spec import Diffusers
+
+
+def components(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """Everything of a pipeline but its transformer, part by part: a student's index names code of its own."""
+    found: dict[str, Any] = {}
+    for name, entry in json.loads((folder / "model_index.json").read_text()).items():
+        if name.startswith("_") or name == "transformer" or not isinstance(entry, list) or not entry[0]:
+            continue
+        kind: Any = getattr(import_module(entry[0]), entry[1])
+        weights = {"dtype": dtype, "use_safetensors": True} if issubclass(kind, torch.nn.Module) else {}
+        with no_bar():
+            found[name] = kind.from_pretrained(folder, subfolder=name, **weights)
+    return found
+
+
+@frozen
+class DiffusersCodec:
+    """Holds text encoders and VAE, no transformer."""
+
+    pipeline: Any
+    row: Row
+    positions: Positions
+    guidance: float
+    batch: int = 16
+
+    @classmethod
+    def of(cls, spec: Diffusers, *, device: torch.device, dtype: torch.dtype) -> DiffusersCodec:
+        import diffusers
+
+        if spec.path is None:
+            raise ValueError("Diffusers.path = None: random weights have no text encoder and no VAE")
+        folder = Path(spec.path)
+        if not folder.is_dir():
+            from huggingface_hub import snapshot_download
+
+            folder = Path(snapshot_download(spec.path, ignore_patterns=["transformer/*"]))
+        parts = components(folder, dtype)
+        kind: Any = getattr(diffusers, spec.row.pipeline)
+        known = signature(kind.__init__).parameters
+        pipeline = kind(transformer=None, **{name: part for name, part in parts.items() if name in known})
+        return cls(pipeline.to(device), spec.row, positions_of(spec), spec.guidance)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Cond:
+        asked: dict[str, Any] = {"prompt": list(prompts), "do_classifier_free_guidance": False}
+        if "prompt_2" in (known := signature(self.pipeline.encode_prompt).parameters):
+            asked["prompt_2"] = None
+        asked |= {name: None for name in known if name == "prompt_3"}
+        made = self.pipeline.encode_prompt(**{name: value for name, value in asked.items() if name in known})
+        made = made if isinstance(made, tuple) else (made,)
+        cond = {name: made[at] for name, at in self.row.text.items()}
+        cond = {name: value.long() if name in self.row.masks else value.float() for name, value in cond.items()}
+        if "guidance" in self.row.example:
+            cond["guidance"] = torch.full((len(prompts),), self.guidance, device=cond["text"].device)
+        return cond
+
+    @torch.no_grad()
+    def encode(self, videos: Tensor) -> Latent:
+        """[B, frames, 3, H, W] in [0, 1] -> the posterior's mode, normalised: [B, F, C, h, w]."""
+        return torch.cat([self._encode(part) for part in videos.split(self.batch)])
+
+    @torch.no_grad()
+    def decode(self, x: Latent) -> Tensor:
+        return torch.cat([self._decode(part) for part in x.split(self.batch)])
+
+    def decode_chunks(self, chunks: Iterable[Latent]) -> Iterator[Tensor]:
+        """All at once: these networks generate all frames in one chunk."""
+        yield self.decode(torch.cat(list(chunks), 1))
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        temporal, spatial = self.positions.temporal, self.positions.spatial
+        side = spatial * self.row.side
+        if min(frames, height, width) < 1 or (frames - 1) % temporal or height % side or width % side:
+            raise ValueError(
+                f"{frames}x{height}x{width} is no size of this model: frames must be 1 more than a multiple of "
+                f"{temporal}, height and width multiples of {side}"
+            )
+        channels = int(self.pipeline.vae.config.latent_channels)
+        return (frames - 1) // temporal + 1, channels, height // spatial, width // spatial
+
+    def _encode(self, videos: Tensor) -> Latent:
+        vae, still = self.pipeline.vae, self._still(videos)
+        x = (2 * videos - 1).to(vae.device, vae.dtype)
+        x = vae.encode(x[:, 0] if still else x.transpose(1, 2)).latent_dist.mode()
+        x = (x[:, None] if still else x.transpose(1, 2)).float()
+        mean, std = statistics(vae, x)
+        return (x - mean) / std
+
+    def _decode(self, x: Latent) -> Tensor:
+        vae, still = self.pipeline.vae, self._still(x)
+        mean, std = statistics(vae, x.to(vae.device))
+        raw = (x.to(vae.device) * std + mean).to(vae.dtype)
+        y = vae.decode(raw[:, 0] if still else raw.transpose(1, 2), return_dict=False)[0]
+        return ((y[:, None] if still else y.transpose(1, 2)).float() / 2 + 0.5).clamp(0, 1)
+
+    def _still(self, frames: Tensor) -> bool:
+        """Whether the VAE is one of images."""
+        return self.positions.temporal == 1 and frames.shape[1] == 1
+
+
+def statistics(vae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean, deviation) of raw latents. VAEs say them as a mean and a deviation a channel, in their config or as
+    buffers, with a factor or without; as a shift and a factor; or as a factor."""
+    config: Mapping[str, Any] = vae.config
+    factor = config.get("scaling_factor") or 1.0
+    said = [
+        vars(vae).get("_buffers", {}).get(f"latents_{name}", config.get(f"latents_{name}")) for name in ("mean", "std")
+    ]
+    if said[0] is not None and said[1] is not None:
+        mean, std = (torch.as_tensor(value).to(x).reshape(-1, 1, 1) for value in said)
+        return mean, std / factor
+    return torch.as_tensor(config.get("shift_factor") or 0.0).to(x), torch.as_tensor(1 / factor).to(x)

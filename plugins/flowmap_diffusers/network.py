@@ -1,0 +1,135 @@
+"""u(z, t, r) over any transformer that a row declares: adapters on one frozen base, or a whole network a role."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from flowmap_wan.lora import Lora, activate, adapter_parameters, add_adapter
+from flowmap_wan.masters import thawed
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from flowmap import FlowMap
+from flowmap._types import Cache, Cond, Latent, Role, Time
+from flowmap.model import ConditionError
+from flowmap.path import expand
+from flowmap.time_embedding import Clock
+
+from . import vp
+from .row import Call, Positions, Row
+
+
+class Running:
+    """What the parts of a network that several roles may share are told of the call that runs: its times, its role's
+    adapters."""
+
+    def __init__(self) -> None:
+        self.clock, self.adapter = Clock(), None
+
+    clock: Clock
+    adapter: str | None
+
+
+class DiffusersFlowMap(FlowMap):
+    """u of `net`, whose embedders read `running.clock`.
+
+    two_times: read r. lora: `net` is a frozen base that other roles use too, each with its own set of adapters; a
+    frozen teacher uses none. steps: t of each discrete step of a variance-preserving teacher. computes: the precision
+    of the forward pass.
+    """
+
+    def __init__(
+        self,
+        net: Any,
+        row: Row,
+        role: Role,
+        running: Running,
+        *,
+        positions: Positions,
+        computes: torch.dtype,
+        two_times: bool,
+        lora: Lora | None = None,
+        steps: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.net, self.row, self.role, self.running, self.lora = net, row, role, running, lora
+        self.positions, self.computes, self.two_times, self.steps = positions, computes, two_times, steps
+        self.adapter: str | None = None
+
+    def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
+        self._check(z, t, cond)
+        if self.lora is not None:
+            activate(self.net, self.adapter)
+            self.running.adapter = self.adapter
+        x = z if self.steps is None else expand(vp.scale(t), z) * z
+        now, then = self.units(t), self.units(r) if self.two_times else None
+        given = {name: self._cast(value) for name, value in cond.items()}
+        with self.running.clock.at(now, then) as told:
+            call = Call(
+                self.net, self.row.layout.to(self._cast(x)), self.row.told * told, given, tuple(z.shape), self.positions
+            )
+            y = self.net(**self.row.inputs(call), return_dict=False)[0]
+        y = self.row.layout.back(y, tuple(z.shape)).to(z.dtype)
+        return self.row.convention.velocity(y) if self.steps is None else vp.velocity(z, y, expand(t, z))
+
+    def units(self, t: Time) -> Time:
+        """As the embedders of the network have it."""
+        return self.row.convention.time(t) if self.steps is None else vp.step_of(t, self.steps)
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return [block for name in self.row.blocks for block in self.net.get_submodule(name)]
+
+    def thaw(self) -> None:
+        if self.lora is None:
+            thawed(self.net)
+        elif self.adapter is None:
+            self.adapter = self.role
+            add_adapter(self.net, self.role, self.lora, self.targets())
+
+    def targets(self) -> list[str]:
+        """The linear layers that get adapters: of the blocks, and for the student of every time embedder."""
+        inside = "|".join(re.escape(name) for name in self.row.blocks)
+        wanted = re.compile(rf"({inside})\.\d+\.{self.row.adapted}")
+        times = tuple(f"{path}.{which}." for path in self.row.times for which in ("now", "then"))
+        names = [
+            name.removesuffix(".base_layer")
+            for name, layer in self.net.named_modules()
+            if isinstance(layer, nn.Linear) and ".lora_" not in name
+        ]
+        return [n for n in names if wanted.match(n) or (self.two_times and n.startswith(times))]
+
+    def trained(self) -> Mapping[str, nn.Parameter]:
+        if self.lora is None:
+            return {name: p for name, p in self.net.named_parameters() if p.requires_grad}
+        return {} if self.adapter is None else adapter_parameters(self.net, self.adapter)
+
+    def _cast(self, value: Tensor) -> Tensor:
+        return value.to(self.computes) if value.is_floating_point() else value
+
+    def _check(self, z: Latent, t: Time, cond: Cond) -> None:
+        name, needed = type(self.net).__name__, {*self.row.example} - {"z"}
+        if cond.keys() != needed:
+            raise ConditionError(f"{name} was given {sorted(cond)} as its condition: it reads {sorted(needed)}")
+        if z.ndim != 5 or any(n % self.row.side for n in z.shape[-2:]):
+            raise ValueError(f"{name}: latents {list(z.shape)}: must be [B, F, C, H, W], H and W ÷ {self.row.side}")
+        if t.ndim != 1 and not self.row.frames:
+            raise ValueError(f"{name}: times {list(t.shape)}: must be [B], it has no time for each frame")
+
+
+def recomputing(running: Running) -> Callable[..., Any]:
+    """For diffusers' own checkpointing: a block is walked again with adapters and times of the call that it was in."""
+
+    def call(block: nn.Module, *args: Any) -> Any:
+        name = running.adapter
+
+        def walk(*args: Any) -> Any:
+            activate(block, name)
+            return block(*args)
+
+        return checkpoint(walk, *args, use_reentrant=False, context_fn=running.clock.contexts)
+
+    return call

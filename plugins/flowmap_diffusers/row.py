@@ -1,0 +1,89 @@
+"""What is to be known of a class of diffusers: a row. No model library is imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from attrs import field, frozen
+from torch import Tensor
+
+from flowmap._types import Cond
+from flowmap.path import Convention
+
+Inputs = Callable[["Call"], Mapping[str, Any]]
+
+
+@frozen(eq=False)
+class Call:
+    """One call of a network. x: the latent as the network takes it; shape: as it is here, [B, F, C, H, W].
+
+    t: in the network's units, [B] or, where the row allows that, [B, F]. cond: in the network's precision. positions:
+    of the pixels behind the latents, seconds a latent frame and pixels a latent side.
+    """
+
+    net: Any
+    x: Tensor
+    t: Tensor
+    cond: Mapping[str, Tensor]
+    shape: tuple[int, ...]
+    positions: Positions
+
+
+@frozen
+class Positions:
+    """fps: frames of video a second. temporal, spatial: by how much the VAE shrinks, frames and sides."""
+
+    fps: float
+    temporal: int
+    spatial: int
+
+
+@frozen
+class Layout:
+    """[B, F, C, H, W], to what a network takes and back; `like` is the shape that it has here."""
+
+    to: Callable[[Tensor], Tensor]
+    back: Callable[[Tensor, tuple[int, ...]], Tensor]
+
+
+@frozen(eq=False)
+class Row:
+    """A class.
+
+    inputs: the keyword arguments that the network is called with. times: the modules that embed the time, each a
+    `TimestepEmbedding` beside its sinusoids. layout: of latents, in and out. convention: of time and velocity; told:
+    the factor between the time that the network is handed and the one that it embeds, where it multiplies itself. vp: a
+    variance-preserving teacher, which predicts v on a discrete schedule. blocks: the lists of repeated blocks. frames:
+    a time a frame can be told. adapted: which linear layers of the blocks get adapters, a regular expression. example:
+    shapes without the batch; masks are all ones, of integers. text: what `encode_prompt` of the pipeline gives out, by
+    its place; given: under which names the pipeline takes it back; call: its other arguments, so that it guides by
+    nothing but what is in the condition. null: what guidance replaces. hub: the published pipeline. fps, vae: frames a
+    second, and how many frames and pixels of a side one latent stands for, where no directory says so; side: of a
+    token, in latents; shift: of the sampling grid, at the largest size where the pipeline's depends on it.
+    """
+
+    transformer: str
+    pipeline: str
+    inputs: Inputs
+    times: tuple[str, ...]
+    layout: Layout
+    tiny: Mapping[str, Any]
+    example: Mapping[str, tuple[int, ...]]
+    given: Mapping[str, str]
+    hub: str | None = None
+    convention: Convention = Convention(1000.0)
+    told: float = 1.0
+    vp: bool = False
+    blocks: tuple[str, ...] = ("transformer_blocks",)
+    frames: bool = False
+    adapted: str = r"(attn\d?\..*(to_|add_)|ff(_context)?\.net\.|proj_(mlp|out)$)"
+    text: Mapping[str, int] = field(factory=lambda: {"text": 0})
+    masks: tuple[str, ...] = ()
+    null: tuple[str, ...] = ("text",)
+    call: Callable[[Cond, Positions], Mapping[str, Any]] = lambda cond, positions: {"guidance_scale": 1.0}
+    fps: float = 24.0
+    vae: tuple[int, int] = (4, 8)
+    side: int = 2
+    shift: float = 1.0
+    licence: str | None = None

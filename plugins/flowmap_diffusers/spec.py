@@ -1,0 +1,202 @@
+"""The spec of every row: a frozen value, cheap to import; diffusers, peft and transformers load in `build`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import evolve, field, frozen
+from flowmap_wan import Lora
+
+from flowmap import validators
+from flowmap.model import About, Streamed
+from flowmap.reference import Played, Referenced
+
+if TYPE_CHECKING:
+    import torch
+
+    from flowmap import FlowMap
+    from flowmap._types import Cond, Latent, Role
+    from flowmap.model import Codec, Put
+
+    from .row import Row
+
+STUDENT = "family.json"
+"""Beside the student's `model_index.json`: what `Diffusers` is told to load it."""
+
+
+def _path(path: str | Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+@frozen
+class Diffusers(Streamed, Referenced):
+    """A transformer of diffusers, lifted to two times as AnyFlow does, arXiv:2605.13724.
+
+    path: the directory or hub id of a pipeline, or a student's directory; None for random weights of `config`, by
+    default a few thousand of them. family: its row. lora: adapters on one frozen base that serves every role; None
+    trains whole networks, one a role. gamma: how r enters the time embedding. checkpointing: recompute each block in
+    the backward pass. fps: frames of video a second, where positions depend on it; None is what the family was trained
+    with. guidance: what `codec` writes into the condition of a network that guidance was distilled into. shift: of the
+    sampling grid. seed: of random weights.
+    """
+
+    path: str | None = field(default=None, converter=_path)
+    family: str = field(kw_only=True)
+    lora: Lora | None = Lora()
+    gamma: float = field(default=0.25, validator=[validators.gt(0.0), validators.lt(1.0)])
+    checkpointing: bool = False
+    fps: float | None = field(default=None, validator=validators.optional(validators.gt(0.0)))
+    guidance: float = field(default=6.0, validator=validators.gt(0.0))
+    shift: float = field(default=1.0, validator=validators.gt(0.0))
+    seed: int = 0
+    config: Mapping[str, Any] = field(factory=dict)
+
+    @family.validator
+    def _known(self, attribute: Any, family: object) -> None:
+        from .rows import ROWS
+
+        if family not in ROWS:
+            raise ValueError(f"Diffusers.family = {family!r}: must be one of {', '.join(ROWS)}")
+
+    @property
+    def row(self) -> Row:
+        from .rows import ROWS
+
+        return ROWS[self.family]
+
+    @property
+    def is_student(self) -> bool:
+        return self.path is not None and (Path(self.path) / STUDENT).is_file()
+
+    def network(self) -> Mapping[str, Any]:
+        """What the class is told."""
+        if self.path is None:
+            return {**self.row.tiny, **self.config}
+        from .build import class_of
+
+        config = class_of(self.row).load_config(self.path, subfolder="transformer")
+        return {key: value for key, value in config.items() if not key.startswith("_")}
+
+    # ------------------------------------------------------------------ FlowMapSpec
+    def validate(self) -> None:
+        if self.path is None or (not Path(self.path).exists() and self.path.count("/") == 1):
+            return
+        config = Path(self.path) / "transformer" / "config.json"
+        if not config.is_file():
+            raise ValueError(
+                f"Diffusers.path = {self.path!r}: has no transformer/config.json; must be the directory of a diffusers "
+                f"pipeline, or a hub id such as {self.row.hub!r}"
+            )
+        name = json.loads(config.read_text()).get("_class_name")
+        if not self.is_student and name != self.row.transformer:
+            raise ValueError(
+                f"Diffusers.path = {self.path!r}: its transformer is a {name}, and {self.family!r} is "
+                f"{self.row.transformer}; flowmap.backbone(path) takes the right family"
+            )
+
+    def about(self) -> About:
+        here = self.path is None or Path(self.path).is_dir()
+        name = f"random weights ({self.family})" if self.path is None else Path(self.path).name
+        return About(name, None if here else self.path, self.row.licence)
+
+    def build(self, roles: frozenset[Role], *, device: torch.device, dtype: torch.dtype) -> Mapping[Role, FlowMap]:
+        from .build import build
+
+        return build(self, roles, device=device, dtype=dtype)
+
+    def fill(self, nets: Mapping[Role, FlowMap], put: Put, *, dtype: torch.dtype) -> None:
+        from .build import fill
+
+        fill(self, nets, put, dtype)
+
+    def tiny(self) -> Diffusers:
+        return evolve(self, path=None, lora=None if self.lora is None else Lora(rank=4, alpha=4), config={})
+
+    def example(self, batch: int = 2) -> tuple[Latent, Cond]:
+        import torch
+
+        from flowmap import Rng
+
+        rng = Rng.seeded(7)
+        made = {name: rng.noise_like(torch.zeros(batch, *shape)) for name, shape in self.row.example.items()}
+        made |= {name: torch.ones_like(made[name], dtype=torch.int64) for name in self.row.masks}
+        if "guidance" in made:
+            made["guidance"] = torch.linspace(2.0, 6.0, batch)
+        return made.pop("z"), made
+
+    def null(self, cond: Cond) -> Cond:
+        """Zeros for what a prompt is made into; masks and embedded guidance are not replaced."""
+        import torch
+
+        return {name: torch.zeros_like(cond[name][:1]) for name in self.row.null if name in cond}
+
+    def played(self, x: Latent, noise: Latent, cond: Cond) -> Played:
+        from .witness import played
+
+        return played(self, x, noise, cond)
+
+    def outline(self) -> Diffusers:
+        """Of a directory's `transformer/config.json`."""
+        if self.path is None:
+            return self
+        if not (Path(self.path) / "transformer" / "config.json").is_file():
+            raise ValueError(
+                f"Diffusers.path = {self.path!r}: the size of this network is not known without its files: give a "
+                "directory with a transformer/config.json"
+            )
+        return evolve(self, path=None, config=dict(self.network()))
+
+    def fingerprint(self) -> str | None:
+        """Of the transformer's files, where they are local: other weights are another run."""
+        if self.path is None or not Path(self.path).is_dir():
+            return None
+        from flowmap_wan.spec import transformer_hash
+
+        return transformer_hash(Path(self.path))
+
+    def encoders(self) -> Mapping[str, str]:
+        from flowmap_wan.encoders import encoders
+
+        return {} if self.path is None else encoders(self.path)
+
+    def save(self, u: FlowMap, path: Path) -> None:
+        """A pipeline directory that diffusers loads with the code beside it, adapters fused in."""
+        from .students import save
+
+        save(self, u, path)
+
+    def load(self, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
+        from .students import load
+
+        return load(self, path, device=device, dtype=dtype)
+
+    def codec(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
+        from .codec import DiffusersCodec
+
+        return DiffusersCodec.of(self, device=device, dtype=dtype)
+
+
+def resolve(name: str) -> Diffusers | None:
+    """The spec of a directory of a row's pipeline, or of a student of one; None where it is another's."""
+    folder = Path(name)
+    if (folder / STUDENT).is_file():
+        return Diffusers(name, **json.loads((folder / STUDENT).read_text()))
+    if not (folder / "model_index.json").is_file():
+        return None
+    from .rows import ROWS
+
+    kind = json.loads((folder / "model_index.json").read_text()).get("_class_name")
+    for family, row in ROWS.items():
+        if row.pipeline == kind:
+            return Diffusers(name, family=family, shift=_shift(folder, row))
+    return None
+
+
+def _shift(folder: Path, row: Row) -> float:
+    """Of the schedule that the pipeline has; the family's own where that one's depends on the size."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(file.read_text()) if file.is_file() else {}
+    return float(row.shift if config.get("use_dynamic_shifting") else config.get("shift", row.shift))

@@ -1,0 +1,98 @@
+"""Students on disk: a pipeline directory that diffusers loads with the code beside it, without flowmap."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from inspect import signature
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+from attrs import evolve
+from flowmap_wan.lora import fuse
+
+from flowmap import FlowMap
+
+from .network import DiffusersFlowMap
+
+if TYPE_CHECKING:
+    from .spec import Diffusers
+
+WEIGHTS = "diffusion_pytorch_model.two_times.safetensors"
+CODE = Path(__file__).with_name("student.py.txt")
+
+
+def save(spec: Diffusers, u: FlowMap, path: Path) -> None:
+    """`path/`: the transformer with both embedders of each time, adapters fused; from `spec.path` all else; the code.
+
+    Class and file have names of their own, so that the plain class does not load it and leave out r. A
+    variance-preserving student is written for `flowmap.load` alone: the steps of its pipeline are not those of the
+    linear path.
+    """
+    from safetensors.torch import save_file
+
+    from .spec import STUDENT
+
+    if not isinstance(u, DiffusersFlowMap):
+        raise TypeError(f"save: a {type(u).__name__} is not a network of flowmap_diffusers")
+    folder = path / "transformer"
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.contiguous() for name, value in fuse(u.net, u.adapter).items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    config = {key: value for key, value in u.net.config.items() if not key.startswith("_")}
+    (folder / "config.json").write_text(json.dumps({"_class_name": "Student", **config}, indent=2) + "\n")
+    known = {name: getattr(spec, name) for name in ("family", "gamma", "shift", "fps", "guidance")}
+    (path / STUDENT).write_text(json.dumps(known, indent=2) + "\n")
+    if spec.path is not None:
+        _pipeline(spec, Path(spec.path), path)
+
+
+def _pipeline(spec: Diffusers, base: Path, path: Path) -> None:
+    import diffusers
+
+    if not base.is_dir():
+        from huggingface_hub import snapshot_download
+
+        base = Path(snapshot_download(str(base), ignore_patterns=["transformer/*"]))
+    index = json.loads((base / "model_index.json").read_text())
+    for name in index:
+        if name != "transformer" and (base / name).is_dir():
+            shutil.copytree(base / name, path / name, dirs_exist_ok=True)
+    if spec.row.vp:
+        (path / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+        return
+    shutil.rmtree(path / "scheduler", ignore_errors=True)
+    diffusers.FlowMatchEulerDiscreteScheduler(shift=spec.shift).save_pretrained(path / "scheduler")
+    index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+    index |= {"_class_name": ["student", "Pipeline"], "transformer": ["student", "Student"]}
+    (path / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    for place in (path / "student.py", path / "transformer" / "student.py"):
+        place.write_text(code(spec))
+
+
+def code(spec: Diffusers) -> str:
+    """The file beside the weights."""
+    import diffusers
+
+    row = spec.row
+    known = signature(getattr(diffusers, row.pipeline).__call__).parameters
+    defaults: dict[str, Any] = {"guidance_scale": spec.guidance if "guidance" in row.example else 1.0}
+    defaults |= {"frame_rate": spec.fps or row.fps} if "frame_rate" in known else {}
+    if "sigmas" in known:  # without, some schedules are shifted twice
+        defaults["sigmas"] = None
+    return Template(CODE.read_text()).substitute(
+        pipeline=row.pipeline,
+        transformer=row.transformer,
+        paths=row.times,
+        gamma=spec.gamma,
+        scale=row.convention.scale,
+        told=row.told,
+        defaults=defaults,
+    )
+
+
+def load(spec: Diffusers, path: Path, *, device: Any, dtype: Any) -> FlowMap:
+    """The student that `save` wrote."""
+    student = evolve(spec, path=path, lora=None, config={})
+    return student.build(frozenset({"student"}), device=device, dtype=dtype)["student"]

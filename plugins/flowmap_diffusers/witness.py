@@ -1,0 +1,64 @@
+"""The pipeline of diffusers itself, at toy size, with the network's output replaced by a velocity that is known."""
+
+from __future__ import annotations
+
+from inspect import signature
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from flowmap._types import Cond, Latent
+from flowmap.path import expand
+from flowmap.reference import Heard, Played
+
+from . import vp
+from .build import plain, positions_of, scheduler_of, steps_of
+
+if TYPE_CHECKING:
+    from .spec import Diffusers
+
+STEPS = 4
+
+
+def played(spec: Diffusers, x: Latent, noise: Latent, cond: Cond) -> Played:
+    import diffusers
+
+    row, positions, steps = spec.row, positions_of(spec), steps_of(spec)
+    net = plain(spec, device=torch.device("cpu"), dtype=torch.float32)
+    cls: Any = getattr(diffusers, row.pipeline)
+    needed = [name for name, p in signature(cls).parameters.items() if p.default is p.empty]
+    pipeline = cls(**{**dict.fromkeys(needed), "transformer": net, "scheduler": scheduler_of(spec)})
+    pipeline.set_progress_bar_config(disable=True)
+    calls: list[Heard] = []
+    of_class = signature(type(net).forward)
+
+    def replaced(*args: Any, **kwargs: Any) -> tuple[Latent]:
+        handed = of_class.bind(net, *args, **kwargs).arguments
+        own, time = handed["hidden_states"], handed["timestep"]
+        made = type(net).forward(net, *args, **{**kwargs, "return_dict": False})[0]
+        if steps is None:
+            t = row.convention.t(time.float() / row.told)
+            z, v = row.layout.back(own, x.shape), row.convention.velocity(row.layout.back(made, x.shape))
+            told = row.convention.velocity((z - x) / expand(t, z))
+        else:
+            t = steps[time.long()].float()
+            s = expand(t, x)
+            z = row.layout.back(own, x.shape) / vp.scale(s)
+            v = vp.velocity(z, row.layout.back(made, x.shape), s)
+            told = vp.prediction(z, (z - x) / s, s)
+        calls.append(Heard(z, t, v))
+        return (row.layout.to(told),)
+
+    net.forward = replaced
+    frames, _, height, width = x.shape[1:]
+    size = {"height": height * positions.spatial, "width": width * positions.spatial}
+    if "num_frames" in signature(cls.__call__).parameters:
+        size["num_frames"] = (frames - 1) * positions.temporal + 1
+    given = {name: cond[key] for key, name in row.given.items()}
+    end = pipeline(
+        **{**size, **given, **row.call(cond, positions), "latents": row.layout.to(noise)},
+        num_inference_steps=STEPS,
+        output_type="latent",
+        return_dict=False,
+    )[0]
+    return Played(row.layout.back(end, x.shape), calls)

@@ -1,0 +1,230 @@
+"""Each row against diffusers: its pipeline as a witness, its plain class, and what a wrong row would be."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from attrs import evolve
+from flowmap_diffusers import Diffusers, layout, rows
+from flowmap_diffusers.build import plain
+from flowmap_diffusers.row import Row
+from flowmap_diffusers.rows import ROWS
+from torch import Tensor
+
+from flowmap.path import Convention
+from flowmap.testing import BACKBONE_CHECKS, check_backbone
+from flowmap.testing.checks import network, reference, roles
+from tests.test_planted_defects import planted
+
+CPU = torch.device("cpu")
+CHECKS = {check.__name__: check for check in BACKBONE_CHECKS}
+WITNESS = [
+    reference.check_the_sampler_ends_at_the_one_point,
+    reference.check_u_is_the_network_as_its_sampler_calls_it,
+    network.check_all_of_the_time_goes_through_the_clock,
+    roles.check_the_student_starts_as_the_teacher,
+    network.check_samples_do_not_mix,
+    network.check_the_student_uses_r,
+]
+
+
+@pytest.mark.parametrize("check", WITNESS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("family", ROWS)
+def test_a_row_is_right(family: str, check: Any) -> None:
+    check(Diffusers(family=family))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole", [False, True], ids=["adapters", "whole"])
+@pytest.mark.parametrize("family", ROWS)
+def test_a_row_passes_the_kit(family: str, whole: bool) -> None:
+    spec = Diffusers(family=family)
+    results = check_backbone(evolve(spec, lora=None) if whole else spec)
+    assert {(r.check, r.message) for r in results if r.outcome == "failed"} == set()
+    assert {r.check for r in results if r.outcome == "skipped"} == {
+        "the_past_does_not_see_the_future", "cached_generation_is_what_was_trained", "a_cache_is_a_snapshot"
+    }  # fmt: skip
+
+
+QUICK = ("saving_and_loading", "times_stay_float32", "it_exports", "roles_do_not_leak", "checkpointing", "thawed")
+
+
+@pytest.mark.parametrize("check", [n for n in CHECKS if any(q in n for q in QUICK)])
+@pytest.mark.parametrize("spec", [Diffusers(family="ltx"), Diffusers(family="hunyuan_video", lora=None)], ids=str)
+def test_a_kind_of_network_passes_what_takes_longer(spec: Diffusers, check: str) -> None:
+    CHECKS[check](spec)
+
+
+@pytest.fixture
+def other(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Puts a changed row into the table."""
+
+    def put(family: str, **changes: Any) -> Diffusers:
+        monkeypatch.setattr(rows, "ROWS", {**ROWS, family: evolve(ROWS[family], **changes)})
+        return Diffusers(family=family)
+
+    return put
+
+
+def hasty(call: Any) -> Any:
+    """LTX's call with the frame rate of another video."""
+    return {**rows.ltx(call), "rope_interpolation_scale": (call.positions.temporal / 12, 32, 32)}
+
+
+ENDS, CALLS = (
+    reference.check_the_sampler_ends_at_the_one_point,
+    reference.check_u_is_the_network_as_its_sampler_calls_it,
+)
+DEFECTS: dict[str, tuple[str, dict[str, Any], Any]] = {
+    "wrong sign": ("ltx", {"convention": Convention(1000.0, predicts="x-ε")}, ENDS),
+    "wrong clock": ("ltx", {"convention": Convention(1000.0, clock="1-t")}, ENDS),
+    "1000 for 1": ("ltx", {"convention": Convention(1.0)}, ENDS),
+    "wrong sign of an image": ("sd3", {"convention": Convention(1000.0, predicts="x-ε")}, ENDS),
+    "1 for 1000 where the class multiplies": ("flux", {"told": 1.0}, ENDS),
+    "positions of another frame rate": ("ltx", {"inputs": hasty}, CALLS),
+    "an embedder not lifted": (
+        "hunyuan_video",
+        {"times": ROWS["hunyuan_video"].times[:1]},
+        network.check_all_of_the_time_goes_through_the_clock,
+    ),
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_planted_defect_fails_its_check(defect: str, other: Any) -> None:
+    family, changes, check = DEFECTS[defect]
+    with pytest.raises(AssertionError):
+        check(other(family, **changes))
+
+
+def test_a_wrong_change_of_variables_fails_its_check() -> None:
+    wrong = planted("flowmap_diffusers.vp", "return ((1 - t) ** 2 + t**2).rsqrt()", "return torch.ones_like(t)")
+    with wrong, pytest.raises(AssertionError):
+        ENDS(Diffusers(family="cogvideox"))
+
+
+def test_an_adapter_that_is_not_activated_again_fails_its_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Teacher and critic run between forward and backward on the same base."""
+    from flowmap_diffusers import build
+    from torch.utils.checkpoint import checkpoint
+
+    def recomputing(running: Any) -> Any:
+        return lambda block, *args: checkpoint(block, *args, use_reentrant=False, context_fn=running.clock.contexts)
+
+    check = roles.check_checkpointing_leaves_the_gradient
+    monkeypatch.setattr(build, "recomputing", recomputing)
+    with pytest.raises(AssertionError):
+        check(Diffusers(family="ltx"))
+
+
+@pytest.mark.parametrize("family", ROWS)
+def test_the_teacher_is_the_plain_class_bit_for_bit(family: str) -> None:
+    """By hand, with the row's own inputs and no clock; CogVideoX's by way of its own units."""
+    from flowmap_diffusers.row import Call
+
+    spec = Diffusers(family=family, lora=None)
+    z, cond = spec.example()
+    u = spec.build(frozenset({"teacher", "student"}), device=CPU, dtype=torch.float32)
+    net, row = plain(spec, device=CPU, dtype=torch.float32), spec.row
+    t = torch.tensor([0.9, 0.3])
+    v = u["teacher"](z, t, t, cond)
+    assert torch.equal(u["student"](z, t, t, cond), v)
+    if row.vp:
+        return
+    call = Call(net, row.layout.to(z), row.told * row.convention.time(t), cond, z.shape, u["teacher"].positions)
+    by_hand = row.layout.back(net(**row.inputs(call), return_dict=False)[0], z.shape)
+    torch.testing.assert_close(row.convention.velocity(by_hand), v, rtol=0, atol=2e-6)
+
+
+def test_frames_may_have_a_time_each_in_ltx() -> None:
+    spec = Diffusers(family="ltx", lora=None)
+    z, cond = spec.example()
+    u = spec.build(frozenset({"student"}), device=CPU, dtype=torch.float32)["student"]
+    t = torch.tensor([0.9, 0.3])
+    frames = t[:, None].expand(2, 3)
+    torch.testing.assert_close(u(z, frames, frames / 2, cond), u(z, t, t / 2, cond))
+    other = torch.tensor([[0.9, 0.1, 0.9], [0.3, 0.3, 0.3]])
+    moved = u(z, frames, other / 2, cond) - u(z, frames, frames / 2, cond)
+    assert moved[0].abs().max() > 0 and moved[1].abs().max() == 0
+    hunyuan = Diffusers(family="hunyuan_video", lora=None)
+    z, cond = hunyuan.example()
+    other_net = hunyuan.build(frozenset({"teacher"}), device=CPU, dtype=torch.float32)["teacher"]
+    with pytest.raises(ValueError, match=r"times \[2, 3\]: must be \[B\], it has no time for each frame"):
+        other_net(z, frames, frames, cond)
+
+
+def test_embedded_guidance_is_a_condition() -> None:
+    for family in ("hunyuan_video", "flux"):
+        spec = Diffusers(family=family)
+        z, cond = spec.example()
+        u = spec.build(frozenset({"teacher"}), device=CPU, dtype=torch.float32)["teacher"]
+        t = torch.tensor([0.5, 0.5])
+        other = {**cond, "guidance": cond["guidance"] + 1}
+        assert not torch.equal(u(z, t, t, other), u(z, t, t, cond))
+        assert "guidance" not in spec.null(cond)
+
+
+@pytest.mark.parametrize("cls, made, p", [("LTXPipeline", layout.TOKENS, 1), ("FluxPipeline", layout.TOKENS_2X2, 2)])
+def test_tokens_are_packed_as_the_pipeline_packs_them(cls: str, made: Any, p: int) -> None:
+    import diffusers
+
+    pipeline, z = getattr(diffusers, cls), torch.arange(2.0 * 3 * 4 * 6 * 8).reshape(2, 3, 4, 6, 8)
+    if p == 1:
+        theirs = pipeline._pack_latents(z.transpose(1, 2), 1, 1)
+    else:
+        z = z[:, :1]
+        theirs = pipeline._pack_latents(z[:, 0], 2, 4, 6, 8)
+    assert torch.equal(made.to(z), theirs)
+    assert torch.equal(made.back(theirs, z.shape), z)
+
+
+@pytest.mark.parametrize("family", ROWS)
+def test_a_row_is_short(family: str) -> None:
+    """A function and a value: 25 lines at most, what it shares with another row aside."""
+    source = inspect.getsource(rows)
+    row: Row = ROWS[family]
+    name = next(key for key, value in vars(rows).items() if value is row)
+    value = source[source.index(f"\n{name} = Row(") :].partition(")  # fmt: skip")[0]
+    lines = value.strip().splitlines() + inspect.getsource(row.inputs).strip().splitlines()
+    assert len(lines) <= 25, len(lines)
+
+
+def test_mistakes_are_sentences(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"Diffusers.family = 'ltxx': must be one of ltx, "):
+        Diffusers(family="ltxx")
+    with pytest.raises(ValueError, match=r"has no transformer/config.json; must be the directory of a diffusers"):
+        Diffusers(tmp_path, family="ltx").validate()
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text('{"_class_name": "FluxTransformer2DModel"}')
+    with pytest.raises(ValueError, match=r"its transformer is a FluxTransformer2DModel, and 'ltx' is LTXVideo"):
+        Diffusers(tmp_path, family="ltx").validate()
+    spec = Diffusers(family="ltx")
+    z, cond = spec.example()
+    u = spec.build(frozenset({"teacher"}), device=CPU, dtype=torch.float32)["teacher"]
+    t = torch.tensor([0.5, 0.5])
+    with pytest.raises(ValueError, match=r"was given \['text'\] as its condition: it reads \['mask', 'text'\]"):
+        u(z, t, t, {"text": cond["text"]})
+
+
+def test_meta_networks_are_filled_with_what_building_gives() -> None:
+    """Bit for bit, adapters too: what several processes that share a network rely on."""
+    for spec in (Diffusers(family="ltx"), Diffusers(family="hunyuan_video", lora=None)):
+        spec, roles_ = spec.tiny(), frozenset({"student", "teacher", "critic"})
+        wanted = spec.build(roles_, device=CPU, dtype=torch.bfloat16)
+        hollow = spec.build(roles_, device=torch.device("meta"), dtype=torch.bfloat16)
+        found: dict[int, Tensor] = {}
+
+        def put(p: Tensor, rows_of: Any, found: dict[int, Tensor] = found) -> None:
+            found[id(p)] = rows_of(slice(None))
+
+        spec.fill(hollow, put, dtype=torch.bfloat16)
+        for role, u in wanted.items():
+            theirs = dict(hollow[role].named_parameters())
+            for name, p in u.named_parameters():
+                assert torch.equal(found[id(theirs[name])].to(p.dtype), p), (role, name)
+                assert theirs[name].dtype == p.dtype
