@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import torch
 from flowmap_wan21 import Wan21
 from torch import Tensor, nn
 
-from flowmap import FlowMap, FlowMapSpec, Rng
+from flowmap import FlowMap, FlowMapSpec, ModuleSpec, Rng
 from flowmap._types import Cache, Cond, Latent, Role, Time
+from flowmap.reference import Heard, Played, Referenced
 from flowmap.testing import BACKBONE_CHECKS, Skip, check_backbone, parametrize_with_backbone_checks
 from flowmap.testing.kit import close, require, run
 from flowmap.time_embedding import mix
@@ -544,7 +546,61 @@ class WrongBatch(Plain):
         return z, {"text": cond["text"][:1]}
 
 
+@attrs.frozen
+class Sampled(Toy, Referenced):
+    """Has a sampler of its own, Euler. sign: of what that takes the network for; shift: of the conditions it gives."""
+
+    sign: float = 1.0
+    shift: float = 0.0
+
+    def played(self, x: Latent, noise: Latent, cond: Cond) -> Played:
+        teacher = self.build(frozenset({"teacher"}), device=torch.device("cpu"), dtype=torch.float32)["teacher"]
+        z, calls, grid = noise, [], (1.0, 0.6, 0.2, 0.0)
+        for t, r in pairwise(grid):
+            s = torch.full((len(z),), t)
+            calls.append(Heard(z, s, teacher(z, s, s, {**cond, "text": cond["text"] + self.shift})))
+            z = z - (t - r) * self.sign * (z - x) / t
+        return Played(z, calls)
+
+
+class TwoEmbedders(nn.Module):
+    """Both of sinusoids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(2, 3), nn.Linear(2, 3)
+
+    @staticmethod
+    def waves(t: Tensor) -> Tensor:
+        return torch.stack([(3 * t).cos(), (3 * t).sin()], -1)
+
+    def forward(self, z: Tensor, t: Tensor) -> Tensor:
+        return z * self.one(self.waves(t)) + self.two(self.waves(t))
+
+
+def heard(*paths: str) -> ModuleSpec:
+    torch.manual_seed(0)
+    return ModuleSpec(TwoEmbedders(), paths, features=TwoEmbedders.waves, z=torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("check", ["the_sampler_ends_at_the_one_point", "u_is_the_network_as_its_sampler_calls_it"])
+def test_a_sampler_of_its_own_is_a_witness(check: str) -> None:
+    assert outcome(Sampled(), check)[0] == "passed"
+    assert outcome(Toy(), check) == (
+        "skipped",
+        "Toy knows no sampler of its own: see flowmap.reference.Referenced",
+    )
+
+
+def test_all_embedders_read_the_clock_or_none_is_asked() -> None:
+    assert outcome(heard("one", "two"), "all_of_the_time_goes_through_the_clock")[0] == "passed"
+    assert outcome(Toy(), "all_of_the_time_goes_through_the_clock") == ("skipped", "no embedder reads a clock")
+
+
 SPECS: list[tuple[str, FlowMapSpec]] = [
+    ("the_sampler_ends_at_the_one_point", Sampled(sign=-1.0)),
+    ("u_is_the_network_as_its_sampler_calls_it", Sampled(shift=0.1)),
+    ("all_of_the_time_goes_through_the_clock", heard("one")),
     ("building_twice_gives_the_same_function", Unseeded()),
     ("the_student_starts_as_the_teacher", LiftsWithARandomEmbedder()),
     ("only_the_teacher_is_frozen", TrainsTheTeacher()),

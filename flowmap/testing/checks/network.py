@@ -8,6 +8,7 @@ import torch
 
 from ..._types import nullify
 from ...model import FlowMapSpec
+from ...time_embedding import ExactTimeEmbedding, TwoTimeEmbedding
 from ..kit import Skip, build, close, example, example_batch, part, perturb, require, same, times
 
 
@@ -114,7 +115,8 @@ def check_all_of_the_time_goes_through_the_clock(spec: FlowMapSpec) -> None:
     (z, c), heard = example(spec), 0
     t, r = times(z, 0.8, 0.3)
     for role, u in build(spec).items():
-        clocks = {id(hand.clock): hand.clock for m in u.modules() if (hand := getattr(m, "hand", None)) is not None}
+        embedders = [m for m in u.modules() if isinstance(m, TwoTimeEmbedding | ExactTimeEmbedding)]
+        clocks = {id(m.hand.clock): m.hand.clock for m in embedders if m.hand is not None}
         heard += len(clocks)
         with torch.no_grad():
             out = u(z, t, r, c)
