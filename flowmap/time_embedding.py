@@ -36,7 +36,6 @@ def mix(now: Tensor, then: Tensor, gamma: float) -> Tensor:
     return now + gamma * (then - now)
 
 
-# ------------------------------------------------------------------ the times beside the network
 class Clock:
     """The times of the call that is running, float32, in the units of the network: [B], or [B, n] where frames or
     tokens have a time each.
@@ -44,8 +43,7 @@ class Clock:
         with clock.at(1000 * t, 1000 * r) as told:
             net(z, told)
 
-    What the network is told on its own way is `now`. muted: it is told nothing, NaN, by which a check sees whether all
-    of the time goes through the embedders, whatever else the network does to it.
+    The network itself is told `now`; muted, NaN, by which a check sees whether all of the time comes from here.
     """
 
     def __init__(self) -> None:
@@ -155,7 +153,7 @@ class Hand:
 
 OTHERS = "where that is meant, name the call in `others`; where the units differ, tell the clock the network's own"
 SLACK = 1e-3
-"""Of a sinusoid of 1000 t, float32, or of a time that was divided and multiplied by 1000 on its way."""
+"""Of a sinusoid of 1000 t, float32."""
 
 
 def _readable(x: Tensor) -> bool:
@@ -164,7 +162,6 @@ def _readable(x: Tensor) -> bool:
     return exact and not torch.compiler.is_compiling()
 
 
-# ------------------------------------------------------------------ embedders
 class TwoTimeEmbedding(nn.Module):
     """Stands in for the module that embeds the time of a diffusion network.
 
