@@ -7,8 +7,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
+CONSTRAINTS = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT, WHEEL = PYPROJECT["project"], PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
 PACKAGES = ["flowmap", *sorted(f"plugins/{p.parent.name}" for p in ROOT.glob("plugins/*/__init__.py"))]
@@ -55,3 +58,62 @@ def test_the_command_and_the_pytest_plugin_load():
     assert callable(command.load())
     (kit,) = entry_points(group="pytest11", name="flowmap")
     assert isinstance(kit.load(), ModuleType)
+
+
+def direct() -> dict[str, Requirement]:
+    """What the project names, its extras too, by name; not itself."""
+    named = [*PROJECT["dependencies"], *PYPROJECT["build-system"]["requires"]]
+    for extra in PROJECT["optional-dependencies"].values():
+        named += extra
+    found = [Requirement(line) for line in named]
+    return {canonicalize_name(r.name): r for r in found if r.name != PROJECT["name"]}
+
+
+def pins() -> dict[str, str]:
+    """The tested version of each package, by name."""
+    return dict(line.split("==") for line in CONSTRAINTS)
+
+
+def test_constraints_are_one_exact_version_a_line():
+    assert sorted(CONSTRAINTS) == CONSTRAINTS
+    assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*==[0-9][0-9a-z.]*", line) for line in CONSTRAINTS)
+
+
+@pytest.mark.parametrize("name", sorted(direct()))
+def test_a_dependency_has_a_tested_version_that_its_range_allows(name):
+    assert name in pins(), f"constraints.txt has no {name}"
+    assert direct()[name].specifier.contains(pins()[name])
+
+
+def test_the_wheel_holds_no_release_of_torch_back():
+    assert {clause.operator for clause in direct()["torch"].specifier} == {">="}
+
+
+def test_an_upper_bound_has_its_reason_beside_it():
+    bounded = [
+        line for line in (ROOT / "pyproject.toml").read_text().splitlines() if re.match(r'\s*"[^"]+[0-9],?<', line)
+    ]
+    assert {name for name, r in direct().items() if any(c.operator != ">=" for c in r.specifier)} == {
+        canonicalize_name(Requirement(line.split('"')[1]).name) for line in bounded
+    }
+    assert all(re.search(r",\s+# \w.{20}", line) for line in bounded), bounded
+
+
+def test_the_commands_of_readme_and_ci_take_the_tested_versions():
+    commands = [
+        (path, line) for path in ("README.md", "CONTRIBUTING.md") for line in (ROOT / path).read_text().splitlines()
+    ]
+    installs = [line for _, line in commands if line.startswith("pip install -e")]
+    assert len(installs) == 3 and all("-c constraints.txt" in line for line in installs)
+    script = (ROOT / ".ci" / "run").read_text()
+    exported = script.index("export PIP_CONSTRAINT=$checkout/constraints.txt")
+    assert exported < min(script.index(line) for line in ("python3 -m venv", "pip install --quiet", "python -m build"))
+
+
+def test_the_readme_says_which_versions_were_tested():
+    text = " ".join((ROOT / "README.md").read_text().split())
+    (said,) = re.findall(r"were tested together: (.*), on Python", text)
+    told = dict(pair.split() for pair in re.split(r", | and ", said))
+    assert (
+        told == {name: pins()[name] for name in told} and {"torch", "diffusers", "transformers", "peft"} <= told.keys()
+    )

@@ -46,6 +46,19 @@ def test_the_mean_weight_under_the_sampler_is_0_895() -> None:
     assert abs(float(w.mean()) - 0.895) < 0.0005 + 4 * float(w.std()) / 200_000**0.5
 
 
+def test_the_closed_form_is_off_the_nearest_of_1001_times() -> None:
+    """The reference looks its weight up; docs/methods.md has the numbers."""
+    t, _ = Triangle(0.5, 0.25, 5.0)(200_000, Rng.seeded(0), torch.zeros(1))
+    t, grid = t.double(), shift(torch.arange(1001, dtype=torch.float64) / 1000, 5.0)
+    above = torch.searchsorted(grid, t).clamp(1, 1000)
+    nearest = torch.where(t - grid[above - 1] < grid[above] - t, above - 1, above)
+    looked_up, own = weight(Beta(), grid)[nearest], weight(Beta(), t)
+    off = ((own - looked_up).abs() / looked_up)[looked_up > 0]
+    assert abs(float(off.median()) - 4.4e-4) < 0.1e-4
+    assert 0.005 < float((off > 0.02).double().mean()) < 0.02
+    assert abs(float(own.mean() / looked_up.mean()) - 1) < 1e-4
+
+
 def test_pure_noise_weighs_nothing() -> None:
     assert float(weight(Beta(), torch.ones(1))) == 0.0
 
