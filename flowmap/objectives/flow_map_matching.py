@@ -24,18 +24,17 @@ from .._types import (
     select,
     to_device,
 )
-from ..derivative import CentralDifference, Derivative, nearby
+from ..derivative import CentralDifference, Derivative
 from ..guidance import Exact, Guidance
 from ..model import FlowMap
 from ..path import expand, interpolate
 from ..times import Diagonal, TimeSampler, roles
 from ..weights import Ramp, Reweight, expected, reweighted
 from . import Loss, Networks, Ordered, nonfinite
+from .rounding import rounding
 
 TIMES = 0x714E5
 """What (t, r) are drawn from `rng.fork` by: known before the batch is."""
-NEARBY = 0x4EA2
-"""What a point near z_t is drawn from `rng.fork` by."""
 Velocity: TypeAlias = Literal["data", "teacher", "student"]
 
 
@@ -111,17 +110,16 @@ class FlowMapMatching(Ordered):
                 u_null = u_θ(z, t, guide.end(t, r), null)
                 v = guide.velocity(v, u_null, dropped)
             ϱ = self.warmup(shared.iteration)
-            du = self._derivative(u_θ, z, t, r, v, c, off, shared)
-            y = v - expand(t - r, v) * ϱ * du / guide.scale if ϱ else v  # no factor 0: a du that is not finite is out
-            logs: dict[str, Mean] = {}
-            if shared.measuring and u_θ.precision.itemsize < torch.float32.itemsize:
-                near = nearby(z, u_θ.precision, rng.fork(NEARBY))
-                error = (self._derivative(u_θ, near, t, r, v, c, off, shared) - du) / (2**0.5 * guide.scale)
-                logs["rounding"] = Mean((expand(t - r, v) * error).square().sum(), (v - u)[off].square().sum())
+            gap, du = expand(t - r, v) / guide.scale, self._derivative(u_θ, z, t, r, v, c, off, shared)
+            y = v - gap * ϱ * du if ϱ else v  # no factor 0: a du that is not finite is out
         raw = (guide.implied(u, u_null) - y).square().flatten(1).mean(1)
 
         loss = reweighted(raw, t, r, self.reweight, shared, noise)
-        logs |= {f"loss/{role}": Mean.of(raw, mask) for role, mask in roles(t, r).items()}
+        logs = {f"loss/{role}": Mean.of(raw, mask) for role, mask in roles(t, r).items()}
+        logs |= rounding(
+            *(u_θ, z, rng, shared, gap * du, (v - u.detach())[off]),
+            lambda near: gap * self._derivative(u_θ, near, t, r, v, c, off, shared),
+        )
         bad = nonfinite(**{"data": x} | ({"teacher": v} if self.velocity == "teacher" else {}) | {self.role: raw})
         return Loss(guide.weight * loss.mean(), logs, raw.detach().isfinite(), bad)
 

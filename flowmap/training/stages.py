@@ -96,15 +96,15 @@ def _read(trainer: Trainer, means: Mapping[str, Mean], iteration: int, saves: Sa
 
 
 def _rounded(trainer: Trainer, logs: Mapping[str, float]) -> Iterator[str]:
-    """What rounding does to the derivatives of each role, in a sentence, where that was measured."""
+    """What rounding does to the target of each role, in a sentence, where that was measured."""
     for role in trainer.trained:
         share = logs.get(f"{role}/rounding", math.nan)
         if math.isfinite(share):
             kind = str(trainer.nets[role].precision).removeprefix("torch.")
             advice = "; a difference of larger h is rounded less" if share > 0.25 else ""
             yield (
-                f"{trainer.where}: the {role} computes in {kind}, which rounds (t - r) d/dt u by {share**0.5:.2g} "
-                f"times |v - u|, what there is to learn{advice}"
+                f"{trainer.where}: the {role} computes in {kind}, which rounds the derivative in its target by "
+                f"{share**0.5:.2g} of what there is to learn{advice}"
             )
 
 

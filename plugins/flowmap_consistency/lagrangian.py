@@ -12,6 +12,7 @@ from flowmap._types import Mean, Role, Shared, nullify, require_null
 from flowmap.derivative import EndDerivative, EndForwardMode
 from flowmap.guidance import Exact, Guidance
 from flowmap.objectives import Loss, Networks, nonfinite
+from flowmap.objectives.rounding import rounding
 from flowmap.path import interpolate
 from flowmap.times import TimeSampler, Triangle, roles
 from flowmap.weights import Reweight, reweighted
@@ -65,5 +66,8 @@ class LagrangianMatching:
 
         loss = reweighted(raw, t, r, self.reweight, shared)
         logs = {f"loss/{role}": Mean.of(raw, mask) for role, mask in roles(t, r).items()}
+        logs |= rounding(
+            *(u_θ, z, rng, shared, df.detach(), (df - v).detach()), lambda near: self.derivative(u_θ, near, t, r, c)[1]
+        )
         bad = nonfinite(**{"data": x, "student": df, self.velocity: raw})
         return Loss(guide.weight * loss.mean(), logs, raw.detach().isfinite(), bad)

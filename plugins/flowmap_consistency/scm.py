@@ -14,6 +14,7 @@ from flowmap._types import Latent, Mean, Role, Shared, Time
 from flowmap.derivative import Derivative, ForwardMode
 from flowmap.method import Method, Update
 from flowmap.objectives import Loss, Networks, nonfinite
+from flowmap.objectives.rounding import rounding
 from flowmap.path import expand, interpolate
 from flowmap.times import Diagonal, LogitNormal, TimeSampler
 from flowmap.weights import Ramp, Reweight, reweighted
@@ -83,7 +84,8 @@ class ContinuousConsistency:
                 v = nets["teacher"].velocity(z, t, cond, batch.null, self.w)
             dx = trigflow.velocity(x, v, c, s)
             dF = trigflow.derivative(x, dx, u, self.derivative(u_θ, z, t, r, v, cond), c, s)
-            g = self.tangent(x, F, dx, c * s * dF, c, s, self.warmup(shared.iteration))
+            T = c * s * dF
+            g = full = self.tangent(x, F, dx, T, c, s, self.warmup(shared.iteration))
             size = g.flatten(1).norm(dim=1)
             finite = size.isfinite()
             bad = nonfinite(**{"data": data, self.velocity: v}, student=size)
@@ -91,6 +93,10 @@ class ContinuousConsistency:
         raw = (F - (F + g).detach()).square().flatten(1).mean(1)
         loss = reweighted(raw, t, r, self.reweight, shared)
         logs = {"tangent": Mean.of(size / g[0].numel() ** 0.5, finite)}
+        logs |= rounding(
+            *(u_θ, z, rng, shared, T, full),
+            lambda near: c * s * trigflow.derivative(x, dx, u, self.derivative(u_θ, near, t, r, v, cond), c, s),
+        )
         return Loss(loss.mean(), logs, raw.detach().isfinite(), bad)
 
     def tangent(self, x: Latent, F: Latent, dx: Latent, T: Latent, c: Tensor, s: Tensor, ρ: float) -> Latent:
