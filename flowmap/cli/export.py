@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..export.support import Support
 
 
-FORMS = ("steps", "shift", "base")
+FORMS = ("steps", "shift", "base", "rank", "with_base", "full_time")
 """Options of forms for other programs."""
 ENGINES: Mapping[str, str] = {
     "refittable": "it takes other weights later (--to onnx, tensorrt-rtx)",
@@ -68,6 +68,25 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--shift", type=float, metavar="S", help="likewise; the student's by default")
     parser.add_argument(
         "--base", metavar="DIR", help="the pipeline that adapters were trained on, to compare with (--to lora, comfyui)"
+    )
+    parser.add_argument(
+        "--rank",
+        type=int,
+        metavar="N",
+        help="extract adapters of that rank from student - base, for a student that was trained whole or saved fused"
+        " (--to lora, comfyui)",
+    )
+    parser.add_argument(
+        "--with-base",
+        action="store_true",
+        default=None,
+        help="write the base too, under Wan's own names, which ComfyUI loads (--to comfyui)",
+    )
+    parser.add_argument(
+        "--full-time",
+        action="store_true",
+        default=None,
+        help="for FastVideo, which puts no LoRA on embedders: the time embedding's change whole (--to comfyui)",
     )
 
 
@@ -147,6 +166,8 @@ def show(report: Report) -> None:
     narrow = manifest.precision != "float32" and manifest.graphs
     same = f" in {'fp16' if manifest.precision == 'fp8' else manifest.precision}" if narrow else ""
     print(f"largest error beside the student{same}: {report.worst:.1e} relative")
+    if (extracted := manifest.config.get("extracted")) is not None:
+        print(f"rank {extracted['rank']} leaves out {extracted['error']:.1e} of the change of the matrices")
     if narrow:
         said = "not measured" if report.narrowing is None else f"{report.narrowing:.1e} relative"
         print(f"largest error beside the student in float32: {said}")

@@ -1,31 +1,38 @@
-"""The adapters of a student on disk: `lora/` in its directory, as `checkpoints.save_lora` writes it."""
+"""A student's adapters: those on disk, `lora/` in its directory as `checkpoints.save_lora` writes it, or extracted."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 from torch import Tensor
 
 from flowmap.export.errors import ExportError, ParityError
 from flowmap.model import origin
 
+from . import extract
 from .checkpoints import BASE_FILE, LORA_FILE, WHOLE_FILE
+from .fidelity import Times, fidelity
 from .streaming import stored
 
 if TYPE_CHECKING:
     from flowmap.export.forms import Saved
     from flowmap.export.spec import Asked
+    from flowmap.model import FlowMap
+
+    from .extract import Found
 
 PREFIX = "transformer."
 SLACK = 1.1
 """Bounds to first order, and what was rounded twice."""
 FUSED = 2.0**-18
 """What a sum of float32 products, over a few hundred ranks, was rounded to when it was fused."""
+RANK = "rank"
+"""Option: extract adapters of that rank from the difference of student and base, whether or not there are some."""
 BASE = "base"
 """Option: the directory of the diffusers pipeline that the adapters were trained on; where it is now."""
 
@@ -33,12 +40,14 @@ BASE = "base"
 @frozen(eq=False)
 class Adapters:
     """ΔW = scale · B A of every layer, by the names of diffusers. about: what peft is told of them. base: its config,
-    as far as no tensor shows it, and its name."""
+    as far as no tensor shows it, and its name. rest: the change of what is no matrix, by tensor; none of those on disk.
+    """
 
     layers: Mapping[str, tuple[Tensor, Tensor]]
     scale: float
     about: Mapping[str, Any]
     base: Mapping[str, Any]
+    rest: Mapping[str, Tensor] = field(factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> Adapters:
@@ -58,9 +67,9 @@ class Adapters:
         return cls(pairs, about["lora_alpha"] / about["r"], about, base)
 
     def change(self, layer: str) -> Tensor:
-        """ΔW, float64."""
+        """ΔW, float64; of a convolution, too."""
         a, b = self.layers[layer]
-        return self.scale * (b.double() @ a.double())
+        return (self.scale * (b.double().flatten(1) @ a.double().flatten(1))).unflatten(1, a.shape[1:])
 
     def rounding(self, layer: str) -> Tensor:
         """By how much each entry of ΔW can be off, where A and B were rounded to what they are in, float64:
@@ -74,20 +83,85 @@ class Adapters:
 
     def to(self, dtype: torch.dtype) -> Adapters:
         """Rounded to what a file of that precision holds."""
-        return evolve(self, layers={name: (a.to(dtype), b.to(dtype)) for name, (a, b) in self.layers.items()})
+        layers = {name: (a.to(dtype), b.to(dtype)) for name, (a, b) in self.layers.items()}
+        return evolve(self, layers=layers, rest={name: change.to(dtype) for name, change in self.rest.items()})
 
     def tensors(self) -> dict[str, Tensor]:
-        """As peft has them, without the scale."""
+        """As peft has them, without the scale; with biases, every layer has one."""
         pairs = {name: {"A": a, "B": b} for name, (a, b) in self.layers.items()}
-        return {f"{name}.lora_{x}.weight": w for name, pair in pairs.items() for x, w in pair.items()}
+        made = {f"{name}.lora_{x}.weight": w for name, pair in pairs.items() for x, w in pair.items()}
+        if not self.rest:
+            return made
+        biases = {name: self.rest.get(f"{name}.bias", b.new_zeros(len(b))) for name, (_, b) in self.layers.items()}
+        return made | {f"{name}.lora_B.bias": bias for name, bias in biases.items()}
+
+    def of(self, name: str) -> Tensor | None:
+        """The change of a tensor, None where it has none."""
+        layer, _, kind = name.rpartition(".")
+        return self.change(layer) if kind == "weight" and layer in self.layers else self.rest.get(name)
+
+    def biases(self) -> Adapters:
+        """Of what is no matrix, the biases of layers alone, which is what peft can hold."""
+        kept = {name: self.rest[name] for layer in self.layers if (name := f"{layer}.bias") in self.rest}
+        return evolve(self, rest=kept, about={**self.about, **({"lora_bias": True} if kept else {})})
+
+
+def of(student: Saved, asked: Asked) -> tuple[Adapters, Found | None]:
+    """Those on disk, or those of the rank that is asked for, with what is known of them."""
+    if RANK not in asked.options:
+        return Adapters.read(student.folder), None
+    base = named_base(student, asked)
+    found = extract.changes(student, base, asked.options[RANK])
+    about = {"r": found.rank, "lora_alpha": found.rank, "target_modules": list(found.pairs)}
+    return Adapters(found.pairs, 1.0, about, {"path": origin(base)}, found.rest), found
+
+
+def check(student: Saved, asked: Asked) -> None:
+    """An `ExportError` where there are none and none can be made, before anything is loaded."""
+    if RANK not in asked.options:
+        require(student.folder)
+        base_of(student, asked)
+        return
+    rank = asked.options[RANK]
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise ExportError(f"rank = {rank!r}: must be an integer of at least 1")
+    extract.check(student, named_base(student, asked))
+
+
+def measured(
+    student: Saved,
+    asked: Asked,
+    make: Callable[[], FlowMap],
+    calls: Sequence[tuple[float, float]],
+    grids: Sequence[Times],
+    told: dict[str, Any],
+) -> float | None:
+    """What extracted adapters are off the student in what it computes, in `told` too; a `ParityError` beyond bounds."""
+    if not asked.check:
+        return None
+    found = fidelity(student, make, calls, grids)
+    found.require(asked.options[RANK])
+    told["extracted"] |= {"outputs": dict(found.errors), "outputs_in_bf16": dict(found.bf16)}
+    return found.worst
+
+
+def named_base(student: Saved, asked: Asked) -> Path:
+    """The base that a change is taken from."""
+    if (base := base_of(student, asked)) is None:
+        raise ExportError(
+            f"rank = {asked.options[RANK]}: adapters are what the student has changed of its base: give the pipeline "
+            "that it was trained from, base = ... (--base DIR)"
+        )
+    return base
 
 
 def require(folder: Path) -> None:
     """An `ExportError` where the student has no adapters, or not adapters alone."""
     if not (folder / "lora" / LORA_FILE).is_file():
         raise ExportError(
-            f"{folder}: has no adapters (lora/{LORA_FILE}), so its weights were trained whole: their change is of full "
-            "rank and no LoRA; export it --to diffusers"
+            f"{folder}: has no adapters (lora/{LORA_FILE}): its weights were trained whole, or saved with the adapters "
+            "fused in. Give its base and a rank (base, rank; --base DIR --rank N) for a LoRA out of the difference, or "
+            "export it --to diffusers"
         )
     if (whole := folder / "lora" / WHOLE_FILE).is_file():
         from safetensors import safe_open

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,14 @@ from flowmap.export.forms import Written
 from flowmap.export.spec import DTYPES
 from flowmap.model import sha256
 
-from . import adapters
+from . import adapters, readme
 from .adapters import Adapters
+from .build import flow_map, pretrained
+from .extract import at
 from .fixed_step import Embedder, Pair, embedder, grid, solve, wanted
-from .forms import size_of, transformer_of
+from .forms import transformer_of
+from .names import original
+from .network import WanFlowMap
 from .streaming import stored
 
 if TYPE_CHECKING:
@@ -31,19 +35,12 @@ if TYPE_CHECKING:
     from flowmap.export.spec import Asked
 
 STEPS = 4
+OPTIONS = ("steps", "shift", "times", adapters.BASE, adapters.RANK, "with_base", "full_time")
 LAST = "time_embedding.2"
-PARTS: Mapping[str, str] = {
-    "attn1": "self_attn",
-    "attn2": "cross_attn",
-    "to_q": "q",
-    "to_k": "k",
-    "to_v": "v",
-    "to_out.0": "o",
-    "ffn.net.0.proj": "ffn.0",
-    "ffn.net.2": "ffn.2",
-}
-"""Of a layer's name: as diffusers has it, as Wan's own files and ComfyUI have it."""
-LAYER = re.compile(r"blocks\.(\d+)\.(?:(attn[12])\.(to_[qkv]|to_out\.0)|(ffn\.net\.0\.proj|ffn\.net\.2))")
+FULL = "condition_embedder.time_embedder.linear_2.diff"
+"""Its whole change, by the name that FastVideo 0.2 resolves: that of diffusers, other than for pairs."""
+TIMES = ("condition_embedder.time_embedder.", "condition_embedder.delta_embedder.")
+"""What the schedule takes in."""
 
 
 @frozen
@@ -73,7 +70,9 @@ class FixedStepLora:
     own names after `diffusion_model.`, with `lora_down` and `lora_up`, which every release of either reads, and without
     `alpha`, which diffusers does not take for a time embedder: alpha / rank is in `lora_up`.
 
-    Options: steps (4) and shift (the student's), or times, t_0 > t_1 > ... > 0; base, to compare with.
+    Options: steps (4) and shift (the student's), or times, t_0 > t_1 > ... > 0; base, to compare with; rank, to extract
+    adapters of it from student - base; with_base, to write the base too, under the names that ComfyUI loads;
+    full_time, for FastVideo, which puts no LoRA on embedders: the change of the time embedding whole, under its name.
     """
 
     def check(self, student: Saved, asked: Asked) -> None:
@@ -90,30 +89,48 @@ class FixedStepLora:
                 f"{student.folder}: a {student.sampler['sampler']} student jumps to data and renews the noise, and a "
                 "fixed-step LoRA is sampled with Euler: export it --to diffusers"
             )
-        asked.known("comfyui", ("steps", "shift", "times", adapters.BASE))
+        asked.known("comfyui", OPTIONS)
         schedule(student, asked)
-        adapters.require(student.folder)
-        found = Adapters.read(student.folder)
-        for layer in found.layers:
-            original(layer)
-        adapters.base_of(student, asked)
-        plain(found, student.folder)
+        adapters.check(student, asked)
+        if adapters.RANK not in asked.options:
+            plain(found := Adapters.read(student.folder), student.folder)
+            for layer in found.layers:
+                original(layer.replace(".delta_embedder.", ".time_embedder."))
+        elif two_times(base := adapters.named_base(student, asked)):
+            raise ExportError(
+                f"base = {str(base)!r}: is a student itself, and the file is for plain Wan: give the Wan pipeline that "
+                "it was made of"
+            )
+        if asked.options.get("with_base") and adapters.base_of(student, asked) is None:
+            raise ExportError("with_base: the base is not here: give its pipeline, base = ... (--base DIR)")
 
     def write(self, student: Saved, asked: Asked, out: Path) -> Written:
         from safetensors.torch import save_file
 
-        found, planned = Adapters.read(student.folder), schedule(student, asked)
-        pair = frozen_time(found, student.folder, planned)
-        weights = adapters.compared(found.to(DTYPES[asked.precision]), student, asked)
-        tensors = {f"diffusion_model.{k}": v for k, v in carried(found, pair, DTYPES[asked.precision]).items()}
+        (found, extracted), planned = adapters.of(student, asked), schedule(student, asked)
+        here = adapters.base_of(student, asked)
+        own = plain(found, student.folder) if extracted is None else embedder(stored(str(here)), "time_embedder")
+        pair = frozen_time(own, student.folder, planned)
+        dtype, extra = DTYPES[asked.precision], {}
+        full = bool(asked.options.get("full_time"))
+        tensors = {f"diffusion_model.{k}": v for k, v in carried(found, pair, dtype, full=full).items()}
+        if extracted is None:
+            weights = adapters.compared(found.to(dtype), student, asked)
+        else:
+            extra, make = extracted.told(()), partial(with_lora, student, adapters.named_base(student, asked), tensors)
+            weights = adapters.measured(student, asked, make, [*pairwise(planned.times)], [planned.times], extra)
+        if with_base := bool(asked.options.get("with_base")):
+            save_file(renamed(stored(str(here))), out / readme.BASE, metadata={"format": "pt"})
         base, told = found.base.get("path"), planned.sampler()
         about = {"format": "pt", "flowmap": json.dumps({**told, "base": base})}
         file = f"fixed_{planned.steps}_steps.safetensors"
         save_file(tensors, out / file, metadata=about)
-        (out / "README.txt").write_text(_text(file, planned, base, size_of(student)))
-        config = {"base": base, "rank_of_time": len(pair.a), "error_of_time": pair.error, "gain_of_time": pair.gain}
+        said = readme.fixed_step(file, planned, base, readme.size_of(student)) + readme.extracted(extra)
+        told_too = {readme.ALONE: found.rest, readme.FOR_FASTVIDEO: full, readme.WITH_BASE: with_base}
+        (out / "README.txt").write_text(said + "".join(text for text, there in told_too.items() if there))
+        of_time = {"rank_of_time": len(pair.a), "error_of_time": pair.error, "gain_of_time": pair.gain}
         told |= {"built_in_guidance": student.sampler["built_in_guidance"]}
-        return Written(sha256(tensors), told, config, max(pair.error, weights or 0.0))
+        return Written(sha256(tensors), told, {"base": base, **of_time, **extra}, max(pair.error, weights or 0.0))
 
 
 def schedule(student: Saved, asked: Asked) -> Schedule:
@@ -159,81 +176,65 @@ def plain(found: Adapters, folder: Path) -> Embedder:
     return time
 
 
-def frozen_time(found: Adapters, folder: Path, planned: Schedule) -> Pair:
+def frozen_time(base: Embedder, folder: Path, planned: Schedule) -> Pair:
     """The pair on the last layer of the base's time embedder."""
     tensors, config = stored(str(folder)), transformer_of(folder)
     now, then = (embedder(tensors, f"{name}_embedder") for name in ("time", "delta"))
     e = wanted(now, then, planned.times, config["gate_value"], config["deltatime_type"])
-    return solve(plain(found, folder), planned.times, e)
+    return solve(base, planned.times, e)
 
 
-def carried(found: Adapters, pair: Pair, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Every pair under Wan's own names; that of the time in float32, whatever the others are.
+def carried(found: Adapters, pair: Pair, dtype: torch.dtype, *, full: bool = False) -> dict[str, Tensor]:
+    """Every change under Wan's own names; that of the time in float32, whatever the others are.
 
-    It is filled up with zeros to the rank of the others: loaders that meet two ranks and no alpha have taken that of
-    one for that of all, and scaled the other by their ratio.
+    Its pair is filled up with zeros to the rank of the others: loaders that meet two ranks and no alpha have taken that
+    of one for that of all, and scaled the other by their ratio. What is no matrix is there whole, as a difference, and
+    so is the time where it is asked for in `full`.
     """
     made = {}
     for layer, (a, b) in found.layers.items():
-        if (name := original(layer)) is not None:
-            made[name] = a.to(dtype), (found.scale * b.double()).to(dtype)
+        if not layer.startswith(TIMES):
+            made[original(layer)] = a.to(dtype), (found.scale * b.double()).to(dtype)
     more = max(0, max((len(a) for a, _ in made.values()), default=0) - len(pair.a))
-    made[LAST] = F.pad(pair.a, (0, 0, 0, more)), F.pad(pair.b, (0, more))
+    if not full:
+        made[LAST] = F.pad(pair.a, (0, 0, 0, more)), F.pad(pair.b, (0, more))
     names = (("down", 0), ("up", 1))
-    return {f"{name}.lora_{x}.weight": made[name][i].contiguous() for name in made for x, i in names}
+    pairs = {f"{name}.lora_{x}.weight": made[name][i].contiguous() for name in made for x, i in names}
+    rest = {difference(name): change.to(dtype) for name, change in found.rest.items() if not name.startswith(TIMES)}
+    return pairs | rest | ({FULL: pair.b @ pair.a} if full else {})
 
 
-def original(layer: str) -> str | None:
-    """`blocks.0.self_attn.q` of `blocks.0.attn1.to_q`; None of a time embedder's, which the schedule takes in."""
-    if layer.startswith(("condition_embedder.time_embedder.", "condition_embedder.delta_embedder.")):
-        return None
-    found = LAYER.fullmatch(layer)
-    if found is None:
-        raise ExportError(f"the adapters of {layer}: ComfyUI and diffusers read none of that layer of Wan")
-    number, attention, projection, ffn = found.groups()
-    return f"blocks.{number}." + (PARTS[ffn] if ffn else f"{PARTS[attention]}.{PARTS[projection]}")
+def difference(name: str) -> str:
+    """The key of a whole change: `blocks.0.modulation.diff`, `head.head.diff_b`."""
+    own = original(name)
+    return own.removesuffix(".bias") + ".diff_b" if own.endswith(".bias") else own.removesuffix(".weight") + ".diff"
+
+
+@torch.no_grad()
+def with_lora(student: Saved, base: Path, tensors: Mapping[str, Tensor]) -> WanFlowMap:
+    """Plain Wan with a file's tensors, as ComfyUI adds them."""
+    spec = at(student, base)
+    net = pretrained(spec, torch.float32)
+    for name, p in net.named_parameters():
+        layer = f"diffusion_model.{original(name).removesuffix('.weight')}"
+        if (up := tensors.get(f"{layer}.lora_up.weight")) is not None:
+            p += (up.float().flatten(1) @ tensors[f"{layer}.lora_down.weight"].float().flatten(1)).view_as(p)
+        for key in (difference(name), f"{name.removesuffix('.weight')}.diff"):
+            if (change := tensors.get(f"diffusion_model.{key}")) is not None:
+                p += change
+    return flow_map(spec, net, "teacher", two_times=False, student=False)
+
+
+def two_times(base: Path) -> bool:
+    return "gate_value" in transformer_of(base)
+
+
+def renamed(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A transformer under Wan's own names, as it is stored."""
+    return {original(name): part[:] for name, part in tensors.items()}
 
 
 def _without(found: Adapters, fused: Embedder, name: str) -> Embedder:
     of = f"condition_embedder.{name}_embedder.linear_"
     change = [found.change(f"{of}{i}") if f"{of}{i}" in found.layers else 0.0 for i in (1, 2)]
     return evolve(fused, w1=fused.w1 - change[0], w2=fused.w2 - change[1])
-
-
-def _text(file: str, planned: Schedule, base: str | None, size: str) -> str:
-    n, s = planned.steps, planned.shift
-    sigmas = ", ".join(f"{t:.6g}" for t in planned.times)
-    of = f"It was made for {base}." if base else "It fits the Wan model that the student was trained from."
-    asked = "these sigmas, as custom sigmas" if s is None else f"shift {s:g}, scheduler simple"
-    comfy = (
-        f"KSampler (steps {n}, cfg 1, euler, simple, denoise 1) behind ModelSamplingSD3 (shift {s:g})."
-        if s is not None
-        else "SamplerCustomAdvanced with KSamplerSelect (euler), these sigmas, and cfg 1."
-    )
-    pipe = (
-        f"FlowMapEulerDiscreteScheduler(shift={s!r})"
-        if s is not None
-        else "...  # a scheduler of Euler steps whose set_timesteps gives these sigmas"
-    )
-    trained = f"\nIt was trained on videos of {size.removesuffix(', ')}.\n" if size else ""
-    return f"""A LoRA of plain Wan that is a student of {n} steps, and of no other number.
-
-{of}
-The sampler must be: euler, {n} steps, {asked}, cfg 1, strength 1.
-The sigmas are then {sigmas}; with others it is no student at all.
-
-ComfyUI: put {file} into models/loras. LoraLoaderModelOnly (strength 1), then
-{comfy}
-
-diffusers:
-
-    from diffusers import FlowMapEulerDiscreteScheduler, WanPipeline
-
-    pipe = WanPipeline.from_pretrained("the base")
-    pipe.scheduler = {pipe}
-    pipe.load_lora_weights("this directory", weight_name="{file}")
-    video = pipe("a prompt", {size}num_inference_steps={n}, guidance_scale=1.0).frames[0]
-
-A number of steps that divides 1000 has the same sigmas in both; with others ComfyUI rounds them to a table of 1000, and
-its sigmas are the ones that the file is exact at.
-{trained}"""

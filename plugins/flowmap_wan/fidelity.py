@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
+from attrs import frozen
 
 from flowmap import FlowMap, Rng
+from flowmap.export.errors import ParityError
+from flowmap.export.verify import relative
 from flowmap.rollout import Step, ode_step, walk
 
 if TYPE_CHECKING:
@@ -21,6 +24,43 @@ if TYPE_CHECKING:
 FRAMES, SIDE, TOKENS = 21, 8, 8
 """Of the latents and the text of a call, where the student does not say how many frames it was trained on."""
 Times: TypeAlias = Sequence[float]
+
+
+CALL, WALK = 0.05, 0.1
+"""What an extracted LoRA may be off its student, relative: a call, and a whole video."""
+
+
+@frozen
+class Fidelity:
+    """By what was computed: ‖made - student‖ / ‖student‖, and what the student in bfloat16 is off, to compare with."""
+
+    errors: Mapping[str, float]
+    bf16: Mapping[str, float]
+
+    @property
+    def worst(self) -> float:
+        return max(self.errors.values())
+
+    def require(self, rank: int) -> None:
+        for what, error in self.errors.items():
+            limit = CALL if what.startswith("u(") else WALK
+            if not error <= limit:
+                raise ParityError(
+                    f"rank = {rank}: the base with what was extracted is off the student by {error:.1%} in {what}, at "
+                    f"most {limit:.0%} is allowed: ask for more, or export it --to diffusers; nothing was written"
+                )
+
+
+def fidelity(
+    student: Saved, make: Callable[[], FlowMap], calls: Sequence[tuple[float, float]], grids: Sequence[Times]
+) -> Fidelity:
+    """One network is held at a time."""
+    exact = dict(outputs(load(student), student, calls, grids))
+
+    def off(u: FlowMap) -> dict[str, float]:
+        return {what: relative(z, exact[what]) for what, z in outputs(u, student, calls, grids)}
+
+    return Fidelity(off(make()), off(load(student, torch.bfloat16)))
 
 
 def load(student: Saved, dtype: torch.dtype = torch.float32, folder: Path | None = None) -> FlowMap:

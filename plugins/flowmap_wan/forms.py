@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,15 @@ from attrs import evolve, frozen
 from flowmap.export.errors import ExportError
 from flowmap.export.forms import Written
 from flowmap.export.spec import DTYPES
+from flowmap.export.verify import TIMES
 from flowmap.model import origin, require_fit, sha256
+from flowmap.rollout import euler_grid
 
-from . import adapters
+from . import adapters, extract, readme
 from .build import empty, pretrained
+from .fidelity import load
 from .narrowed import narrowed
+from .network import WanFlowMap
 
 if TYPE_CHECKING:
     from flowmap.export.forms import Saved
@@ -75,65 +80,48 @@ def rename(config: Path) -> None:
 
 @frozen
 class PeftLora:
-    """`lora`: the adapters as peft and diffusers have them, for the lifted base: `pipe.load_lora_weights(DIR)`."""
+    """`lora`: the adapters as peft and diffusers have them, for the lifted base: `pipe.load_lora_weights(DIR)`.
+
+    Options: base, to compare with; rank, to extract adapters of it from student - base. peft holds matrices and their
+    biases: of a student that was trained whole, norms and modulation tables are left out, and counted as error.
+    """
 
     def check(self, student: Saved, asked: Asked) -> None:
-        asked.known("lora", (adapters.BASE,))
-        adapters.require(student.folder)
-        adapters.base_of(student, asked)
+        asked.known("lora", (adapters.BASE, adapters.RANK))
+        adapters.check(student, asked)
 
     def write(self, student: Saved, asked: Asked, out: Path) -> Written:
         from diffusers import AnyFlowPipeline
 
-        found = adapters.Adapters.read(student.folder).to(DTYPES[asked.precision])
-        worst = adapters.compared(found, student, asked)
+        every, extracted = adapters.of(student, asked)
+        found = every.biases().to(DTYPES[asked.precision])
+        if extracted is None:
+            worst, told = adapters.compared(found, student, asked), {}
+        else:
+            base, shift = adapters.named_base(student, asked), student.sampler["shift"]
+            grids = [euler_grid(n, shift).tolist() for n in (1, 4)]
+            told = extracted.told(sorted(every.rest.keys() - found.rest.keys()))
+            worst = adapters.measured(student, asked, partial(lifted, student, base, found), TIMES, grids, told)
         tensors = found.tensors()
         AnyFlowPipeline.save_lora_weights(
             out, transformer_lora_layers=dict(tensors), transformer_lora_adapter_metadata=dict(found.about)
         )
         gate, delta = (transformer_of(student.folder)[key] for key in ("gate_value", "deltatime_type"))
-        base = {"path": found.base.get("path"), "gate_value": gate, "deltatime_type": delta}
-        (out / "README.txt").write_text(_lora_text(student, base))
-        return Written(sha256(tensors), student.sampler, {"base": base, **found.about}, worst)
+        of = {"path": found.base.get("path"), "gate_value": gate, "deltatime_type": delta}
+        (out / "README.txt").write_text(readme.lora(student, of) + readme.extracted(told))
+        return Written(sha256(tensors), student.sampler, {"base": of, **found.about, **told}, worst)
 
 
-def _lora_text(student: Saved, base: dict[str, Any]) -> str:
-    kind, index = type(student.spec).__name__, json.loads((student.folder / "model_index.json").read_text())
-    path, package = base["path"] or "PATH OF THE BASE", type(student.spec).__module__.partition(".")[0]
-    return f"""A LoRA for a lifted Wan transformer (two times), not for plain Wan, which has no delta_embedder.
-
-Its base is {path}, lifted with gate {base["gate_value"]:g} and delta {base["deltatime_type"]!r}; made once, from its
-hub id or the directory where you have it:
-
-    import torch
-    from pathlib import Path
-    from {package} import {kind}
-
-    base = {kind}({str(path)!r}, lora=None, gamma={base["gate_value"]!r}, delta={base["deltatime_type"]!r},
-        shift={student.sampler["shift"]!r})
-    nets = base.build(frozenset({{"student"}}), device=torch.device("cpu"), dtype=torch.float32)
-    base.save(nets["student"], Path("base"))
-
-Then:
-
-    from diffusers import {index["_class_name"]}
-
-    pipe = {index["_class_name"]}.from_pretrained("base")
-    pipe.load_lora_weights("this directory")
-    video = pipe("a prompt", {size_of(student)}num_inference_steps=4, guidance_scale=1.0).frames[0]
-"""
-
-
-def size_of(student: Saved) -> str:
-    """The size of the videos that it was trained on, as a pipeline is told it; empty where `distill` did not say."""
-    if "latent_shape" not in student.facts:
-        return ""
-    file = student.folder / "vae" / "config.json"
-    vae = json.loads(file.read_text()) if file.is_file() else {}
-    frames, _, *sides = student.facts["latent_shape"]
-    height, width = (n * int(vae.get("scale_factor_spatial", 8)) for n in sides)
-    frames = (frames - 1) * int(vae.get("scale_factor_temporal", 4)) + 1
-    return f"height={height}, width={width}, num_frames={frames}, "
+@torch.no_grad()
+def lifted(student: Saved, base: Path, found: adapters.Adapters) -> WanFlowMap:
+    """The base as a student of its kind, with the changes in `found`."""
+    u, source = load(student), extract.source(student, base)
+    assert isinstance(u, WanFlowMap)
+    for name, p in u.net.named_parameters():
+        p.copy_(source.rows(name)(slice(None)))
+        if (change := found.of(name)) is not None:
+            p += change
+    return u
 
 
 def transformer_of(folder: Path) -> dict[str, Any]:
