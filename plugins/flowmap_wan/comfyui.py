@@ -219,7 +219,7 @@ def with_lora(student: Saved, base: Path, tensors: Mapping[str, Tensor]) -> WanF
         layer = f"diffusion_model.{original(name).removesuffix('.weight')}"
         if (up := tensors.get(f"{layer}.lora_up.weight")) is not None:
             p += (up.float().flatten(1) @ tensors[f"{layer}.lora_down.weight"].float().flatten(1)).view_as(p)
-        for key in (difference(name), f"{name.removesuffix('.weight')}.diff"):
+        for key in {difference(name), f"{name.removesuffix('.weight')}.diff"}:
             if (change := tensors.get(f"diffusion_model.{key}")) is not None:
                 p += change
     return flow_map(spec, net, "teacher", two_times=False, student=False)

@@ -84,9 +84,9 @@ def changes(student: Saved, base: Path, rank: int) -> Found:
         a, b = nearest(matrix, rank, noise(own))
         norm[layer], off[layer], ranks[layer] = float(matrix.norm()), float((matrix - b @ a).norm()), len(a)
         pairs[layer] = a.float().unflatten(1, change.shape[1:]), b.float().reshape(*b.shape, *(1,) * (change.ndim - 2))
-    if not pairs:
+    most = max(ranks.values(), default=0)
+    if not most:
         raise ExportError(f"base = {str(base)!r}: no matrix of {student.folder} differs from it: is it the student?")
-    most = max(ranks.values())
     return Found({n: padded(*pair, most) for n, pair in pairs.items()}, rest, norm, off, ranks)
 
 
