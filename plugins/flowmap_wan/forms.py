@@ -56,7 +56,8 @@ class Pipeline:
         for name in index:
             if name != "transformer" and (student.folder / name).is_dir():
                 shutil.copytree(student.folder / name, out / name)
-                rename(out / name / "config.json")
+                for own in (out / name).glob("*config.json"):
+                    rename(own)
         for name in ("model_index.json", "README.md"):
             if (student.folder / name).is_file():
                 shutil.copyfile(student.folder / name, out / name)
@@ -74,8 +75,8 @@ class Pipeline:
 def rename(config: Path) -> None:
     """A config of diffusers or transformers as it is, but for the folder that it was once loaded from."""
     found = json.loads(config.read_text()) if config.is_file() else {}
-    if "_name_or_path" in found:
-        config.write_text(json.dumps({**found, "_name_or_path": origin(found["_name_or_path"])}, indent=2) + "\n")
+    if named := {key: origin(found[key]) for key in ("_name_or_path", "name_or_path") if found.get(key)}:
+        config.write_text(json.dumps({**found, **named}, indent=2) + "\n")
 
 
 @frozen

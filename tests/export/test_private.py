@@ -101,12 +101,16 @@ def test_the_base_is_found_where_the_run_says(made: Path, tmp_path: Path) -> Non
 def test_names_of_an_older_pipeline_are_not_copied(made: Path, tmp_path: Path) -> None:
     old = tmp_path / TELLTALE / "older" / "student"
     shutil.copytree(made / "run" / "student", old)
-    config = old / "vae" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "_name_or_path": str(old)}))
+    for name, key in NAMED:
+        config = old / name
+        config.write_text(json.dumps({**json.loads(config.read_text()), key: str(old)}))
     flowmap.export(old, "diffusers", tmp_path / "out", check=False)
     assert not mentions(tmp_path / "out")
-    found = json.loads((tmp_path / "out" / "vae" / "config.json").read_text())
-    assert found["_name_or_path"] == "older/student"
+    for name, key in NAMED:
+        assert json.loads((tmp_path / "out" / name).read_text())[key] == "older/student"
+
+
+NAMED = (("vae/config.json", "_name_or_path"), ("tokenizer/tokenizer_config.json", "name_or_path"))
 
 
 @pytest.mark.parametrize(
