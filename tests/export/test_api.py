@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,25 @@ def test_it_is_the_student_again(exported: Path) -> None:
     again = flowmap.export.flow_map(exported)
     for steps in (1, 2, 8):
         torch.testing.assert_close(sample(again, z, cond, steps), sample(u, z, cond, steps), atol=2e-5, rtol=1e-4)
+
+
+def test_the_program_runs_with_torch_alone(exported: Path, tmp_path: Path) -> None:
+    """Where neither flowmap nor the libraries of the network can be imported."""
+    u, family, asked = student("fixed")
+    z, cond = family.example(u, asked.usual(), flowmap.Rng.seeded(4))
+    t, r = torch.tensor([0.9, 0.4]), torch.tensor([0.3, 0.4])
+    torch.save((z, *(1000 * s[:, None].expand(2, 3).contiguous() for s in (t, r)), cond["text"]), tmp_path / "in")
+    file = exported / "one_chunk.pt2"
+    code = f"""
+import sys
+for name in ("flowmap", "flowmap_wan", "diffusers", "transformers", "peft"):
+    sys.modules[name] = None
+import torch
+u = torch.export.load({str(file)!r}).module()
+torch.save(u(*torch.load({str(tmp_path / "in")!r})), {str(tmp_path / "out")!r})
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+    torch.testing.assert_close(torch.load(tmp_path / "out"), u(z, t, r, cond), atol=2e-5, rtol=1e-4)
 
 
 def pipeline(spec: Wan21 | Far, folder: Path) -> tuple[Any, FlowMap]:
