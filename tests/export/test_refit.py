@@ -427,7 +427,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_what_cannot_be_compared_here_is_refused_before_anything_is_loaded(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = {"sizes": SIZES, "steps": (1,)}
+    asked = {"sizes": SIZES, "rollouts": (1,)}
     monkeypatch.setattr(api, "loaded", lambda *more: pytest.fail("the student was looked at"))
     monkeypatch.setattr(refit, "loaded", api.loaded)
     there = Target("cuda")
