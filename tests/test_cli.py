@@ -266,7 +266,7 @@ def test_a_file_is_no_run_directory(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_unknown_backbone(capsys: pytest.CaptureFixture[str]) -> None:
     message = said(capsys, "check", "wan2")
     assert message.startswith("no plugin knows the backbone 'wan2': give one of ")
-    assert ", far, far_14b, " in message and ", wan21, wan21_14b, " in message
+    assert "far, far_14b, " in message and "wan21, wan21_14b, " in message
 
 
 def test_a_run_whose_recipe_has_no_name(capsys: pytest.CaptureFixture[str]) -> None:
