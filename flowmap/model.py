@@ -174,12 +174,12 @@ def origin(path: str | Path) -> str:
 
 
 class FlowMapSpec(ABC):
-    """A recipe for flow maps: a frozen value, cheap to import, written into the checkpoint.
+    """A recipe for flow maps: a frozen value, cheap to import, written into the checkpoint."""
 
-    shift: of the grid that samples are made on, `flowmap.rollout.euler_grid`.
-    """
-
-    shift: float = 1.0
+    @property
+    def shift(self) -> float:
+        """Of the grid that samples are made on, `flowmap.rollout.euler_grid`; a field of that name will do."""
+        return 1.0
 
     @abstractmethod
     def build(self, roles: frozenset[Role], *, device: torch.device, dtype: torch.dtype) -> Mapping[Role, FlowMap]:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pluggy
 
-from . import hookspecs
-from .validators import shown
+from . import hookspecs, mistaken
+from .validators import article, shown
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 GROUP = "flowmap"
 KINDS = {"flowmap_stages": "method for a whole recipe"}
-RUN, EXPORT = "status.json", "manifest.json"
-"""Files by which a directory is known that is taken for a student's."""
 MUST = {
     "flowmap_backbones": "a FlowMapSpec",
     "flowmap_methods": "a function that makes a Method",
@@ -144,29 +142,30 @@ def backbone(name: str, pm: pluggy.PluginManager | None = None) -> FlowMapSpec:
     registered = collect(pm, "flowmap_backbones")
     if name in registered:
         return cast("FlowMapSpec", registered[name])
-    spec = _resolved(pm, name)
-    if spec is None:
-        if (told := _mistaken(Path(name))) is not None:
-            raise PluginError(told)
-        missing = f"there is no directory {name!r}, and " if os.sep in name else ""
-        raise PluginError(
-            f"{missing}no plugin knows the backbone {name!r}: give one of {', '.join(registered)}, the directory of a "
-            "diffusers pipeline, or a hub id"
-        )
-    return spec
+    try:
+        spec = _resolved(pm, name)
+        if spec is not None:
+            spec.validate()
+            return spec
+        told = _mistaken(Path(name))
+    except ValueError as error:
+        raise PluginError(str(error)) from error
+    if told is not None:
+        raise PluginError(f"{name}: {told}")
+    missing = f"there is no directory {name!r}, and " if os.sep in name else ""
+    raise PluginError(
+        f"{missing}no plugin knows the backbone {name!r}: give one of {', '.join(registered)}, the directory of a "
+        "diffusers pipeline, or a hub id"
+    )
 
 
 def _mistaken(path: Path) -> str | None:
     """What is at a path that no plugin takes for a backbone; None where there is nothing."""
-    if (path / "student").is_dir():
-        return f"{path} is a run: its student is {str(path / 'student')!r}"
-    if (path / RUN).is_file():
-        return f"{path} is a run that has not finished: it has no student yet; `flowmap status {path}` says how it goes"
-    if (path / EXPORT).is_file():
-        return f"{path} is an export, not a student: give the student that it was made of"
-    if path.is_dir():
-        return f"{path}: no plugin knows what is in this directory: give a student's, or that of a diffusers pipeline"
-    return f"{path} is a file, not a student's directory" if path.exists() else None
+    if (told := mistaken.what(path)) is not None or not path.exists():
+        return told
+    if kind := mistaken.read(path / mistaken.INDEX).get("_class_name"):
+        return f"is {article(kind)}, which no plugin here takes for a backbone"
+    return "no plugin knows what is in this directory: give a student's, or that of a diffusers pipeline"
 
 
 def _resolved(pm: pluggy.PluginManager, name: str) -> FlowMapSpec | None:

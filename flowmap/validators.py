@@ -103,7 +103,7 @@ def matches_re(pattern: str) -> Validator:
 
 def wrong(instance: Any, attribute: Attribute[Any], value: Any, must: str, *, kind: bool = True) -> Exception:
     """The error of a field; a TypeError where its `kind` is not even right."""
-    text = f"{type(instance).__name__}.{attribute.name} = {shown(value)}: {must}"
+    text = f"{type(instance).__name__}.{attribute.alias} = {shown(value)}: {must}"
     return ValueError(text) if kind else TypeError(text)
 
 

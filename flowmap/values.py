@@ -80,7 +80,7 @@ def _type(value: object, at: str, strict: bool) -> str:
 def _fields(value: Any, strict: bool) -> dict[str, Any]:
     """Those that are shown. A spec whose fingerprint tells it may hold what else nothing tells."""
     of = attrs.fields(type(value)) if attrs.has(type(value)) else dataclasses.fields(value)
-    own = {f.name: getattr(value, f.name) for f in of if f.init and f.repr}
+    own = {f.name.lstrip("_"): getattr(value, f.name) for f in of if f.init and f.repr}  # as arguments are called
     mark = value.fingerprint() if isinstance(value, FlowMapSpec) else None
     name = type(value).__name__
     if mark is None:

@@ -14,6 +14,7 @@ from torch import nn
 from flowmap._types import Role
 from flowmap.model import origin, require_fit
 
+from .directory import files, ready
 from .network import Bidirectional, WanFlowMap
 from .random import drawn
 
@@ -29,6 +30,7 @@ def build(
     Teacher and critic of a diffusion model are bidirectional whatever the student is; the teacher of a distilled one is
     that student as it was.
     """
+    ready(spec)
     meta = device.type == "meta"
     net = (empty(spec, dtype) if meta else pretrained(spec, dtype).to(device)).requires_grad_(False)
     known = "gate_value" in net.config  # a distilled network: every role reads both times
@@ -77,8 +79,8 @@ def pretrained(spec: WanSpec, dtype: torch.dtype) -> Any:
                 value = tensors[f"{prefix}.{name}" if prefix else name][:]
                 layer.register_parameter(name, nn.Parameter(value.to(p.dtype)))
         return net
-    if files := sorted((Path(spec.path) / "transformer").glob("diffusion_pytorch_model*.safetensors")):
-        require_fit(files, empty(spec, dtype), more=True)  # diffusers would make up what is missing
+    if weights := files(Path(spec.path)):
+        require_fit(weights, empty(spec, dtype), more=True)  # diffusers would make up what is missing
     given = {"subfolder": "transformer", "dtype": dtype, "use_safetensors": True}  # and no pickles where there are none
     cls = checked_class(spec)
     loader: Any = type(cls.__name__, (cls,), {"_keep_in_fp32_modules": exact(cls)})

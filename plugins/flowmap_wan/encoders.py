@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from .directory import local
+
 PARTS: Mapping[str, tuple[str, ...]] = {"vae": ("vae",), "text": ("text_encoder", "tokenizer")}
 UNSEEN = ("_class_name", "_diffusers_version", "_name_or_path", "transformers_version", "torch_dtype", "dtype")
 """Settings that differ between copies of the same network."""
@@ -21,20 +23,9 @@ def encoders(path: str) -> Mapping[str, str]:
 
     Without what is not there, so that nothing is compared with it. The tensors are read, the networks not built.
     """
-    folder = Path(path) if Path(path).is_dir() else _downloaded(path)
+    folder = local(path)
     found = {} if folder is None else {name: _hash(_stamps(folder, parts)) for name, parts in PARTS.items()}
     return {name: value for name, value in found.items() if value is not None}
-
-
-def _downloaded(name: str) -> Path | None:
-    """The directory of a hub id in the local cache."""
-    from huggingface_hub import try_to_load_from_cache
-
-    try:
-        index = try_to_load_from_cache(name, "model_index.json")
-    except ValueError:  # no hub id
-        return None
-    return Path(index).parent if isinstance(index, str) else None
 
 
 Stamps = tuple[tuple[str, int, int], ...]

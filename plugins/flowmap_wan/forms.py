@@ -20,6 +20,7 @@ from flowmap.rollout import euler_grid
 
 from . import adapters, extract, readme
 from .build import empty, pretrained
+from .directory import files
 from .fidelity import load
 from .narrowed import narrowed
 from .network import WanFlowMap
@@ -44,12 +45,12 @@ class Pipeline:
         name = transformer_of(student.folder)["_class_name"]
         if name == "WanTransformer3DModel":
             raise ExportError(f"{student.folder}: its transformer is a {name}, which has one time: not a student")
-        require_fit(_files(student.folder), empty(_at(student), torch.float32))
+        require_fit(files(student.folder), empty(_at(student), torch.float32))
 
     def write(self, student: Saved, asked: Asked, out: Path) -> Written:
         net = pretrained(_at(student), DTYPES[asked.precision])
         net.save_pretrained(out / "transformer")
-        require_fit(_files(out), net)
+        require_fit(files(out), net)
         weights = sha256(net.state_dict())
         del net
         index = json.loads((student.folder / "model_index.json").read_text())
@@ -136,10 +137,6 @@ def _at(student: Saved) -> WanSpec:
 
     assert isinstance(student.spec, WanSpec)
     return evolve(student.spec, path=str(student.folder), pretrained=True)
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted((folder / "transformer").glob("diffusion_pytorch_model*.safetensors"))
 
 
 def _known(sampler: dict[str, Any]) -> dict[str, Any]:

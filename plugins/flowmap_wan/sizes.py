@@ -1,4 +1,4 @@
-"""The published Wan2.1 text-to-video transformers as data: what can be known of them without their weights.
+"""The published Wan text-to-video transformers of one network as data: what can be known of them without their weights.
 
 arXiv:2503.20314; a latent frame is 8 × 8 pixels and, but for the first, four video frames.
 """
@@ -21,11 +21,31 @@ _COMMON: Mapping[str, Any] = {
 }
 T2V_1_3B: Mapping[str, Any] = {**_COMMON, "num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
 T2V_14B: Mapping[str, Any] = {**_COMMON, "num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40}
+TI2V_5B: Mapping[str, Any] = {
+    **_COMMON,
+    "in_channels": 48,
+    "out_channels": 48,
+    "num_attention_heads": 24,
+    "ffn_dim": 14336,
+    "num_layers": 30,
+}
+"""Wan2.2's: its latent frames are 16 × 16 pixels."""
 PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": T2V_1_3B,
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": T2V_14B,
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": TI2V_5B,
 }
 """By hub id."""
+SHIFT = 5.0
+"""Of the sampling grid, where no scheduler says another: Wan's own for 720 lines."""
+SHIFTS: Mapping[str, float] = {
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": 3.0,
+    "Wan-AI/Wan2.1-T2V-14B-Diffusers": 3.0,
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": 5.0,
+}
+"""That of the published scheduler, by hub id."""
+SCHEDULER = "scheduler/scheduler_config.json"
+"""In a pipeline's directory."""
 LATENT = (21, 16, 60, 104)
 """81 frames at 480 × 832, [F, C, H, W]."""
 TEXT = (512, 4096)

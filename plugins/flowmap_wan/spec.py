@@ -15,10 +15,11 @@ from attrs import evolve, field, frozen
 
 from flowmap import validators
 from flowmap.methods.citations import WAN
+from flowmap.mistaken import INDEX, read
 from flowmap.model import About, Splits, Streamed, origin
 
 from .lora import Lora
-from .sizes import PUBLISHED, SIZES
+from .sizes import PUBLISHED, SCHEDULER, SIZES
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +63,8 @@ class WanSpec(Streamed, Splits):
     checkpointing: recompute each block in the backward pass. text_length: the positions that the text encoder pads to.
     text_tokens: how many of them are kept; the rest, all padding, are attended as one key of their multiplicity: in
     float32 the same function at a fraction of the cost; in bfloat16 the weight of padding is rounded, by up to 2 %.
-    shift: of the sampling grid that is saved with a student. seed: of random weights.
+    shift: of the sampling grid, which is saved with a student; None is that of the pipeline's own scheduler, and 5 for
+    a network of random weights alone. seed: of random weights.
     """
 
     transformers: ClassVar[tuple[str, ...]]
@@ -80,7 +82,7 @@ class WanSpec(Streamed, Splits):
     checkpointing: bool = False
     text_length: int = field(default=512, validator=validators.ge(1))
     text_tokens: int = field(default=512, validator=validators.ge(1))
-    shift: float = field(default=5.0, validator=validators.gt(0.0))
+    _shift: float | None = field(default=None, validator=validators.optional(validators.gt(0.0)))
     seed: int = 0
     config: Mapping[str, Any] = field(factory=lambda: dict(TINY))
 
@@ -105,24 +107,16 @@ class WanSpec(Streamed, Splits):
         """The student's tensors that a Wan transformer with the tensors `state` does not have."""
 
     # ------------------------------------------------------------------ the same for all
-    def validate(self) -> None:
-        if self.path is None or (HUB_ID.fullmatch(self.path) and not Path(self.path).exists()):
-            return
-        needed = ["model_index.json", *(["transformer/config.json"] if self.pretrained else [])]
-        for name in needed:
-            if not (Path(self.path) / name).is_file():
-                raise ValueError(
-                    f"{type(self).__name__}.path = {self.path!r}: has no {name}; must be the directory of a diffusers "
-                    "pipeline, or a hub id such as 'Wan-AI/Wan2.1-T2V-1.3B-Diffusers'"
-                    + ("; `flowmap distill` leaves a student there" if Path(self.path).name == "student" else "")
-                )
+    @property
+    def shift(self) -> float:
+        from .directory import shift
 
-        config = Path(self.path) / "transformer" / "config.json"
-        if self.pretrained and (name := json.loads(config.read_text()).get("_class_name")) not in self.transformers:
-            raise ValueError(
-                f"{type(self).__name__}.path = {self.path!r}: its transformer is a {name}: must be one of "
-                f"{', '.join(self.transformers)}; flowmap.backbone(path) takes the right spec"
-            )
+        return shift(self.path) if self._shift is None else self._shift
+
+    def validate(self) -> None:
+        from .directory import check
+
+        check(self, shift=self._shift is None)
 
     def about(self) -> About:
         here = self.path is None or Path(self.path).is_dir()
@@ -173,10 +167,11 @@ class WanSpec(Streamed, Splits):
         return evolve(self, path=None, config=dict(PUBLISHED[self.path]))
 
     def fingerprint(self) -> str | None:
-        """Of the transformer's files, where they are local: other weights are another run."""
-        if self.path is None or not self.pretrained or not Path(self.path).is_dir():
+        """Of the transformer's files, where they are local, and of a shift that is theirs: others make another run."""
+        if self.path is None or not self.pretrained or not (here := Path(self.path)).is_dir():
             return None
-        return transformer_hash(Path(self.path))
+        own = [here / SCHEDULER] if self._shift is None and (here / SCHEDULER).is_file() else []
+        return transformer_hash(here, *own)
 
     def encoders(self) -> Mapping[str, str]:
         """Of VAE and text encoder, where they are local."""
@@ -203,7 +198,9 @@ class WanSpec(Streamed, Splits):
 
     def codec(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
         from .codec import WanCodec
+        from .directory import ready
 
+        ready(self)
         return WanCodec.of(self, device=device, dtype=dtype)
 
 
@@ -219,9 +216,10 @@ def example(shape: tuple[int, ...], tokens: int) -> tuple[torch.Tensor, Cond]:
     return z, {"text": text}
 
 
-def transformer_hash(folder: Path) -> str:
-    """Of the files of a pipeline's transformer."""
+def transformer_hash(folder: Path, *more: Path) -> str:
+    """Of the files of a pipeline's transformer, and more."""
     files = sorted(p for p in (folder / "transformer").iterdir() if p.suffix in (".safetensors", ".json"))
+    files += more
     return _hash(tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
 
 
@@ -234,17 +232,11 @@ def _hash(files: tuple[tuple[str, int, int], ...]) -> str:
     return found.hexdigest()
 
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 Spec = TypeVar("Spec", bound=WanSpec)
 
 
 def resolve(kind: type[Spec], name: str, pipelines: tuple[str, ...], hub: re.Pattern[str]) -> Spec | None:
     """The spec of a directory of one of `pipelines`, or of a hub id that matches `hub`; None where it is another's."""
-    index = Path(name) / "model_index.json"
-    if not index.is_file():
-        return kind(name) if hub.fullmatch(name) else None
-    if json.loads(index.read_text()).get("_class_name") not in pipelines:
-        return None
-    spec, scheduler = kind(name), Path(name) / "scheduler" / "scheduler_config.json"
-    config = json.loads(scheduler.read_text()) if scheduler.is_file() else {}
-    return evolve(spec, shift=config.get("shift", config.get("flow_shift", spec.shift)))
+    if (Path(name) / INDEX).is_file():
+        return kind(name) if read(Path(name) / INDEX).get("_class_name") in pipelines else None
+    return kind(name) if hub.fullmatch(name) else None

@@ -14,6 +14,7 @@ from flowmap._types import Role
 from flowmap.model import Put, Rows
 
 from .build import PATCH, checked_class, dtype_of, empty
+from .directory import files
 from .lora import fill_adapter
 from .network import WanFlowMap
 from .random import drawn
@@ -71,13 +72,12 @@ def stored(path: str) -> dict[str, Any]:
     """Every tensor of the transformer in a pipeline's directory or hub id, as a slice that is read when it is cut."""
     from safetensors import safe_open
 
-    folder = Path(path) / "transformer"
-    if not folder.is_dir():
+    folder = Path(path)
+    if not (folder / "transformer").is_dir():
         from huggingface_hub import snapshot_download
 
-        folder = Path(snapshot_download(path, allow_patterns=["transformer/*"])) / "transformer"
-    files = sorted(folder.glob("diffusion_pytorch_model*.safetensors"))
-    if not files:
-        raise ValueError(f"{folder}: has no diffusion_pytorch_model*.safetensors, which several processes could share")
-    opened = [safe_open(file, framework="pt") for file in files]
+        folder = Path(snapshot_download(path, allow_patterns=["transformer/*"]))
+    if not (weights := files(folder)):
+        raise ValueError(f"{folder}: its transformer has no safetensors, which several processes could share")
+    opened = [safe_open(file, framework="pt") for file in weights]
     return {name: file.get_slice(name) for file in opened for name in file.keys()}  # noqa: SIM118, not a dict

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from flowmap._types import Cond, Latent, Role
 
-HUB = re.compile(r"[\w.-]+/[\w.-]*(Wan2\.1-T2V|AnyFlow-Wan2\.1)[\w.-]*")
+HUB = re.compile(r"[\w.-]+/[\w.-]*(Wan2\.1-T2V|Wan2\.2-TI2V-5B|AnyFlow-Wan2\.1)[\w.-]*")
 
 
 @frozen

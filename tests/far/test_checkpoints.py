@@ -194,5 +194,5 @@ def test_the_teacher_of_a_distilled_directory_is_that_student_as_it_was(tmp_path
 
 def test_a_directory_of_another_kind_is_refused_before_work(tmp_path: Path) -> None:
     published(tmp_path, (1, 2, 2))
-    with pytest.raises(ValueError, match="its transformer is a AnyFlowFARTransformer3DModel"):
+    with pytest.raises(ValueError, match="its transformer is an AnyFlowFARTransformer3DModel"):
         Wan21(tmp_path).validate()

@@ -1,0 +1,286 @@
+"""What stands in a pipeline's directory, seen before anything of it is loaded.
+
+Everything there that changes the function and that nobody here reads is refused by name: a second expert taken for one
+is another model, and nothing in its training would say so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowmap.mistaken import ADAPTERS, CHECKPOINTS, FUSE, INDEX, read, what
+from flowmap.validators import article, listed
+
+from .sizes import SCHEDULER, SHIFT, SHIFTS
+
+if TYPE_CHECKING:
+    from .spec import WanSpec
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+PARTS: Mapping[str, str | None] = {
+    "transformer": None,
+    "scheduler": None,
+    "tokenizer": None,
+    "text_encoder": "UMT5EncoderModel",
+    "vae": "AutoencoderKLWan",
+}
+"""What a pipeline must have; of which class, where `codec` reads no other. The transformer's is the spec's to say."""
+SAME = ("expand_timesteps",)
+"""Settings that leave text-to-video as it is: every token is told the same time."""
+WEIGHTS: Mapping[str, str] = {
+    "transformer": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+}
+"""By part, the name of its files before `.safetensors`, a shard's number and a variant's name."""
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".gguf")
+PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
+"""As what a weight can stand in a file; any other needs the scales of whoever quantised it."""
+PLAIN_WAN: Mapping[str, Any] = {
+    "image_dim": None,
+    "added_kv_proj_dim": None,
+    "pos_embed_seq_len": None,
+    "qk_norm": "rms_norm_across_heads",
+}
+"""Settings of a `WanTransformer3DModel` that no student's class has, as text-to-video has them."""
+SCALE = 1000
+"""Training times of a scheduler: what t is multiplied with."""
+CHANNELS = 16
+"""Of a VAE that does not say: what diffusers takes."""
+
+
+def files(folder: Path, part: str = "transformer") -> list[Path]:
+    """The weights of a part of the pipeline in `folder`, without those of variants."""
+    name = re.compile(rf"{WEIGHTS[part]}(-\d+-of-\d+)?\.safetensors")
+    return sorted(file for file in _listing(folder / part) if name.fullmatch(file.name))
+
+
+def local(path: str) -> Path | None:
+    """Where the files of a directory or of a hub id that was downloaded before are."""
+    if Path(path).exists() or not HUB_ID.fullmatch(path) or Path(path).suffix in CHECKPOINTS:
+        return Path(path)
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        index = try_to_load_from_cache(path, INDEX)
+    except ValueError:  # it looks like a hub id and is none
+        return Path(path)
+    return Path(index).parent if isinstance(index, str) else None
+
+
+def fetch(path: str) -> Path:
+    """`local`, where need be with the settings of the parts downloaded, without weights."""
+    if (found := local(path)) is not None:
+        return found
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(path, allow_patterns=[INDEX, "*/*config.json"]))
+
+
+def ready(spec: WanSpec) -> None:
+    """Validate it, a hub id before its weights are downloaded."""
+    if spec.path is not None:
+        fetch(spec.path)
+    spec.validate()
+
+
+def shift(path: str | None) -> float:
+    """Of the grid of the pipeline's scheduler; of a hub id that is not here as it was published, or fetched."""
+    if path is None:
+        return SHIFT
+    folder = local(path)
+    if folder is None and path in SHIFTS:
+        return SHIFTS[path]
+    config = read((folder or fetch(path)) / SCHEDULER)
+    found: float = config.get("shift", config.get("flow_shift", SHIFT))
+    return found
+
+
+def check(spec: WanSpec, *, shift: bool) -> None:
+    """A ValueError that says what of `spec.path` is not to be had or not read, as far as its files are here.
+
+    shift: whether the sampling grid is to be the directory's.
+    """
+    if spec.path is None or (folder := local(spec.path)) is None:
+        return
+    try:
+        wrong = None if folder is None else next(_wrong(spec, folder, folder == Path(spec.path), shift), None)
+    except ValueError as error:
+        wrong = str(error)
+    if wrong is not None:
+        raise ValueError(f"{type(spec).__name__}.path = {spec.path!r}: {wrong}")
+
+
+def _wrong(spec: WanSpec, folder: Path, whole: bool, shift: bool) -> Iterator[str]:
+    """whole: a directory, where what is not there cannot be downloaded."""
+    if folder.suffix in CHECKPOINTS and not folder.exists():
+        yield "there is no such file"
+    if not (folder / INDEX).is_file():
+        yield what(folder) or (
+            f"has no {INDEX}; must be the directory of a diffusers pipeline, or a hub id such as "
+            "'Wan-AI/Wan2.1-T2V-1.3B-Diffusers'"
+            + ("; `flowmap distill` leaves a student there" if folder.name == "student" else "")
+        )
+        return
+    index = read(folder / INDEX)
+    parts = [part for part in PARTS if part != "transformer" or spec.pretrained]
+    if whole:
+        yield from _missing(folder, parts)
+    if spec.pretrained:
+        yield from _class(read(folder / "transformer" / "config.json"), spec.transformers)
+    yield from _unread(index, spec.pipelines)
+    yield from _scheduler(read(folder / SCHEDULER), shift)
+    for part in parts:
+        if part in WEIGHTS and whole:
+            yield from _weights(folder, part, str(index.get("_class_name")))
+    yield from _beside(folder)
+    vae = read(folder / "vae" / "config.json")
+    yield from _statistics(vae)
+    if spec.pretrained:
+        yield from _transformer(read(folder / "transformer" / "config.json"), vae)
+        yield from _tensors(files(folder))
+
+
+def _missing(folder: Path, parts: Collection[str]) -> Iterator[str]:
+    for part in parts:
+        told = {"tokenizer": "", "scheduler": "/scheduler_config.json"}.get(part, "/config.json")
+        if not (folder / f"{part}{told}").exists():
+            yield (
+                f"has no {part}{told}: must be the directory of a whole diffusers pipeline, whose other parts a "
+                "student is saved with"
+            )
+
+
+def _class(config: Mapping[str, Any], transformers: Collection[str]) -> Iterator[str]:
+    kind = config.get("_class_name")
+    if config and kind not in transformers:
+        yield (
+            f"its transformer is {article(str(kind))}: must be one of {', '.join(transformers)}; "
+            "flowmap.backbone(path) takes the right spec"
+        )
+
+
+def _unread(index: Mapping[str, Any], pipelines: Collection[str]) -> Iterator[str]:
+    """What `model_index.json` names beyond what is read."""
+    if (kind := index.get("_class_name")) not in pipelines:
+        yield (
+            f"is {article(str(kind))}: must be one of {', '.join(pipelines)}, which make a video of a prompt alone: "
+            "conditions such as images are not read"
+        )
+    named = {name: value for name, value in index.items() if not name.startswith("_")}
+    classes = {name: value[-1] for name, value in named.items() if isinstance(value, list) and value}
+    settings = {name: value for name, value in named.items() if name not in classes and name not in SAME}
+    more = [f"{name} ({kind})" for name, kind in classes.items() if kind is not None and name not in PARTS]
+    more += [f"{name} = {value!r}" for name, value in settings.items() if value not in (None, False)]
+    if more:
+        expert = " (two experts, as Wan2.2 A14B)" if classes.get("transformer_2") else ""
+        yield (
+            f"its {kind} has {' and '.join(more)}{expert}, which flowmap does not read, so its teacher would be "
+            "another model: give a pipeline of one transformer, such as Wan2.1-T2V or Wan2.2-TI2V-5B"
+        )
+    for name, wanted in PARTS.items():
+        if classes.get(name) is None and name != "transformer":
+            yield f"its {INDEX} has no {name}: must be a whole pipeline, whose other parts a student is saved with"
+        elif wanted is not None and classes[name] != wanted:
+            yield f"its {name} is {article(str(classes[name]))}: must be {article(wanted)}"
+
+
+def _scheduler(config: Mapping[str, Any], shift: bool) -> Iterator[str]:
+    """What the network was trained to say, and at which times, is the scheduler's to know."""
+    if (kind := config.get("prediction_type", "flow_prediction")) != "flow_prediction":
+        yield f"its scheduler has prediction_type = {kind!r}: must be 'flow_prediction', a velocity"
+    if (times := config.get("num_train_timesteps", SCALE)) != SCALE:
+        yield f"its scheduler has num_train_timesteps = {times}: must be {SCALE}, by which Wan's networks scale t"
+    if shift and config.get("use_dynamic_shifting"):
+        yield "its scheduler has use_dynamic_shifting, a shift of its own for every size: give one shift for all"
+
+
+def _weights(folder: Path, part: str, pipeline: str) -> Iterator[str]:
+    if files(folder, part):
+        return
+    there = _listing(folder / part)
+    found = (re.search(r"\.([\w-]+?)(-\d+-of-\d+)?\.safetensors$", file.name) for file in there)
+    if variants := sorted({match[1] for match in found if match}):
+        yield (
+            f"the weights of its {part} are of the variant {listed(variants)}: save them without, "
+            f"`{pipeline}.from_pretrained(DIR, variant={variants[0]!r}).save_pretrained(NEW)`, and give NEW"
+        )
+    elif pickles := [file.name for file in there if file.suffix in PICKLES]:
+        yield (
+            f"the weights of its {part} are in {pickles[0]}, which is not read: save the pipeline with diffusers' "
+            "`save_pretrained`, which writes safetensors"
+        )
+    else:
+        yield f"its {part} has no weights: there is no {part}/{WEIGHTS[part]}.safetensors"
+
+
+def _beside(folder: Path) -> Iterator[str]:
+    """Adapters that nothing loads."""
+    for place in (folder, folder / "transformer"):
+        for name in ADAPTERS:
+            if (place / name).is_file():
+                yield (
+                    f"{(place / name).relative_to(folder)} is an adapter that is not fused, which is not read: fuse it "
+                    f"and give what is saved then, {FUSE}; or move it away to do without"
+                )
+
+
+def _statistics(vae: Mapping[str, Any]) -> Iterator[str]:
+    channels = vae.get("z_dim", CHANNELS)
+    for name in ("latents_mean", "latents_std"):
+        value = vae.get(name, [0.0] * CHANNELS)
+        if not isinstance(value, list) or len(value) != channels:
+            has = "no" if name not in vae or value is None else f"{len(value) if isinstance(value, list) else value!r}"
+            yield (
+                f"its VAE has {has} {name}: must have {channels} numbers, one a channel of its latents, in "
+                "vae/config.json; the mean and the deviation of latents of many videos will do"
+            )
+
+
+def _transformer(config: Mapping[str, Any], vae: Mapping[str, Any]) -> Iterator[str]:
+    if (how := config.get("quantization_config")) is not None:
+        method = how.get("quant_method", "unknown") if isinstance(how, dict) else how
+        yield f"its transformer is quantised ({method}): give the one that it was made of, in bfloat16 or float32"
+    said = {name: config.get(name, plain) for name, plain in PLAIN_WAN.items()}
+    for name, value in said.items():
+        if value != PLAIN_WAN[name]:
+            image = ", so it reads an image too" if name != "qk_norm" else ""
+            yield f"its transformer has {name} = {value!r}{image}: must be {PLAIN_WAN[name]!r}, as in text-to-video"
+    taken, made = (config.get(f"{way}_channels", CHANNELS) for way in ("in", "out"))
+    if taken != made:
+        yield (
+            f"its transformer takes {taken} channels and makes {made}, so it reads a condition beside the latents: "
+            "must be one of text-to-video"
+        )
+    if vae and made != (latents := vae.get("z_dim", CHANNELS)):
+        yield f"its transformer makes {made} channels, its VAE takes {latents}: must be of one model"
+
+
+def _tensors(weights: Collection[Path]) -> Iterator[str]:
+    """What only the files' headers say: peft's layers, numbers that need a scale."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in weights:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                names = [*opened.keys()]
+                types = {opened.get_slice(name).get_dtype(): name for name in names}
+        except SafetensorError:
+            return  # who reads it says what is wrong with it
+        if any(".lora_A." in name or ".base_layer." in name for name in names):
+            yield (
+                f"transformer/{file.name} has adapters that are not fused: load the pipeline, "
+                "`pipe.fuse_lora()`, `pipe.unload_lora_weights()`, `pipe.save_pretrained(DIR)`, and give DIR"
+            )
+        if strange := sorted(types.keys() - PLAIN):
+            yield (
+                f"transformer/{file.name} has {types[strange[0]]} as {strange[0]}: the weights are quantised; give "
+                "those that they were made of, in bfloat16 or float32"
+            )
+
+
+def _listing(folder: Path) -> list[Path]:
+    return [*folder.iterdir()] if folder.is_dir() else []
