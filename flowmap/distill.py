@@ -110,6 +110,8 @@ def distill(
         if not alone:
             del learning, nets, weights  # the networks in pieces make way for those that are written
             nets = whole_again(recipe, tensors, device, dtype, judged=judged)
+        if recipe.result == "student":
+            nets["student"].guidance = card.guidance(recipe)
         if path is not None:
             if batches is not None:
                 with atomic.whole(path / recipe.result) as made:

@@ -117,6 +117,9 @@ class Guided(Wrapped):
     def __init__(self, u: FlowMap, w: float, null: Cond) -> None:
         super().__init__(u)
         self.w, self.null = w, null
+        if null and w != 1.0:
+            u.require_unguided(w)
+            self.guidance = w
 
     def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
         if self._one(cond):

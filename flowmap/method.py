@@ -9,7 +9,7 @@ from attrs import field, frozen
 
 from . import validators
 from ._types import Role
-from .objectives import Equip, Equips, Objective, united
+from .objectives import Equip, Equips, Objective, guides, united
 
 Sampler: TypeAlias = Literal["flow_map", "consistency"]
 
@@ -70,6 +70,11 @@ class Method:
     @property
     def trains(self) -> frozenset[Role]:
         return frozenset(u.role for u in self.updates)
+
+    @property
+    def guides(self) -> Mapping[Role, float]:
+        """Under which guidance its objectives ask a network, by role; the student's own, on data, is none such."""
+        return guides(o for u in self.updates for _, o in u.terms)
 
     @property
     def equips(self) -> Mapping[Role, Equip]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, Self, TypeAlias
+from typing import Literal, Protocol, Self, TypeAlias
 
 import torch
 from attrs import frozen
@@ -25,6 +26,37 @@ class WeightsError(ValueError):
     """A file's weights are not those of the network that they are for."""
 
 
+Kind: TypeAlias = Literal["euler", "flow_map", "consistency"]
+"""How a network makes samples: by Euler steps of its velocity, along the flow, or by jumps to data."""
+
+
+@frozen
+class Sampling:
+    """What a sampler must know of networks as they come.
+
+    kind: "euler" of a diffusion model; the others of a student. guidance: what is built in, so that one call a step is
+    guided; 1 is none, and None some, of a scale that nobody wrote down.
+    """
+
+    kind: Kind = "euler"
+    guidance: float | None = 1.0
+
+    @classmethod
+    def of(cls, student: Path) -> Sampling:
+        """What `distill` wrote beside the student in this directory; of another's student, as far as is known."""
+        file = student / "flowmap.json"
+        facts = json.loads(file.read_text()) if file.is_file() else {}
+        return cls(facts.get("sampler", "flow_map"), facts.get("guidance"))
+
+
+def guided_twice(built_in: float | None, w: float) -> str | None:
+    """What is wrong with guidance w of a network that has guidance `built_in`; None if nothing is."""
+    if w == 1.0 or built_in == 1.0:
+        return None
+    has = "guidance" if built_in is None else f"guidance {built_in:g}"
+    return f"has {has} built in, and guidance {w:g} would come on top of it: take 1, which is none"
+
+
 class FlowMap(nn.Module, ABC):
     """The mean velocity u_θ(z_t, t, r | c), and the map it defines,
 
@@ -35,6 +67,9 @@ class FlowMap(nn.Module, ABC):
     at once, and a causal network overrides them; `precision`, `blocks`, `trained` and `thaw` say how the network is
     built. The rest is final.
     """
+
+    guidance: float | None = 1.0
+    """What is built in, `Sampling.guidance`: more of it is an error."""
 
     @abstractmethod
     def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
@@ -88,6 +123,7 @@ class FlowMap(nn.Module, ABC):
         if not null or w == 1.0:  # without conditions the branches are one
             v = self(z, t, t, cond)
             return v, v
+        self.require_unguided(w)
         t2 = torch.cat([t, t])
         v, v_null = self(torch.cat([z, z]), t2, t2, concat(cond, nullify(cond, null))).chunk(2)
         return v, v_null
@@ -96,13 +132,18 @@ class FlowMap(nn.Module, ABC):
         """E[x | z_t] = z_t - t v_θ(z_t, t)."""
         return data_from_velocity(z, self.velocity(z, t, cond, null, w), t)
 
+    def require_unguided(self, w: float) -> None:
+        """A ValueError where guidance w would come on top of what is built in."""
+        if (twice := guided_twice(self.guidance, w)) is not None:
+            raise ValueError(f"this {type(self).__name__} {twice}")
+
 
 class Wrapped(FlowMap, ABC):
     """A network made of another, `u`, that it is like in all but `forward`: what it overrides beyond that, it says."""
 
     def __init__(self, u: FlowMap) -> None:
         super().__init__()
-        self.u = u
+        self.u, self.guidance = u, u.guidance
 
     def chunks(self, frames: int) -> tuple[int, ...]:
         return self.u.chunks(frames)
@@ -208,6 +249,10 @@ class FlowMapSpec(ABC):
         """
         return self
 
+    def sampling(self) -> Sampling:
+        """How its networks are sampled as they come: a diffusion model's, unless it says otherwise."""
+        return Sampling()
+
     def validate(self) -> None:
         """Raise a ValueError for what is known to be wrong without loading anything, such as a missing directory."""
         return
@@ -241,6 +286,7 @@ class FlowMapSpec(ABC):
         student = self.build(frozenset[Role]({"student"}), device=device, dtype=dtype)["student"]
         require_fit(path / "model.safetensors", student)
         load_model(student, path / "model.safetensors")
+        student.guidance = Sampling.of(path).guidance
         return student
 
     def codec(self, *, device: torch.device, dtype: torch.dtype) -> Codec:

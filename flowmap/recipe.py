@@ -15,8 +15,8 @@ from . import validators, values
 from ._types import Role
 from .data import Data, DataError, Source, fingerprint
 from .method import Method
-from .model import FlowMapSpec
-from .objectives import Equip, Networks, united
+from .model import FlowMapSpec, guided_twice
+from .objectives import Equip, Guides, Networks, united
 from .times import share
 
 positive = validators.gt(0.0)
@@ -204,11 +204,24 @@ class Recipe:
                 spec.validate()
             except ValueError as error:
                 found.append(str(error))
+        found += [] if found else self._guided_twice()
         try:  # a source looks at its files to tell itself from others
             _ = fingerprint(self.data) if isinstance(self.data, Source) else None
         except (DataError, OSError) as error:
             found.append(str(error))
         return tuple(dict.fromkeys(found))
+
+    def _guided_twice(self) -> list[str]:
+        """Who asks a network for guidance that it has built in."""
+        asked = [(f"stage {i} ({stage.method.name})", stage.method.guides) for i, stage in enumerate(self.stages)]
+        asked += [("the evaluation", self.evaluation.guides)] if isinstance(self.evaluation, Guides) else []
+        found = []
+        for who, guides in asked:
+            for role, w in guides.items():
+                spec = self.backbone if role == "student" else self.teacher or self.backbone
+                if (twice := guided_twice(spec.sampling().guidance, w)) is not None:
+                    found.append(f"{who} guides the {role}, {spec.about().name}, which {twice}")
+        return found
 
     def validate(self) -> None:
         """Raise a `RecipeError` with all that is `wrong`."""

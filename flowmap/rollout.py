@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Protocol, TypeAlias
 
@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import validators
 from ._types import Cache, Cond, Latent, Rng, Time, to_device
-from .model import FlowMap
+from .model import FlowMap, Kind
 from .path import renoise, shift
 
 CHUNK = 0xC4A2
@@ -48,6 +48,10 @@ def restart_step(gamma: float) -> Step:
         return z if gamma == 0 else renoise(z, rng.noise_like(z), below, r)
 
     return step
+
+
+STEPS: Mapping[Kind, Step] = {"euler": euler_step, "flow_map": ode_step, "consistency": consistency_step}
+"""By `Sampling.kind`."""
 
 
 def guided_euler_step(w: float, null: Cond) -> Step:

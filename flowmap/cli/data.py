@@ -41,13 +41,14 @@ def arguments(parser: ArgumentParser) -> None:
     _common(synth, "as the recipe's evaluation has it, or 81x480x832")
     synth.add_argument("--each", type=positive, default=1, metavar="N", help="samples of every prompt, 1 by default")
     synth.add_argument(
-        "--steps", type=positive, default=50, metavar="N", help="of the teacher's sampler, 50 by default"
+        "--steps", type=positive, metavar="N", help="of the teacher's sampler; by default 50, and 4 of a student"
     )
     synth.add_argument(
         "--guidance",
         type=scale,
         metavar="W",
-        help="of classifier-free guidance; by default as the recipe's evaluation has it, or 5",
+        help="of classifier-free guidance; by default as the recipe's evaluation has it, or 5, and none of a student, "
+        "which has its own",
     )
     synth.add_argument(
         "--shift", type=above_zero, metavar="S", help="of the sampler's times; the backbone's by default"
@@ -177,7 +178,7 @@ def _synth(options: Namespace) -> None:
         read_prompts(Path(options.prompts)),
         options.size or judged.get("shape", SIZE),
         steps=options.steps,
-        guidance=options.guidance or judged.get("guidance", 5.0),
+        guidance=options.guidance or judged.get("guidance"),
         shift=options.shift,
         null_prompt=options.null_prompt,
         each=options.each,
@@ -254,7 +255,7 @@ def _evaluation(recipe: Recipe | None) -> dict[str, Any]:
 
     if recipe is None or not isinstance(recipe.evaluation, QualityCurve):
         return {}
-    return {"shape": recipe.evaluation.shape, "guidance": recipe.evaluation.guidance}
+    return {"shape": recipe.evaluation.shape, "guidance": recipe.evaluation.guides.get("teacher")}
 
 
 def _device() -> torch.device:

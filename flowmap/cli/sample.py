@@ -102,9 +102,9 @@ def _exported(path: Path) -> dict[str, Any]:
     """The export in `path`, where it runs, and what its sampler must know, for `grid_of_samples`."""
     import torch
 
-    from ..evaluation.sampling import STEPS
     from ..export.api import export
     from ..export.manifest import Manifest
+    from ..rollout import STEPS
 
     manifest = Manifest.read(path)
     return {

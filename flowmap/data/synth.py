@@ -9,12 +9,13 @@ from math import prod
 from pathlib import Path
 
 import torch
-from attrs import asdict, field, frozen, validators
+from attrs import asdict, evolve, field, frozen, validators
+from torch import Tensor
 
 from .._types import Cond, Latent, Rng, Role
 from ..guidance import Guided
-from ..model import Codec, FlowMap, FlowMapSpec
-from ..rollout import euler_grid, euler_step, walk
+from ..model import Codec, FlowMap, FlowMapSpec, Sampling, guided_twice
+from ..rollout import STEPS, Step, euler_grid, walk
 from .format import DataError, Plan
 from .shards import LatentShards
 from .writer import Made, Progress, stored, write
@@ -22,6 +23,9 @@ from .writer import Made, Progress, stored, write
 SYNTH = 0x5A3D1E
 ELEMENTS = 1 << 21
 """Of latents in one call of the teacher: one video of Wan's size."""
+STEPS_OF_DIFFUSION, GUIDANCE = 50, 5.0
+"""Wan's own."""
+STEPS_OF_STUDENT = 4
 MOST_PROMPTS = 1 << 30
 """Bytes of a file of prompts."""
 positive = validators.ge(1)
@@ -35,16 +39,19 @@ def _strings(values: Sequence[str]) -> tuple[str, ...]:
 class Synthesis:
     """`each` samples of every prompt: `steps` Euler steps of the teacher's ODE under guidance w = `guidance`.
 
+    By default as the networks are sampled as they come: a diffusion model in 50 steps under w = 5, Wan's own; a student
+    in 4 of its own steps, along the flow or by jumps to data, and without further guidance: it has its own.
+
     The noise of sample k is a function of (seed, k) alone, so a part of the samples, another order or another machine
     gives the same. shape: of the videos, (frames, height, width); or of the latents, (F, C, h, w). shift: of the grid,
-    by default the backbone's; null_prompt: of guidance's unconditional branch. shard: samples in a file. Wan's own
-    settings are 50 steps and w = 5; 81 frames of 480 × 832 are what AnyFlow's pairs have.
+    by default the backbone's; null_prompt: of guidance's unconditional branch. shard: samples in a file. 81 frames
+    of 480 × 832 are what AnyFlow's pairs have.
     """
 
     prompts: tuple[str, ...] = field(converter=_strings, validator=validators.min_len(1), repr=False)
     shape: tuple[int, ...] = field(default=(81, 480, 832), converter=tuple)
-    steps: int = field(default=50, validator=positive)
-    guidance: float = field(default=5.0, validator=validators.ge(1.0))
+    steps: int | None = field(default=None, validator=validators.optional(positive))
+    guidance: float | None = field(default=None, validator=validators.optional(validators.ge(1.0)))
     shift: float | None = field(default=None, validator=validators.optional(validators.gt(0.0)))
     null_prompt: str = ""
     each: int = field(default=1, validator=positive)
@@ -70,8 +77,9 @@ class Synthesis:
 
         dtype: of the networks, and of texts on the disk; the state of the sampler and the latents are float32.
         """
+        settled = self.settled(teacher)
         prompts = hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()
-        own = asdict(self, filter=lambda a, _: a.name not in ("prompts", "shard")) | {"shift": self._s(teacher)}
+        own = asdict(settled, filter=lambda a, _: a.name not in ("prompts", "shard"))
         made_from = {"teacher": repr(teacher), "weights": teacher.fingerprint(), "dtype": str(dtype)}
         plan = Plan(
             self.each * len(self.prompts),
@@ -79,10 +87,21 @@ class Synthesis:
             {**made_from, "prompts": prompts, "synthesis": own},
             teacher.encoders(),
         )
-        return write(out, plan, lambda: self._open(teacher, device, dtype), part=part, progress=progress)
+        return write(out, plan, lambda: settled._open(teacher, device, dtype), part=part, progress=progress)
 
-    def _s(self, teacher: FlowMapSpec) -> float:
-        return teacher.shift if self.shift is None else self.shift
+    def settled(self, teacher: FlowMapSpec) -> Synthesis:
+        """With everything said that the teacher says by default; a `DataError` where it would be guided twice."""
+        own = teacher.sampling()
+        diffusion = own.kind == "euler"
+        found = evolve(
+            self,
+            steps=self.steps or (STEPS_OF_DIFFUSION if diffusion else STEPS_OF_STUDENT),
+            guidance=(w := self.guidance or (GUIDANCE if own == Sampling() else 1.0)),
+            shift=self.shift or teacher.shift,
+        )
+        if (twice := guided_twice(own.guidance, w)) is not None:
+            raise DataError(f"{teacher.about().name} {twice}")
+        return found
 
     def _open(self, teacher: FlowMapSpec, device: torch.device, dtype: torch.dtype) -> Generator:
         codec = teacher.codec(device=device, dtype=dtype)
@@ -91,18 +110,22 @@ class Synthesis:
             u = teacher.build(frozenset[Role]({"teacher"}), device=device, dtype=dtype)["teacher"]
         except ValueError as error:
             raise DataError(str(error)) from error
-        return Generator(self, u.eval(), codec, shape, self._s(teacher), device, dtype)
+        assert self.steps is not None and self.shift is not None and self.guidance is not None  # settled
+        grid, step = euler_grid(self.steps, self.shift), STEPS[teacher.sampling().kind]
+        return Generator(self, u.eval(), self.guidance, grid.to(device), step, codec, shape, device, dtype)
 
 
 @frozen(eq=False)
 class Generator:
-    """Makes samples of prompts."""
+    """Makes samples of prompts, each down `grid` by `step`, under guidance w."""
 
     asked: Synthesis
     u: FlowMap
+    w: float
+    grid: Tensor
+    step: Step
     codec: Codec
     shape: tuple[int, ...]
-    shift: float
     device: torch.device
     dtype: torch.dtype
 
@@ -115,7 +138,7 @@ class Generator:
         distinct = [*dict.fromkeys(prompts)]
         texts = {name: value.to(self.device) for name, value in self.codec.encode_prompts(distinct).items()}
         null = {name: value.to(self.device) for name, value in self.null().items()}
-        u = self.u if self.asked.guidance == 1.0 else Guided(self.u, self.asked.guidance, null)
+        u = self.u if self.w == 1.0 else Guided(self.u, self.w, null)
         most, made = max(1, ELEMENTS // prod(self.shape)), []
         for start in range(first, last, most):
             numbers = range(start, min(start + most, last))
@@ -130,8 +153,7 @@ class Generator:
         """Noise from the CPU's generator, so that every device starts from the same."""
         rngs = [Rng.seeded(self.asked.seed, SYNTH, k) for k in numbers]
         noise = torch.cat([rng.noise_like(torch.zeros(1, *self.shape)) for rng in rngs]).to(self.device)
-        grid = euler_grid(self.asked.steps, self.shift).to(self.device)
-        return walk(u, noise, cond, grid, None, step=euler_step)
+        return walk(u, noise, cond, self.grid, None, step=self.step)
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..atomic import write_text
 from ..data import Data
-from ..method import Sampler
+from ..method import Method, Sampler
+from ..objectives import Objective
 from ..objectives.distribution_matching import DistributionMatching
 from ..objectives.flow_map_matching import FlowMapMatching
+from ..objectives.mixture import Mixture
 from ..recipe import Recipe, describe, digest
 from ..training.run import environment
 from . import records
@@ -41,14 +44,23 @@ def facts(recipe: Recipe, data: Data) -> dict[str, Any]:
     }
 
 
-def guidance(recipe: Recipe) -> float:
-    """The guidance that the student has built in; 1 is none."""
-    found = []
+def guidance(recipe: Recipe) -> float | None:
+    """The guidance that the student has built in; 1 is none, None is its teacher's own, which nobody wrote down."""
+    found = recipe.backbone.sampling().guidance
+    of_teacher = (recipe.teacher or recipe.backbone).sampling().guidance
     for stage in recipe.stages:
-        terms = [o for update in stage.method.updates for _, o in update.terms]
-        found += [o.guidance.w for o in terms if isinstance(o, FlowMapMatching) and o.role == "student"]
-        found += [] if stage.method.guidance is None else [stage.method.guidance]
-    return found[-1] if found else 1.0
+        for w, taught in _learnt(stage.method):
+            found = of_teacher if taught and w == 1.0 else w
+    return found
+
+
+def _learnt(method: Method) -> list[tuple[float, bool]]:
+    """Under which guidance a student learns, and whether it is of a teacher, whose own it has without any."""
+    matching = [o for o in _objectives(method) if isinstance(o, FlowMapMatching) and o.role == "student"]
+    found = [(o.guidance.w, o.velocity == "teacher") for o in matching]
+    if method.guidance is not None:
+        return [(method.guidance, "teacher" in method.needs)]
+    return found or [(w, True) for w in method.guides.values()]
 
 
 def sampler(recipe: Recipe) -> Sampler:
@@ -94,8 +106,9 @@ def _use(recipe: Recipe, out: Path) -> list[str]:
         if few
         else "Any number of steps will do."
     )
+    w = guidance(recipe)
     text = (
-        f"## Sampling\n\nGuidance {guidance(recipe):g} is built in: one call of the network a step, no more "
+        f"## Sampling\n\nGuidance {'' if w is None else f'{w:g} '}is built in: one call of the network a step, no more "
         f"guidance. {how} The grid is shifted by {recipe.backbone.shift:g}."
     )
     index, manifest = out / recipe.result / "model_index.json", _manifest(out)
@@ -131,7 +144,8 @@ def _training(recipe: Recipe) -> str:
     for number, stage in enumerate(recipe.stages):
         roles = ", ".join(sorted(stage.method.trains))
         rows.append(f"| {number} | {stage.method.name} | {stage.steps} | {stage.batch} | {roles} |")
-    teacher = sorted({o.w for o in _objectives(recipe) if isinstance(o, DistributionMatching)})
+    objectives = (o for stage in recipe.stages for o in _objectives(stage.method))
+    teacher = sorted({o.w for o in objectives if isinstance(o, DistributionMatching)})
     matched = f" The teacher whose distribution it matches has guidance {teacher[-1]:g}." if teacher else ""
     data = "given to `distill`" if recipe.data is None else f"`{_short(recipe.data)}`"
     return "## Training\n\n" + "\n".join(rows) + f"\n\nData: {data}. Seed: {recipe.seed}.{matched}"
@@ -189,5 +203,8 @@ def _short(data: object) -> str:
     return f"{type(data).__name__}({', '.join(f'{k}={v}' for k, v in fields.items())})"
 
 
-def _objectives(recipe: Recipe) -> list[Any]:
-    return [o for stage in recipe.stages for update in stage.method.updates for _, o in update.terms]
+def _objectives(method: Method) -> Iterator[Objective]:
+    """Those of a mixture one by one."""
+    for update in method.updates:
+        for _, objective in update.terms:
+            yield from (o for _, o in objective.parts) if isinstance(objective, Mixture) else (objective,)

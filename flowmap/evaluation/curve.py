@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import validators
-from .._types import Cond, Latent, Rng, select
+from .._types import Cond, Latent, Rng, Role, select
 from ..atomic import write_json, write_text
 from ..model import Codec, FlowMapSpec
 from ..objectives import Networks
@@ -89,6 +89,10 @@ class QualityCurve:
     def quick(self) -> QualityCurve:
         """A trial: the same points, few samples."""
         return evolve(self, seeds=self.seeds[:2], samples=min(self.samples, 4))
+
+    @property
+    def guides(self) -> Mapping[Role, float]:
+        return {"teacher": self.guidance} if self.teacher_sampler == "euler" else {}
 
     def points(self) -> tuple[Point, ...]:
         """In the order of the table; the reference is the teacher's last."""

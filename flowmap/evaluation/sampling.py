@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,12 @@ import torch
 from torch import Tensor
 
 from .._types import Latent, Rng
-from ..method import Sampler
-from ..model import Codec, FlowMap, FlowMapSpec
-from ..rollout import Step, chunks_after, consistency_step, ode_step, sample
+from ..model import Codec, FlowMap, FlowMapSpec, Sampling
+from ..rollout import STEPS, Step, chunks_after, sample
 from .previews import tile, write_video
 
 LONGEST = 16  # video frames to a latent one: more than any codec has
 MANY = 2**31
-STEPS: Mapping[Sampler, Step] = {"flow_map": ode_step, "consistency": consistency_step}
 
 
 def grid_of_samples(
@@ -70,7 +68,7 @@ def grid_of_samples(
 
 def step_of(student: Path) -> Step:
     """The student's own sampler: as a flow map, where it does not say."""
-    return STEPS[_facts(student).get("sampler", "flow_map")]
+    return STEPS[Sampling.of(student).kind]
 
 
 def latent_shape(

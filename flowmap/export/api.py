@@ -96,7 +96,7 @@ class Export:
             target=asked.target,
             config=family.config(u),
             weights="",
-            sampler=sampler_of(facts, spec, 1.0),
+            sampler=sampler_of(facts, u, spec, 1.0),
             versions=libraries,
             machine=machine(asked.target) if exporter.bound else {},
             options=asked.options,
@@ -149,7 +149,9 @@ class Export:
     def flow_map(self, path: str | Path, *, pm: Any = None) -> FlowMap:
         """The same as a `FlowMap`, for `flowmap.sample`; a causal one with its history."""
         calls, manifest, family = _open(Path(path), pm or installed())
-        return family.runner(calls, manifest.config)
+        u = family.runner(calls, manifest.config)
+        u.guidance = manifest.sampler.get("built_in_guidance")
+        return u
 
 
 def _open(folder: Path, pm: Any) -> tuple[dict[str, Checked], Manifest, Family]:

@@ -83,7 +83,7 @@ def refit(
         weights=sha256({name: value for state in states.values() for name, value in state.items()}),
         versions=libraries,
         source=None if folder is None else forms.source(folder, final),
-        sampler=sampler_of(forms.facts(folder), spec, manifest.sampler["shift"]),
+        sampler=sampler_of(forms.facts(folder), u, spec, manifest.sampler["shift"]),
         encoders={} if spec is None else spec.encoders(),
         refitted=manifest.weights,
         files={},

@@ -65,11 +65,12 @@ def known_sizes(family: Family, u: FlowMap, facts: Mapping[str, Any]) -> dict[st
     return {name: n for name, n in known.items() if name in family.dims}
 
 
-def sampler_of(facts: Mapping[str, Any], spec: FlowMapSpec | None, shift: float) -> dict[str, Any]:
+def sampler_of(facts: Mapping[str, Any], u: FlowMap, spec: FlowMapSpec | None, shift: float) -> dict[str, Any]:
     """What a sampler must know, for the manifest. shift: of a network that came without a spec."""
     return {
         "shift": facts.get("shift", spec.shift if spec else shift),
         "sampler": facts.get("sampler", "flow_map"),
+        "built_in_guidance": u.guidance,
     }
 
 

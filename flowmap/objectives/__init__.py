@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from attrs import field, frozen
 from torch import Tensor
@@ -69,6 +69,24 @@ class Ordered(ABC):
     @abstractmethod
     def first(self, n: int, rng: Rng) -> Tensor:
         """[n] on the CPU: whether a sample of the global batch of n comes first. rng: what the call has, of all n."""
+
+
+@runtime_checkable
+class Guides(Protocol):
+    """An objective or an evaluation that asks networks for their velocity under classifier-free guidance."""
+
+    @property
+    def guides(self) -> Mapping[Role, float]:
+        """With which w, by role; without those that it asks for none."""
+
+
+def guides(parts: Iterable[object]) -> Mapping[Role, float]:
+    """The largest w by role, of those that guide."""
+    found: dict[Role, float] = {}
+    for part in parts:
+        for role, w in part.guides.items() if isinstance(part, Guides) else ():
+            found[role] = max(w, found.get(role, 1.0))
+    return found
 
 
 # (network, one sample to look at) -> a network that has what an objective calls; a frozen value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from attrs import field, frozen
 
@@ -34,6 +36,10 @@ class DistributionMatching:
     @property
     def needs(self) -> frozenset[Role]:
         return frozenset({"student", "teacher", "critic"})
+
+    @property
+    def guides(self) -> Mapping[Role, float]:
+        return {"teacher": self.w}
 
     def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
         x = self.rollout(nets["student"], rng.noise_like(batch.x), batch.cond, rng)

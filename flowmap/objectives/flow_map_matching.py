@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 import torch
@@ -85,6 +86,10 @@ class FlowMapMatching(Ordered):
 
     def _pairs(self, n: int, rng: Rng) -> tuple[Time, Time]:
         return self.times(n, rng.fork(TIMES), NOTHING)
+
+    @property
+    def guides(self) -> Mapping[Role, float]:
+        return {"teacher": self.guidance.w} if self.velocity == "teacher" else {}
 
     def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
         u_θ, guide, n = nets[self.role], self.guidance, len(batch)

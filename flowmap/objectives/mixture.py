@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 
 from .._types import NOTHING, Batch, Mean, Rng, Role, Shared, select, to_device
-from . import Equip, Equips, Loss, Networks, Objective, Ordered, united, within
+from . import Equip, Equips, Loss, Networks, Objective, Ordered, guides, united, within
 
 Parts: TypeAlias = tuple[tuple[float, Objective], ...]
 
@@ -48,6 +48,10 @@ class Mixture(Equips, Ordered):
     @property
     def needs(self) -> frozenset[Role]:
         return frozenset[Role]().union(*(objective.needs for _, objective in self.parts))
+
+    @property
+    def guides(self) -> Mapping[Role, float]:
+        return guides(objective for _, objective in self.parts)
 
     @property
     def equips(self) -> Mapping[Role, Equip]:

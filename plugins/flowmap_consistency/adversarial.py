@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from flowmap import Batch, FlowMap, Rng, validators
 from flowmap._types import Cond, Latent, Mean, Role, Shared, Time, concat
-from flowmap.objectives import Equip, Equips, Loss, Networks, Objective, nonfinite, united, within
+from flowmap.objectives import Equip, Equips, Loss, Networks, Objective, guides, nonfinite, united, within
 from flowmap.path import interpolate
 from flowmap.rollout import ConsistencySimulation, Rollout
 from flowmap.times import Diagonal, TimeSampler
@@ -124,6 +124,10 @@ class OneRollout(Equips):
     @property
     def needs(self) -> frozenset[Role]:
         return frozenset[Role]({"student"}).union(*(term.needs for _, term in self.terms))
+
+    @property
+    def guides(self) -> Mapping[Role, float]:
+        return guides(term for _, term in self.terms)
 
     @property
     def equips(self) -> Mapping[Role, Equip]:

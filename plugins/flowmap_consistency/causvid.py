@@ -10,7 +10,7 @@ from flowmap import AdamW, Batch, Recipe, Rng, Stage
 from flowmap._types import Role, Shared
 from flowmap.method import Method, Update
 from flowmap.methods.citations import DMD
-from flowmap.objectives import Loss, Networks
+from flowmap.objectives import Loss, Networks, guides
 from flowmap.objectives.distribution_matching import CriticMatching, DistributionMatching
 from flowmap.times import Diagonal
 
@@ -37,6 +37,10 @@ class OnNoisedData:
     @property
     def needs(self) -> frozenset[Role]:
         return self.objective.needs
+
+    @property
+    def guides(self) -> Mapping[Role, float]:
+        return guides((self.objective,))
 
     def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
         return evolve(self.objective, rollout=NoisedData(self.times, batch.x))(nets, batch, rng, shared)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal, Protocol, TypeAlias
 
 import torch
@@ -107,6 +107,10 @@ class DiscreteConsistency:
     @property
     def needs(self) -> frozenset[Role]:
         return frozenset({"student", "teacher"} if self.velocity == "teacher" else {"student"})
+
+    @property
+    def guides(self) -> Mapping[Role, float]:
+        return {"teacher": self.w} if self.velocity == "teacher" else {}
 
     def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
         u_θ = nets["student"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -42,6 +43,10 @@ class LagrangianMatching:
     @property
     def needs(self) -> frozenset[Role]:
         return frozenset({"student", self.velocity})
+
+    @property
+    def guides(self) -> Mapping[Role, float]:
+        return {"teacher": self.guidance.w} if self.velocity == "teacher" else {}
 
     def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
         u_θ, guide, n = nets["student"], self.guidance, len(batch)

@@ -151,6 +151,10 @@ class PhaseMatching:
     def needs(self) -> frozenset[Role]:
         return frozenset({"student", "teacher", "critic"})
 
+    @property
+    def guides(self) -> Mapping[Role, float]:
+        return {"teacher": self.w}
+
     def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
         phase = self.train[rng.randint(len(self.train))]
         x = self.phases.rollout(nets["student"], rng.noise_like(batch.x), batch.cond, rng, phase)

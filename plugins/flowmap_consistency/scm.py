@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -67,6 +68,10 @@ class ContinuousConsistency:
     @property
     def needs(self) -> frozenset[Role]:
         return frozenset({"student", "teacher"} if self.velocity == "teacher" else {"student"})
+
+    @property
+    def guides(self) -> Mapping[Role, float]:
+        return {"teacher": self.w} if self.velocity == "teacher" else {}
 
     def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
         u_θ = nets["student"]

@@ -50,6 +50,10 @@ class TrajectoryRegression:
     def needs(self) -> frozenset[Role]:
         return frozenset({"student", "teacher"})
 
+    @property
+    def guides(self) -> Mapping[Role, float]:
+        return {"teacher": self.w}
+
     def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
         u_θ, n = nets["student"], len(batch)
         states, x = self.trajectory(nets["teacher"], rng.noise_like(batch.x), batch, rng)

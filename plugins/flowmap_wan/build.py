@@ -49,6 +49,7 @@ def build(
         for role, own in nets.items()
     }
     for role, u in built.items():
+        u.guidance = spec.sampling().guidance
         if role != "teacher":
             u.thaw()
     return built

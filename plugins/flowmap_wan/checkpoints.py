@@ -11,7 +11,7 @@ import torch
 from attrs import evolve
 
 from flowmap import FlowMap
-from flowmap.model import origin
+from flowmap.model import Sampling, origin
 
 from .build import build, flow_map, pretrained, rebuilt
 from .codec import components, no_bar
@@ -116,7 +116,9 @@ def load(spec: WanSpec, path: Path, *, device: torch.device, dtype: torch.dtype)
         net = pretrained(evolve(spec, path=str(path), pretrained=True), dtype).to(device).requires_grad_(False)
         if "gate_value" not in net.config:
             raise ValueError(f"{path}: its transformer is a {type(net).__name__}, which has one time: not a student")
-        return flow_map(evolve(spec, lora=None), net, "student", two_times=True, student=True)
+        student = flow_map(evolve(spec, lora=None), net, "student", two_times=True, student=True)
+        student.guidance = Sampling.of(path).guidance
+        return student
     if not file.is_file():
         raise FileNotFoundError(f"{path}: neither a pipeline directory (transformer/) nor a LoRA file ({LORA_FILE})")
     return load_lora(spec, file, device=device, dtype=dtype)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowmap.mistaken import ADAPTERS, CHECKPOINTS, FUSE, INDEX, read, what
+from flowmap.model import Sampling
 from flowmap.validators import article, listed
 
 from .sizes import SCHEDULER, SHIFT, SHIFTS
@@ -19,6 +20,8 @@ from .sizes import SCHEDULER, SHIFT, SHIFTS
 if TYPE_CHECKING:
     from .spec import WanSpec
 
+DIFFUSION = "WanTransformer3DModel"
+"""The class of the only networks that are no student's."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 PARTS: Mapping[str, str | None] = {
     "transformer": None,
@@ -97,6 +100,15 @@ def shift(path: str | None) -> float:
     config = read((folder or fetch(path)) / SCHEDULER)
     found: float = config.get("shift", config.get("flow_shift", SHIFT))
     return found
+
+
+def sampling(path: str) -> Sampling:
+    """Of the network in a pipeline; of a hub id that is not here, what its name says."""
+    folder = local(path)
+    if folder is None:
+        return Sampling("flow_map", None) if "AnyFlow" in path else Sampling()
+    kind = read(folder / "transformer" / "config.json").get("_class_name", DIFFUSION)
+    return Sampling() if kind == DIFFUSION else Sampling.of(folder)
 
 
 def check(spec: WanSpec, *, shift: bool) -> None:

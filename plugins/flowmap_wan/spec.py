@@ -16,7 +16,7 @@ from attrs import evolve, field, frozen
 from flowmap import validators
 from flowmap.methods.citations import WAN
 from flowmap.mistaken import INDEX, read
-from flowmap.model import About, Splits, Streamed, origin
+from flowmap.model import About, Sampling, Splits, Streamed, origin
 
 from .lora import Lora
 from .sizes import PUBLISHED, SCHEDULER, SIZES
@@ -117,6 +117,11 @@ class WanSpec(Streamed, Splits):
         from .directory import check
 
         check(self, shift=self._shift is None)
+
+    def sampling(self) -> Sampling:
+        from .directory import sampling
+
+        return Sampling() if self.path is None or not self.pretrained else sampling(self.path)
 
     def about(self) -> About:
         here = self.path is None or Path(self.path).is_dir()

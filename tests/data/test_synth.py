@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -20,7 +21,8 @@ from flowmap import Rng
 from flowmap.cli import main
 from flowmap.data import DataError, LatentFolder, LatentShards
 from flowmap.data.synth import SYNTH, Synthesis, read_prompts
-from flowmap.rollout import guided_euler_step, sample
+from flowmap.rollout import consistency_step, guided_euler_step, ode_step, sample
+from tests.wan21.test_network import shake
 
 from .made import content
 
@@ -50,6 +52,52 @@ def test_samples_are_the_teachers(whole: Path) -> None:
     step = guided_euler_step(3.0, batch.null)
     torch.testing.assert_close(batch.x, sample(u, noise, batch.cond, 3, shift=1.0, step=step), rtol=1e-4, atol=1e-4)
     assert data.index.plan.encoders == TEACHER.encoders() and data.index.plan.made_from["synthesis"]["shift"] == 1.0
+
+
+def student(folder: Path, **facts: Any) -> Wan21:
+    """A student's directory as `distill` leaves it."""
+    u = TEACHER.build(frozenset({"student"}), device=CPU, dtype=torch.float32)["student"]
+    shake(u)
+    TEACHER.save(u, folder)
+    if facts:
+        (folder / "flowmap.json").write_text(json.dumps({"shift": 1.0, **facts}))
+    return Wan21(folder, lora=None, text_tokens=12)
+
+
+@pytest.mark.parametrize(
+    "sampler, step, guidance",
+    [("flow_map", ode_step, 3.0), ("consistency", consistency_step, 3.0), ("flow_map", ode_step, 1.0)],
+)
+def test_a_student_is_sampled_as_itself(sampler: str, step: Any, guidance: float, tmp_path: Path) -> None:
+    """Its own steps, four of them, and no guidance on top of what it has."""
+    spec = student(tmp_path / "student", sampler=sampler, guidance=guidance)
+    asked = Synthesis(PROMPTS, (9, 32, 32))
+    data = asked.run(spec, tmp_path / "data", device=CPU)
+    u, codec = (
+        spec.load(Path(str(spec.path)), device=CPU, dtype=torch.float32),
+        spec.codec(device=CPU, dtype=torch.float32),
+    )
+    noise = torch.cat([Rng.seeded(0, SYNTH, k).noise_like(torch.zeros(1, 5, 4, 8, 8)) for k in range(3)])
+    right = sample(u, noise, codec.encode_prompts(PROMPTS), 4, shift=1.0, step=step)
+    assert data is not None
+    torch.testing.assert_close(data.batch(range(3)).x, right, rtol=1e-4, atol=1e-4)
+    said = data.index.plan.made_from["synthesis"]
+    assert (said["guidance"], said["steps"], said["shift"]) == (1.0, 4, 1.0)
+    if guidance != 1.0:
+        with pytest.raises(DataError, match=r"student has guidance 3 built in, and guidance 5 would come on top of it"):
+            evolve(asked, guidance=5.0).run(spec, tmp_path / "twice", device=CPU)
+        assert not (tmp_path / "twice").exists()
+
+
+def test_of_a_student_that_somebody_published_no_guidance_is_known(tmp_path: Path, capsys: Any) -> None:
+    student(tmp_path / "student")
+    (tmp_path / "p.txt").write_text("a seven moving up\n")
+    line = ["data", "synth", str(tmp_path / "student"), "--prompts", str(tmp_path / "p.txt"), "--size", "9x32x32"]
+    capsys.readouterr()
+    assert main([*line, "--out", str(tmp_path / "twice"), "--guidance", "5"]) == 2
+    assert "student has guidance built in, and guidance 5 would come on top of it" in capsys.readouterr().err
+    assert main([*line, "--out", str(tmp_path / "once"), "--steps", "1"]) == 0
+    assert LatentShards.open(tmp_path / "once").index.plan.made_from["synthesis"]["guidance"] == 1.0
 
 
 def test_parts_and_interruptions_give_the_same_bytes(whole: Path, tmp_path: Path, monkeypatch: Any) -> None:
