@@ -279,6 +279,10 @@ class FlowMapSpec(ABC):
         path.mkdir(parents=True, exist_ok=True)
         save_model(u, str(path / "model.safetensors"))
 
+    def contents(self, path: Path) -> Mapping[str, str]:
+        """What is in a directory that `save` wrote, by name, and how it is used: for the model card."""
+        return {"model.safetensors": f"the weights: `{type(self).__name__}(...).load(DIR, ...)` reads them"}
+
     def load(self, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
         """The student that `save` wrote."""
         from safetensors.torch import load_model

@@ -81,7 +81,16 @@ def write(recipe: Recipe, out: Path) -> Path:
         pipeline_tag="text-to-video",
         tags=["flowmap", "flow-map", "any-step", "distillation"],
     )
-    body = "\n\n".join([_head(recipe), *_use(recipe, out), _training(recipe), *_evaluation(recipe, out), _cite(recipe)])
+    body = "\n\n".join(
+        [
+            _head(recipe),
+            *_use(recipe, out),
+            *_files(recipe, out),
+            _training(recipe),
+            *_evaluation(recipe, out),
+            _cite(recipe),
+        ]
+    )
     path = out / recipe.result / "README.md"
     write_text(path, f"---\n{data.to_yaml().strip()}\n---\n\n{body}\n")
     return path
@@ -137,6 +146,17 @@ small student was 1.3 % off its float32 self at 4 steps and 3.2 % at 128; with l
 
 ```python
 {EXACT_LATENTS}```"""
+
+
+def _files(recipe: Recipe, out: Path) -> list[str]:
+    """What is in the directory: a network may lie there more than once, in forms that must not be put together."""
+    if recipe.result != "student":
+        return []
+    told = {
+        **recipe.backbone.contents(out / recipe.result),
+        "flowmap.json": "the recipe's name, the latents' size, the shift, the guidance and the sampler",
+    }
+    return ["## Files\n\n" + "\n".join(f"* `{name}`: {text}" for name, text in told.items())]
 
 
 def _training(recipe: Recipe) -> str:

@@ -12,10 +12,9 @@ from attrs import evolve, field, frozen
 from torch import Tensor
 
 from flowmap.export.errors import ExportError, ParityError
-from flowmap.model import origin
 
-from . import extract
-from .checkpoints import BASE_FILE, LORA_FILE, WHOLE_FILE
+from . import bases, extract
+from .checkpoints import LORA_FILE, WHOLE_FILE
 from .fidelity import Times, fidelity
 from .streaming import stored
 
@@ -60,11 +59,7 @@ class Adapters:
         about = {name.removeprefix(PREFIX): value for name, value in said.items()}
         names = sorted(name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight"))
         pairs = {name: (tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]) for name in names}
-        file = folder / "lora" / BASE_FILE
-        base = json.loads(file.read_text()) if file.is_file() else {}
-        if base.get("path") is not None:
-            base["path"] = origin(base["path"])  # older ones have it whole
-        return cls(pairs, about["lora_alpha"] / about["r"], about, base)
+        return cls(pairs, about["lora_alpha"] / about["r"], about, bases.of(folder / "lora" / LORA_FILE))
 
     def change(self, layer: str) -> Tensor:
         """ΔW, float64; of a convolution, too."""

@@ -11,8 +11,9 @@ import torch
 from attrs import evolve
 
 from flowmap import FlowMap
-from flowmap.model import Sampling, origin
+from flowmap.model import Sampling
 
+from . import bases
 from .build import build, flow_map, pretrained, rebuilt
 from .codec import components, no_bar
 from .lora import fuse
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 LORA_FILE = "pytorch_lora_weights.safetensors"
 WHOLE_FILE = "whole.safetensors"
 """Beside the LoRA file: what is trained in full, where something is."""
-BASE_FILE = "base.json"
-"""Beside the LoRA file: of what its base is told in its config, what no tensor shows."""
-UNSEEN = ("gate_value", "deltatime_type", "full_chunk_limit", "chunk_partition")
 
 
 def save(spec: WanSpec, u: FlowMap, path: Path) -> None:
@@ -52,6 +50,25 @@ def save(spec: WanSpec, u: FlowMap, path: Path) -> None:
             getattr(diffusers, spec.pipelines[-1 if lifted else 0])(**parts).save_pretrained(path)
     if u.lora is not None and u.role == "student":
         save_lora(u, path / "lora", spec.path)
+
+
+def contents(spec: WanSpec, path: Path) -> dict[str, str]:
+    """Of a directory that `save` wrote: `WanSpec.contents`."""
+    told, kind = {}, spec.pipelines[-1]
+    if (path / "model_index.json").is_file():
+        told["."] = f"the whole pipeline, `{kind}.from_pretrained(DIR)`"
+    adapters = (path / "lora" / LORA_FILE).is_file() and spec.lora is not None
+    told["transformer/"] = "the network" + (", with its adapters fused" if adapters else "")
+    if adapters:
+        assert spec.lora is not None
+        made = f"{type(spec).__name__}(BASE, lora=Lora({spec.lora.rank}, {spec.lora.alpha:g}), ...)"
+        told["lora/"] = (
+            f"the same adapters on their own, for the base that they were trained on, lifted to two times, and for no "
+            f"other network: `{made}.load(DIR / 'lora', ...)` puts them there and refuses another base by its "
+            f"fingerprint; `flowmap export DIR --to lora` says how diffusers gets them. Do not load them into the "
+            f"pipeline above, which has them: they would count twice, and diffusers says nothing"
+        )
+    return told
 
 
 def fused(u: WanFlowMap) -> Any:
@@ -90,23 +107,7 @@ def save_lora(u: WanFlowMap, path: Path, base: str | None = None) -> None:
     )
     if whole := {name: p for name, p in tensors.items() if name not in layers}:
         save_file(whole, path / WHOLE_FILE)
-    (path / BASE_FILE).write_text(json.dumps({**_unseen(u), "path": None if base is None else origin(base)}))
-
-
-def _unseen(u: WanFlowMap) -> dict[str, Any]:
-    said = {key: u.net.config[key] for key in UNSEEN if key in u.net.config}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in said.items()}
-
-
-def _check_base(spec: WanSpec, u: WanFlowMap, file: Path) -> None:
-    """The same adapters on another base are another student."""
-    theirs, ours = json.loads(file.read_text()), _unseen(u)
-    for name in theirs.keys() & ours.keys():
-        if theirs[name] != ours[name]:
-            raise ValueError(
-                f"{file}: its {name} is {theirs[name]}, that of {type(spec).__name__} is {ours[name]}: give the one it "
-                "was made with"
-            )
+    bases.write(path / LORA_FILE, bases.about(u, base))
 
 
 def load(spec: WanSpec, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
@@ -146,8 +147,8 @@ def load_lora(spec: WanSpec, file: Path, *, device: torch.device, dtype: torch.d
         raise ValueError(f"{file}: {type(spec).__name__}.lora = None, but this is a LoRA file; give its rank and alpha")
     student = build(spec, frozenset({"student"}), device=device, dtype=dtype)["student"]
     _check_scale(spec, file)
-    if (base := file.with_name(BASE_FILE)).is_file():
-        _check_base(spec, student, base)
+    bases.check(spec, student, file)
+    student.guidance = bases.of(file).get("guidance")
     tensors = {name.removeprefix("transformer."): value for name, value in load_file(file).items()}
     if (whole := file.with_name(WHOLE_FILE)).is_file():
         tensors |= load_file(whole)

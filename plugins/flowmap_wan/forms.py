@@ -18,8 +18,9 @@ from flowmap.export.verify import TIMES
 from flowmap.model import origin, require_fit, sha256
 from flowmap.rollout import euler_grid
 
-from . import adapters, extract, readme
+from . import adapters, bases, extract, readme
 from .build import empty, pretrained
+from .checkpoints import LORA_FILE
 from .directory import files
 from .fidelity import load
 from .narrowed import narrowed
@@ -108,6 +109,8 @@ class PeftLora:
         AnyFlowPipeline.save_lora_weights(
             out, transformer_lora_layers=dict(tensors), transformer_lora_adapter_metadata=dict(found.about)
         )
+        if found.base:
+            bases.write(out / LORA_FILE, dict(found.base))
         gate, delta = (transformer_of(student.folder)[key] for key in ("gate_value", "deltatime_type"))
         of = {"path": found.base.get("path"), "gate_value": gate, "deltatime_type": delta}
         (out / "README.txt").write_text(readme.lora(student, of) + readme.extracted(told))

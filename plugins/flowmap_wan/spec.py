@@ -190,6 +190,11 @@ class WanSpec(Streamed, Splits):
 
         save(self, u, path)
 
+    def contents(self, path: Path) -> Mapping[str, str]:
+        from .checkpoints import contents
+
+        return contents(self, path)
+
     def load(self, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
         from .checkpoints import load
 

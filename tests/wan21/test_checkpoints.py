@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from attrs import evolve
-from diffusers import AnyFlowPipeline, AnyFlowTransformer3DModel
+from diffusers import AnyFlowPipeline, AnyFlowTransformer3DModel, WanPipeline
 from flowmap_digits import TINY_WAN
+from flowmap_wan import bases
 from flowmap_wan.checkpoints import LORA_FILE
 from flowmap_wan.network import Bidirectional
 from flowmap_wan21 import Lora, Wan21
 from safetensors.torch import load_file, save_file
 
-from flowmap import FlowMap, backbone, sample
+from flowmap import FlowMap, Recipe, Rng, Stage, backbone, sample
+from flowmap.evaluation import card
+from flowmap.methods import anyflow
 from tests.wan21.test_network import CPU, LORA, R, T, build, shake
 
 DIGITS = Wan21(TINY_WAN, lora=Lora(rank=4, alpha=8.0), text_tokens=12, shift=1.0)
@@ -106,6 +110,49 @@ def test_the_lora_on_a_fresh_pipeline_is_the_student(tmp_path: Path) -> None:
     t, r = (1000 * s[:, None].expand(-1, 5) for s in (T, R))
     with torch.no_grad():
         torch.testing.assert_close(pipe.transformer(z, t, r, text).sample, student(z, T, R, c), atol=2e-4, rtol=1e-3)
+
+
+def test_adapters_know_their_base(tmp_path: Path) -> None:
+    """On the student that they came with they would count twice; the file says so wherever it lies."""
+    student = pipeline_student(DIGITS, tmp_path / "student")
+    z, c = Rng.seeded(0).noise_like(torch.zeros(3, 5, 4, 8, 8)), {"text": torch.ones(3, 12, 32)}
+    shutil.copy(tmp_path / "student" / "lora" / LORA_FILE, tmp_path / "alone.safetensors")
+    pipe = WanPipeline.from_pretrained(TINY_WAN)
+    pipe.to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    evolve(DIGITS, lora=None).save(build(evolve(DIGITS, lora=None))["student"], tmp_path / "lifted")
+    lifted = AnyFlowPipeline.from_pretrained(tmp_path / "lifted").transformer
+    assert bases.fingerprint(lifted) == bases.of(tmp_path / "alone.safetensors")["fingerprint"]
+    with torch.no_grad():
+        pipe.transformer.blocks[0].attn2.to_q.weight[0, 0] += 0.1
+    pipe.save_pretrained(tmp_path / "other")
+    for file in (tmp_path / "student" / "lora", tmp_path / "alone.safetensors"):
+        assert torch.equal(load(DIGITS, file)(z, T, R, c), student(z, T, R, c))
+        for same in ("half", "lifted"):
+            load(evolve(DIGITS, path=str(tmp_path / same)), file)
+        for other in ("student", "other"):
+            said = rf"trained on other weights than those of {tmp_path / other} .*tiny_wan'; a student's directory has"
+            with pytest.raises(ValueError, match=said):
+                load(evolve(DIGITS, path=str(tmp_path / other)), file)
+
+
+@torch.no_grad()
+def test_the_card_says_which_directory_is_what(tmp_path: Path) -> None:
+    """And what comes of adapters on top of themselves, which diffusers loads without a word."""
+    student = pipeline_student(DIGITS, tmp_path / "student")
+    z, c = Rng.seeded(0).noise_like(torch.zeros(3, 5, 4, 8, 8)), {"text": torch.ones(3, DIGITS.text_length, 32)}
+    pipe = AnyFlowPipeline.from_pretrained(tmp_path / "student")
+    pipe.load_lora_weights(tmp_path / "student" / "lora")
+    t, r = (1000 * s[:, None].expand(-1, 5) for s in (T, R))
+    right = student(z, T, R, c)
+    assert float((pipe.transformer(z, t, r, c["text"]).sample - right).norm() / right.norm()) > 0.05
+    recipe = Recipe(DIGITS, (Stage(anyflow.forward(), steps=1),))
+    text = card.write(recipe, tmp_path).read_text()
+    assert "* `.`: the whole pipeline, `AnyFlowPipeline.from_pretrained(DIR)`" in text
+    assert "* `transformer/`: the network, with its adapters fused" in text
+    assert "* `lora/`: the same adapters on their own" in text and "they would count twice" in text
+    assert "`Wan21(BASE, lora=Lora(4, 8), ...).load(DIR / 'lora', ...)`" in text
+    whole = evolve(recipe, backbone=evolve(DIGITS, lora=None))
+    assert "lora/" not in card.write(whole, tmp_path).read_text()
 
 
 def test_a_distilled_directory_is_a_backbone_again(tmp_path: Path) -> None:
