@@ -40,16 +40,12 @@ def arguments(parser: ArgumentParser) -> None:
     synth.add_argument("--prompts", required=True, metavar="FILE", help="a text file with a prompt a line")
     _common(synth, "as the recipe's evaluation has it, or 81x480x832")
     synth.add_argument("--each", type=positive, default=1, metavar="N", help="samples of every prompt, 1 by default")
-    synth.add_argument(
-        "--steps", type=positive, metavar="N", help="of the teacher's sampler; by default 50, and 4 of a student"
+    told = "of the teacher's sampler; by default 50, and 4 of a student"
+    synth.add_argument("--steps", type=positive, metavar="N", help=told)
+    told = (
+        "of classifier-free guidance; by default the recipe's evaluation's, or 5; none of a student, which has its own"
     )
-    synth.add_argument(
-        "--guidance",
-        type=scale,
-        metavar="W",
-        help="of classifier-free guidance; by default as the recipe's evaluation has it, or 5, and none of a student, "
-        "which has its own",
-    )
+    synth.add_argument("--guidance", type=scale, metavar="W", help=told)
     synth.add_argument(
         "--shift", type=above_zero, metavar="S", help="of the sampler's times; the backbone's by default"
     )
