@@ -12,6 +12,7 @@ from attrs import evolve, field, frozen
 from torch import Tensor
 
 from flowmap.export.errors import ExportError, ParityError
+from flowmap.model import origin
 
 from . import bases, extract
 from .checkpoints import LORA_FILE, WHOLE_FILE
