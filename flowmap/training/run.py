@@ -168,7 +168,7 @@ class Run:
         found = {k: v for k, v in logs.items() if v == v}  # as in metrics.jsonl: a mean of no sample is no number
         shown = {k.rpartition("/")[2]: f"{v:.3f}" for k, v in found.items() if "loss" in k or "dmd/gradient" in k}
         bad = {k: v for k, v in found.items() if f"/{NONFINITE}/" in k}
-        shown |= {f"{k.rpartition('/')[2]} not finite": f"{v:.1%}" for k, v in bad.items()}
+        shown |= {f"{k.rpartition('/')[2]} not finite": f"{100 * v:.2g}%" for k, v in bad.items()}
         with self._guard:
             if bad and self._status is not None:
                 now = {f"{number}/{name}": share for name, share in bad.items()}

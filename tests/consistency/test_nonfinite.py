@@ -72,9 +72,12 @@ def test_a_critic_of_nan_is_named_by_both() -> None:
 
 
 @pytest.mark.parametrize("name", ["on_policy", "scm"])
-def test_a_teacher_of_nan_for_some_samples_is_survived_and_told(name: str, tmp_path: Path) -> None:
+def test_a_teacher_of_nan_for_some_samples_is_survived_and_told(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Of one sample in four, in every call."""
     distill(recipe(METHODS[name], broken("teacher", 1)), out=tmp_path, device="cpu")
+    assert "teacher not finite=25%" in capsys.readouterr().err
     found = status.read(tmp_path)
     assert found.state == "finished" and found.nonfinite == {"0/student/nonfinite/teacher": 0.25}
     told = "what the teacher gave, for 0.25 of the student's samples in stage 0; they do not count"
