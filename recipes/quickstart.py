@@ -18,6 +18,7 @@ from flowmap import AdamW, Ema, Recipe, Stage
 from flowmap.methods import anyflow
 
 SHIFT, GUIDANCE = 1.0, 3.0
+H = 5e-3  # in float32 better at many steps than the default, and worse at one: docs/methods.md
 FORWARD_STEPS, FORWARD_BATCH, FORWARD_LR = 260, 32, 1.5e-3
 ON_POLICY_STEPS, ON_POLICY_BATCH, ON_POLICY_LR, CRITIC_LR = 80, 16, 2e-4, 5e-4
 CLIPS = 2048
@@ -27,7 +28,7 @@ RECIPE = Recipe(
     backbone=Wan21(TINY_WAN, lora=None, text_tokens=12, shift=SHIFT),
     stages=(
         Stage(
-            anyflow.forward(shift=SHIFT, guidance=GUIDANCE, velocity="teacher"),
+            anyflow.forward(shift=SHIFT, guidance=GUIDANCE, velocity="teacher", h=H),
             steps=FORWARD_STEPS,
             batch=FORWARD_BATCH,
             optimizer=AdamW(lr=FORWARD_LR, betas=(0.9, 0.99), warmup=20, schedule="cosine", floor=0.05),
@@ -39,6 +40,7 @@ RECIPE = Recipe(
                 guidance=GUIDANCE,
                 teacher_guidance=GUIDANCE,
                 velocity="teacher",
+                h=H,
                 steps=(1, 2, 4, 8, 16, 32),
             ),
             steps=ON_POLICY_STEPS,

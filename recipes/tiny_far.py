@@ -18,6 +18,7 @@ from flowmap import AdamW, Ema, Recipe, Stage
 from flowmap.methods import anyflow
 
 SHIFT, GUIDANCE = 1.0, 3.0
+H = 5e-3  # in float32 better at many steps than the default, and worse at one: docs/methods.md
 FORWARD_STEPS, FORWARD_BATCH, FORWARD_LR = 3000, 32, 1e-3
 ON_POLICY_STEPS, ON_POLICY_BATCH, ON_POLICY_LR, CRITIC_LR = 300, 32, 1e-4, 3e-4
 COTRAIN = 12.0  # so few steps at so high a rate would lose the many-step end of the curve at weight 1
@@ -28,7 +29,7 @@ RECIPE = Recipe(
     backbone=Far(TINY_WAN, lora=None, text_tokens=12, shift=SHIFT, partition=(1, 1, 1, 1, 1), long=1.0),
     stages=(
         Stage(
-            anyflow.forward(shift=SHIFT, guidance=GUIDANCE),
+            anyflow.forward(shift=SHIFT, guidance=GUIDANCE, h=H),
             steps=FORWARD_STEPS,
             batch=FORWARD_BATCH,
             optimizer=AdamW(lr=FORWARD_LR, betas=(0.9, 0.99), warmup=50, schedule="cosine", floor=0.05),
@@ -41,6 +42,7 @@ RECIPE = Recipe(
                 teacher_guidance=GUIDANCE,
                 steps=(1, 2, 4, 8, 16, 32),
                 cotrain=COTRAIN,
+                h=H,
             ),
             steps=ON_POLICY_STEPS,
             batch=ON_POLICY_BATCH,

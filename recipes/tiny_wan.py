@@ -19,6 +19,7 @@ from flowmap import AdamW, Ema, Recipe, Stage
 from flowmap.methods import anyflow
 
 SHIFT, GUIDANCE = 1.0, 3.0
+H = 5e-3  # in float32 better at many steps than the default, and worse at one: docs/methods.md
 FORWARD_STEPS, FORWARD_BATCH, FORWARD_LR = 1800, 32, 1e-3
 ON_POLICY_STEPS, ON_POLICY_BATCH, ON_POLICY_LR, CRITIC_LR = 300, 32, 1e-4, 3e-4
 CLIPS = 8192
@@ -28,7 +29,7 @@ RECIPE = Recipe(
     backbone=Wan21(TINY_WAN, lora=None, text_tokens=12, shift=SHIFT),
     stages=(
         Stage(
-            anyflow.forward(shift=SHIFT, guidance=GUIDANCE, velocity="teacher"),
+            anyflow.forward(shift=SHIFT, guidance=GUIDANCE, velocity="teacher", h=H),
             steps=FORWARD_STEPS,
             batch=FORWARD_BATCH,
             optimizer=AdamW(lr=FORWARD_LR, betas=(0.9, 0.99), warmup=50, schedule="cosine", floor=0.05),
@@ -40,6 +41,7 @@ RECIPE = Recipe(
                 guidance=GUIDANCE,
                 teacher_guidance=GUIDANCE,
                 velocity="teacher",
+                h=H,
                 steps=(1, 2, 4, 8, 16, 32),
             ),
             steps=ON_POLICY_STEPS,
