@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from attrs import field, frozen
+from flowmap_consistency import lagrangian, scm
 from flowmap_wan.build import dtype_of
 from flowmap_wan21 import Wan21
 
 from flowmap import AdamW, Batch, FlowMap, Recipe, Rng, Stage, distill
 from flowmap._types import Cache, Cond, Latent, Shared, Time
-from flowmap.derivative import CentralDifference, Derivative, ForwardMode
+from flowmap.derivative import CentralDifference, Derivative, EndDifference, ForwardMode
 from flowmap.methods import anyflow
 from flowmap.objectives.flow_map_matching import FlowMapMatching
 from flowmap.path import expand
@@ -150,3 +151,19 @@ def test_a_run_says_it_as_each_stage_begins(tmp_path: Path, capfd: pytest.Captur
     assert not any("student/rounding" in r for r in records if r["iteration"])
     notes, records = run("float32", tmp_path / "wide")
     assert notes == [] and not any("student/rounding" in r for r in records)
+
+
+@pytest.mark.parametrize("make", [scm.ContinuousConsistency, lagrangian.LagrangianMatching])
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32])
+def test_other_identities_measure_it_too(make: Any, precision: torch.dtype) -> None:
+    """Four times the width, a quarter of the rounding, but for what is learnt and for the borders."""
+    shares = []
+    for h in (0.01, 0.04):
+        difference = CentralDifference(h) if make is scm.ContinuousConsistency else EndDifference(h)
+        nets = {"student": Rounded(precision), "teacher": Rounded(torch.float32)}
+        logs = make(derivative=difference)(nets, clips(), Rng.seeded(3), Shared(measuring=True)).logs
+        shares.append(logs.get("rounding"))
+    if precision == torch.float32:
+        assert shares == [None, None]
+    else:
+        assert float((shares[0].value / shares[1].value).sqrt()) == pytest.approx(4, rel=0.3)
