@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import pluggy
 import torch
@@ -13,7 +13,7 @@ from attrs import evolve
 from . import atomic, plugins
 from ._types import Role
 from .data import Data, Source, fingerprint
-from .evaluation import card
+from .evaluation import card, rounding
 from .faults import reach
 from .model import FlowMap
 from .objectives import Networks, equipped
@@ -34,8 +34,7 @@ from .training.store import checkpoint
 from .training.store.directory import others
 
 NAMES: Mapping[torch.dtype, Precision] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-STUDENT_FILE = "flowmap.json"
-"""Beside the student's weights, what they are; written last."""
+TYPES = {name: dtype for dtype, name in NAMES.items()}
 
 
 def distill(
@@ -86,7 +85,7 @@ def distill(
                 run.note(passed)
             run.say(_begins(recipe, path, found))
             nets = spread(recipe, device, dtype, distribution, judged=judged)
-            learning, batches = nets, None
+            learning, batches, probe = nets, None, None
             if path is not None and found is not None and _finished(recipe, found, path):
                 weights = trained(recipe, nets)
                 checkpoint.restore_weights(found, weights, averaged=True)
@@ -99,6 +98,7 @@ def distill(
                     learning = equipped(nets, recipe.equips, sample)
                 weights = trained(recipe, learning)
                 saves = Saves(None if path is None else path / "checkpoints", key, run, save_minutes)
+                probe = None if path is None else rounding.Probe.of(nets[recipe.result], recipe.result, sample)
                 context = distribution.context
                 stages.train(recipe, learning, batches, run, watch, saves, device, weights, found, context)
             # without what objectives equip: a finished run is opened again without it, and says the same
@@ -113,13 +113,10 @@ def distill(
         if recipe.result == "student":
             nets["student"].guidance = card.guidance(recipe)
         if path is not None:
-            if batches is not None:
-                with atomic.whole(path / recipe.result) as made:
-                    recipe.backbone.save(nets[recipe.result], made)
-                    reach("student.saved")
-                    atomic.write_json(made / STUDENT_FILE, card.facts(recipe, batches))
+            if batches is not None and probe is not None:
+                _write(recipe, nets[recipe.result], batches, probe, run, path / recipe.result)
             _judge(recipe, nets, run, path)
-            run.finished(sha256)
+            run.finished(sha256, card.saved(path / recipe.result))
         return nets[recipe.result]
 
 
@@ -137,7 +134,7 @@ def evaluate(
     student = Path(run) / "student"
     if recipe.evaluation is None:
         raise RecipeError(f"the recipe {recipe.name or recipe.backbone} has no evaluation: give one that has")
-    if not (student / STUDENT_FILE).is_file():
+    if card.known(student) is None:
         raise RecipeError(f"{run}: there is no finished student in it; `flowmap distill` makes one")
     if "teacher" in recipe.trains:
         raise RecipeError(
@@ -145,7 +142,7 @@ def evaluate(
             f"{Path(run) / 'evaluation'}, and distill again with the same `out`"
         )
     teacher = frozenset[Role]({"teacher"})
-    nets: dict[Role, FlowMap] = dict((recipe.teacher or recipe.backbone).build(teacher, device=device, dtype=dtype))
+    nets: dict[Role, FlowMap] = dict(recipe.spec_of("teacher").build(teacher, device=device, dtype=dtype))
     nets["student"] = recipe.backbone.load(student, device=device, dtype=dtype)
     recipe.evaluation(nets, recipe.backbone, Path(out or run))
     if out is None:
@@ -160,10 +157,21 @@ def _batches(recipe: Recipe, source: Data | Source, path: Path | None, device: t
 
 def _made_of(recipe: Recipe) -> Mapping[Role, str]:
     """Where each network comes from, for messages."""
-    student, teacher = (
-        f"{type(s).__name__}, {s.about().name}" for s in (recipe.backbone, recipe.teacher or recipe.backbone)
-    )
-    return {"student": student, "teacher": teacher, "critic": teacher}
+    specs = {role: recipe.spec_of(role) for role in get_args(Role)}
+    return {role: f"{type(spec).__name__}, {spec.about().name}" for role, spec in specs.items()}
+
+
+def _write(recipe: Recipe, u: FlowMap, batches: Data, probe: rounding.Probe, run: Run, final: Path) -> None:
+    """The result, with what a sampler must know of it and what its type loses."""
+    spec, lost = recipe.spec_of(recipe.result), None
+    with atomic.whole(final) as made:
+        spec.save(u, made, dtype=TYPES[recipe.save_dtype])
+        reach("student.saved")
+        try:
+            lost = rounding.measure(spec, u, probe)
+        except (RuntimeError, ValueError, OSError, MemoryError) as error:  # no reason to lose what was trained
+            run.note(f"what bfloat16 loses was not measured: {type(error).__name__}: {error}")
+        atomic.write_json(made / card.FILE, card.facts(recipe, batches) | rounding.facts(recipe.save_dtype, lost))
 
 
 def _judge(recipe: Recipe, nets: Networks, run: Run, path: Path) -> None:
@@ -185,10 +193,11 @@ def _begins(recipe: Recipe, path: Path | None, found: checkpoint.Found | None) -
 
 
 def _finished(recipe: Recipe, found: checkpoint.Found, path: Path) -> bool:
-    """Whether the last stage is at its end and the student written."""
+    """Whether the last stage is at its end and the student written, in the type that the recipe asks for."""
     last = len(recipe.stages) - 1
     done = (found.stage, found.iteration) == (last, recipe.stages[last].steps)
-    return done and (path / recipe.result / STUDENT_FILE).is_file()
+    known = card.known(path / recipe.result)
+    return done and known is not None and known.get("dtype", recipe.save_dtype) == recipe.save_dtype
 
 
 def _check(

@@ -14,6 +14,7 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from ._types import Cache, Cond, Latent, Rng, Role, Time, concat, nullify, require_null
+from .casting import changed
 from .context import Context
 from .path import data_from_velocity, expand
 
@@ -272,12 +273,13 @@ class FlowMapSpec(ABC):
         """
         return {}
 
-    def save(self, u: FlowMap, path: Path) -> None:
-        """Write the student so that it can be used without flowmap; by default its weights as safetensors."""
+    def save(self, u: FlowMap, path: Path, *, dtype: torch.dtype = torch.float32) -> None:
+        """Write the student, weights in `dtype`, to be used without flowmap; by default as safetensors."""
         from safetensors.torch import save_model
 
         path.mkdir(parents=True, exist_ok=True)
-        save_model(u, str(path / "model.safetensors"))
+        with changed(u, lambda p: p.to(dtype)):
+            save_model(u, str(path / "model.safetensors"))
 
     def contents(self, path: Path) -> Mapping[str, str]:
         """What is in a directory that `save` wrote, by name, and how it is used: for the model card."""

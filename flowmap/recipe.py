@@ -145,9 +145,12 @@ class Evaluator(Protocol):
 class Recipe:
     """What `distill` does.
 
-    teacher: where teacher and critic come from when not the backbone. data: the batches, or where they come from.
-    evaluation: what judges the student once it is there. dtype: of frozen weights and of their forward passes; what is
-    trained, its averages, times and losses are float32. name: what the command line knows the recipe by.
+    backbone: of the student. teacher: of the teacher, the backbone by default. critic: of the critic, the teacher's by
+    default; a large teacher can judge a small student with a small critic. Roles of equal specs are built together, so
+    that they may share weights. data: the batches, or where they come from. evaluation: what judges the student once it
+    is there. dtype: of frozen weights and of their forward passes; what is trained, its averages, times and losses are
+    float32. save_dtype: of the student's weights on disk; bfloat16 is half the size and loses a part of the training,
+    which the run measures. name: what the command line knows the recipe by.
     """
 
     backbone: FlowMapSpec = field(validator=validators.instance_of(FlowMapSpec))
@@ -155,10 +158,12 @@ class Recipe:
     teacher: FlowMapSpec | None = field(
         default=None, validator=validators.optional(validators.instance_of(FlowMapSpec))
     )
+    critic: FlowMapSpec | None = field(default=None, validator=validators.optional(validators.instance_of(FlowMapSpec)))
     data: Data | Source | None = field(default=None, validator=_data)
     evaluation: Evaluator | None = field(default=None, validator=validators.optional(validators.instance_of(Evaluator)))
     seed: int = field(default=0, validator=validators.ge(0))
     dtype: Precision = field(default="float32", validator=validators.in_(("float32", "bfloat16")))
+    save_dtype: Precision = field(default="float32", validator=validators.in_(("float32", "bfloat16")))
     name: str = field(default="", validator=validators.instance_of(str))
 
     @stages.validator
@@ -186,6 +191,20 @@ class Recipe:
         """The networks that the stages call or train."""
         return frozenset[Role]().union(*(stage.method.needs | stage.method.trains for stage in self.stages))
 
+    def spec_of(self, role: Role) -> FlowMapSpec:
+        """What the network of a role is built from."""
+        teacher = self.teacher or self.backbone
+        return {"student": self.backbone, "teacher": teacher, "critic": self.critic or teacher}[role]
+
+    @property
+    def specs(self) -> tuple[FlowMapSpec, ...]:
+        """Of the roles, each once, the student's first."""
+        found: list[FlowMapSpec] = []
+        for role in get_args(Role):
+            if (spec := self.spec_of(role)) not in found:
+                found.append(spec)
+        return tuple(found)
+
     @property
     def equips(self) -> Mapping[Role, Equip]:
         """What the stages' objectives make of networks before training, by role."""
@@ -199,7 +218,7 @@ class Recipe:
     def wrong(self) -> tuple[str, ...]:
         """All that can be known to be wrong without loading anything, each in a sentence."""
         found = []
-        for spec in filter(None, (self.backbone, self.teacher)):
+        for spec in self.specs:
             try:
                 spec.validate()
             except ValueError as error:
@@ -248,11 +267,11 @@ def describe(value: Any) -> Any:
 
 
 def digest(recipe: Recipe) -> str:
-    """sha256 of what a recipe does: a checkpoint of another recipe is not resumed. Name and evaluation are left out.
+    """sha256 of what is trained: a checkpoint of another recipe is not resumed. What only comes after is left out.
 
     A `RecipeError` where it holds what nothing tells from others of its type. Data may: their fingerprint is compared.
     """
-    described = _told(attrs.evolve(recipe, evaluation=None, name="", data=None), strict=True)
+    described = _told(attrs.evolve(recipe, evaluation=None, name="", data=None, save_dtype="float32"), strict=True)
     described["data"] = describe(recipe.data)
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 

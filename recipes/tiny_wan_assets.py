@@ -1,6 +1,6 @@
 """Make the small frozen parts of the moving-digits pipeline: VAE, text encoder, tokenizer, scheduler and classifier.
 
-    python recipes/tiny_wan_assets.py --out plugins/flowmap_digits/assets [--only vae text scheduler classifier]
+    python recipes/tiny_wan_assets.py --out plugins/flowmap_digits/assets [--only vae text pipeline classifier]
 
 ``DIR/tiny_wan`` becomes a diffusers ``WanPipeline`` directory that lacks only its transformer, and
 ``DIR/classifier.safetensors`` holds the classifier of ``flowmap_digits.measure`` with the statistics of real clips.
@@ -10,6 +10,7 @@ Everything follows from the seeds below; the whole takes about a quarter of an h
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -199,16 +200,31 @@ def make_text(out: Path) -> None:
     print(f"text: {len(tokenizer)} pieces, the longest prompt has {longest} tokens", flush=True)
 
 
-def make_scheduler(out: Path, shift: float = 1.0) -> None:
-    """The Euler scheduler of flow matching, without a time shift: at this size it samples best so."""
-    from diffusers import FlowMatchEulerDiscreteScheduler
+def make_pipeline(out: Path, shift: float = 1.0) -> None:
+    """The scheduler, and what names the parts. Euler, without a time shift: at this size it samples best so.
 
-    FlowMatchEulerDiscreteScheduler(shift=shift).save_pretrained(out / "tiny_wan" / "scheduler")
+    That of flow maps, whose N steps are N equal ones. `FlowMatchEulerDiscreteScheduler` goes to the smallest time of
+    its 1000 with one step fewer, shifting them twice where there is a shift.
+    """
+    from diffusers import FlowMapEulerDiscreteScheduler, __version__
+
+    scheduler = FlowMapEulerDiscreteScheduler(shift=shift)
+    scheduler.save_pretrained(out / "tiny_wan" / "scheduler")
+    parts = {
+        "scheduler": ["diffusers", type(scheduler).__name__],
+        "text_encoder": ["transformers", "UMT5EncoderModel"],
+        "tokenizer": ["transformers", "T5Tokenizer"],
+        "transformer": ["diffusers", "WanTransformer3DModel"],
+        "transformer_2": [None, None],
+        "vae": ["diffusers", "AutoencoderKLWan"],
+    }
+    index = {"_class_name": "WanPipeline", "_diffusers_version": __version__, **parts}
+    (out / "tiny_wan" / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 PARTS: dict[str, Callable[[Path], None]] = {
     "text": make_text,
-    "scheduler": make_scheduler,
+    "pipeline": make_pipeline,
     "classifier": make_classifier,
     "vae": make_vae,
 }

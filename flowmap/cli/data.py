@@ -169,7 +169,7 @@ def _synth(options: Namespace) -> None:
     recipe, spec = _resolve(options.teacher)
     from ..data.synth import Synthesis, read_prompts
 
-    teacher, judged = (recipe.teacher or spec if recipe else spec), _evaluation(recipe)
+    teacher, judged = (recipe.spec_of("teacher") if recipe else spec), _evaluation(recipe)
     asked = Synthesis(
         read_prompts(Path(options.prompts)),
         options.size or judged.get("shape", SIZE),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from .._types import Role
 from ..atomic import write_text
 from ..data import Data
 from ..method import Method, Sampler
@@ -16,7 +17,25 @@ from ..objectives.flow_map_matching import FlowMapMatching
 from ..objectives.mixture import Mixture
 from ..recipe import Recipe, describe, digest
 from ..training.run import environment
-from . import records
+from . import records, rounding
+
+FILE = "flowmap.json"
+"""Beside the student's weights, what they are; written last."""
+
+
+def known(student: Path) -> dict[str, Any] | None:
+    """What was written beside the weights in that directory; None where they are not whole."""
+    file = student / FILE
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def saved(student: Path) -> str | None:
+    """In what the weights are saved, and what that loses; None where it was not asked."""
+    found = known(student)
+    if found is None or "bfloat16" not in found:
+        return None
+    return rounding.sentence(found, f"{student.name}/", (student / "lora").is_dir())
+
 
 EXACT_LATENTS = """\
 step = pipe.scheduler.step
@@ -86,6 +105,7 @@ def write(recipe: Recipe, out: Path) -> Path:
             _head(recipe),
             *_use(recipe, out),
             *_files(recipe, out),
+            *_weights(recipe, out),
             _training(recipe),
             *_evaluation(recipe, out),
             _cite(recipe),
@@ -159,6 +179,11 @@ def _files(recipe: Recipe, out: Path) -> list[str]:
     return ["## Files\n\n" + "\n".join(f"* `{name}`: {text}" for name, text in told.items())]
 
 
+def _weights(recipe: Recipe, out: Path) -> list[str]:
+    said = saved(out / recipe.result)
+    return [] if said is None else [f"## Weights\n\n`{recipe.result}/`{said.removeprefix(f'{recipe.result}/')}."]
+
+
 def _training(recipe: Recipe) -> str:
     rows = ["| stage | method | steps | batch | trained |", "|---|---|---|---|---|"]
     for number, stage in enumerate(recipe.stages):
@@ -167,8 +192,10 @@ def _training(recipe: Recipe) -> str:
     objectives = (o for stage in recipe.stages for o in _objectives(stage.method))
     teacher = sorted({o.w for o in objectives if isinstance(o, DistributionMatching)})
     matched = f" The teacher whose distribution it matches has guidance {teacher[-1]:g}." if teacher else ""
+    others = [(role, recipe.spec_of(role)) for role in get_args(Role) if role in recipe.roles]
+    named = "".join(f" The {role} is `{s.about().name}`." for role, s in others if s != recipe.backbone)
     data = "given to `distill`" if recipe.data is None else f"`{_short(recipe.data)}`"
-    return "## Training\n\n" + "\n".join(rows) + f"\n\nData: {data}. Seed: {recipe.seed}.{matched}"
+    return "## Training\n\n" + "\n".join(rows) + f"\n\nData: {data}. Seed: {recipe.seed}.{matched}{named}"
 
 
 def _evaluation(recipe: Recipe, out: Path) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from attrs import fields_dict
 
+from .._types import Role
 from .draws import DRAWS
 from .plan import GIB, RESERVE, Plan, StagePlan
 
@@ -58,7 +59,16 @@ def _parameters(plan: Plan) -> Iterator[str]:
     judge = f", {plan.shape.judge / 1e9:.3f} G of them for the evaluation alone" if plan.shape.judge else ""
     yield f"  frozen   {plan.shape.frozen / 1e9:.3f} G, each held once, whatever roles share it{judge}"
     yield f"  trained  {trained}"
+    if len(plan.recipe.specs) > 1:
+        yield from (f"  {role:8} {plan.shape.sizes[role] / 1e9:.3f} G{_from(plan, role)}" for role in plan.shape.sizes)
     yield ""
+
+
+def _from(plan: Plan, role: Role) -> str:
+    """Which network it is, and with which other roles it shares it."""
+    spec = plan.recipe.spec_of(role)
+    others = [other for other in plan.shape.sizes if other != role and plan.recipe.spec_of(other) == spec]
+    return f", {spec.about().name}" + (f", built with the {' and the '.join(others)}" if others else "")
 
 
 def _operations(plan: Plan) -> Iterator[str]:
@@ -99,7 +109,7 @@ def _memory(plan: Plan) -> Iterator[str]:
     yield _row("while", [stage.moment(gpus).part for stage in plan.stages])
     judge = ", and the teacher to judge it by" if plan.recipe.evaluation is not None else ""
     end, result = plan.shape.end / GIB, plan.recipe.result
-    yield f"  In the end the first GPU holds {end:.2f}: the {result} whole, once more as it is written{judge}."
+    yield f"  In the end the first GPU holds {end:.2f}: the {result} whole, and as much to compare it{judge}."
     yield f"  Beside it {RESERVE / GIB:.0f} GiB are held back for CUDA, NCCL and what an allocator loses."
     yield ""
 
@@ -156,7 +166,9 @@ def _advice(plan: Plan) -> Iterator[str]:
 
 
 def _checkpointing(plan: Plan) -> bool | None:
-    return _setting(plan.recipe.backbone, "checkpointing", None)
+    """Of the networks that are trained: False where one of them is not recomputed."""
+    found = [_setting(plan.recipe.spec_of(role), "checkpointing", None) for role in sorted(plan.recipe.trains)]
+    return None if None in found else all(found)
 
 
 def _setting(backbone: Any, name: str, otherwise: Any) -> Any:

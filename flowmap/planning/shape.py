@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import get_args
 
 from attrs import frozen
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from .._types import Role
 from ..objectives import Networks
 from ..recipe import Recipe
 from ..training.ranks.networks import remaining
+
+ROLES: tuple[Role, ...] = get_args(Role)
 
 
 @frozen
@@ -25,10 +28,11 @@ class Shape:
     block_gradients: int
     result: int  # what comes out, whole
     left: int  # the networks that are whole on the first GPU in the end
+    sizes: Mapping[Role, int]  # parameters of what a role calls, with those that roles share
 
     @property
     def end(self) -> int:
-        """What is left on the first GPU to be judged, and the result once more, which is put together to be written."""
+        """What is left on the first GPU to be judged, and as much as the result, to measure what its type loses."""
         return self.left + self.result
 
     def gathered(self, gpus: int) -> int:
@@ -48,22 +52,23 @@ def shape(recipe: Recipe, nets: Networks) -> Shape:
     left = remaining(recipe, judged(recipe))
     return Shape(
         frozen=sum(p.numel() for p in everything if id(p) not in own),
+        sizes={role: sum(p.numel() for p in _own(nets, frozenset[Role]({role}))) for role in ROLES if role in nets},
         trained={role: sum(p.numel() for p in of.values()) for role, of in trained.items()},
         judge=sum(p.numel() for p in everything if id(p) not in called),
         block=max((sum(map(_bytes, of)) for of in inside), default=0),
         outside=sum(_bytes(p) for p in everything if id(p) not in within),
         block_gradients=max((sum(_bytes(p) for p in of if id(p) in own) for of in inside), default=0),
-        result=_held(nets, frozenset[Role]({recipe.result})),
-        left=_held(nets, left),
+        result=sum(map(_bytes, _own(nets, frozenset[Role]({recipe.result})))),
+        left=sum(map(_bytes, _own(nets, left))),
     )
 
 
-def _held(nets: Networks, roles: frozenset[Role]) -> int:
-    """Bytes of networks that are built for these roles alone: without what others train."""
+def _own(nets: Networks, roles: frozenset[Role]) -> list[nn.Parameter]:
+    """Of networks that are built for these roles alone: without what others train."""
     whole = _unique(p for role in roles for p in nets[role].parameters())
     own = {id(p) for role in roles for p in nets[role].trained().values()}
     others = {id(p) for role in nets.keys() - roles for p in nets[role].trained().values()} - own
-    return sum(_bytes(p) for p in whole if id(p) not in others)
+    return [p for p in whole if id(p) not in others]
 
 
 def judged(recipe: Recipe) -> bool:

@@ -136,9 +136,11 @@ class Run:
         self._update(state="evaluating")
         self.close()
 
-    def finished(self, sha256: str | None = None) -> None:
-        """Done. sha256: of what was trained."""
-        self._update(state="finished", reason=None, hash=sha256)
+    def finished(self, sha256: str | None = None, saved: str | None = None) -> None:
+        """Done. sha256: of what was trained. saved: in what type, and what that loses."""
+        if saved is not None:
+            self.say(saved)
+        self._update(state="finished", reason=None, hash=sha256, saved=saved)
 
     def say(self, text: str) -> None:
         """What is of no interest once the run is over: into the log alone."""

@@ -110,7 +110,10 @@ def _rounded(trainer: Trainer, logs: Mapping[str, float]) -> Iterator[str]:
 
 @torch.no_grad()
 def _inherit(recipe: Recipe, number: int, weights: Mapping[Role, Mapping[str, Tensor]]) -> None:
-    """A critic starts as the teacher: as the fine-tuned one, where an earlier stage trained it."""
+    """A critic starts as the teacher: as the fine-tuned one, where an earlier stage trained it. One of another spec
+    starts as that says."""
+    if recipe.spec_of("critic") != recipe.spec_of("teacher"):
+        return
     before = [stage.method for stage in recipe.stages[:number]]
     new = "critic" in recipe.stages[number].method.trains and not any("critic" in m.trains for m in before)
     if new and any("teacher" in m.trains for m in before):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from attrs import evolve, field, frozen
 from flowmap_wan import Lora
 
@@ -15,12 +16,11 @@ from flowmap.model import About, Streamed
 from flowmap.reference import Played, Referenced
 
 if TYPE_CHECKING:
-    import torch
-
     from flowmap import FlowMap
     from flowmap._types import Cond, Latent, Role
     from flowmap.model import Codec, Put
 
+    from .network import DiffusersFlowMap
     from .row import Row
 
 STUDENT = "family.json"
@@ -162,11 +162,19 @@ class Diffusers(Streamed, Referenced):
 
         return {} if self.path is None else encoders(self.path)
 
-    def save(self, u: FlowMap, path: Path) -> None:
+    def save(self, u: FlowMap, path: Path, *, dtype: torch.dtype = torch.float32) -> None:
         """A pipeline directory that diffusers loads with the code beside it, adapters fused in."""
         from .students import save
 
-        save(self, u, path)
+        save(self, u, path, dtype)
+
+    def changes(self, u: DiffusersFlowMap) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        from .students import changes
+
+        return changes(self, u)
+
+    def rounded(self, u: DiffusersFlowMap, dtype: torch.dtype) -> FlowMap:
+        raise NotImplementedError("a network of a row does not stand alone yet: what its output loses is not measured")
 
     def load(self, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
         from .students import load

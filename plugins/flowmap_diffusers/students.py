@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from inspect import signature
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
+import torch
 from attrs import evolve
-from flowmap_wan.lora import fuse
+from flowmap_wan.lora import parts
 
 from flowmap import FlowMap
+from flowmap.evaluation.rounding import since_built
 
+from .build import exact
 from .network import DiffusersFlowMap
 
 if TYPE_CHECKING:
@@ -23,7 +27,7 @@ WEIGHTS = "diffusion_pytorch_model.two_times.safetensors"
 CODE = Path(__file__).with_name("student.py.txt")
 
 
-def save(spec: Diffusers, u: FlowMap, path: Path) -> None:
+def save(spec: Diffusers, u: FlowMap, path: Path, dtype: torch.dtype) -> None:
     """`path/`: the transformer with both embedders of each time, adapters fused; from `spec.path` all else; the code.
 
     Class and file have names of their own, so that the plain class does not load it and leave out r. A
@@ -38,7 +42,12 @@ def save(spec: Diffusers, u: FlowMap, path: Path) -> None:
         raise TypeError(f"save: a {type(u).__name__} is not a network of flowmap_diffusers")
     folder = path / "transformer"
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.contiguous() for name, value in fuse(u.net, u.adapter).items()}
+    kept, tensors = exact(spec.row, type(u.net)), {}
+    for name, base, change in parts(u.net, u.adapter):
+        weight = base if change is None else base.float() + change
+        if weight.is_floating_point():
+            weight = weight.to(torch.float32 if kept.search(name) else dtype)
+        tensors[name] = weight.cpu().contiguous()
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     config = {key: value for key, value in u.net.config.items() if not key.startswith("_")}
     (folder / "config.json").write_text(json.dumps({"_class_name": "Student", **config}, indent=2) + "\n")
@@ -46,6 +55,17 @@ def save(spec: Diffusers, u: FlowMap, path: Path) -> None:
     (path / STUDENT).write_text(json.dumps(known, indent=2) + "\n")
     if spec.path is not None:
         _pipeline(spec, Path(spec.path), path)
+
+
+def changes(spec: Diffusers, u: DiffusersFlowMap) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(W, ΔW) of every weight that was trained and does not stay float32, one by one."""
+    if u.lora is None:
+        yield from since_built(spec, u, u.role)
+        return
+    kept = exact(spec.row, type(u.net))
+    for name, base, change in parts(u.net, u.adapter):
+        if change is not None and not kept.search(name):
+            yield base.float() + change, change
 
 
 def _pipeline(spec: Diffusers, base: Path, path: Path) -> None:

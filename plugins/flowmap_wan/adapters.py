@@ -15,6 +15,7 @@ from flowmap.export.errors import ExportError, ParityError
 from flowmap.model import origin
 
 from . import bases, extract
+from .build import dtype_of
 from .checkpoints import LORA_FILE, WHOLE_FILE
 from .fidelity import Times, fidelity
 from .streaming import stored
@@ -31,6 +32,7 @@ SLACK = 1.1
 """Bounds to first order, and what was rounded twice."""
 FUSED = 2.0**-18
 """What a sum of float32 products, over a few hundred ranks, was rounded to when it was fused."""
+ALL = slice(None)
 RANK = "rank"
 """Option: extract adapters of that rank from the difference of student and base, whether or not there are some."""
 BASE = "base"
@@ -51,9 +53,15 @@ class Adapters:
 
     @classmethod
     def read(cls, folder: Path) -> Adapters:
+        """Of a student that is adapters alone."""
+        require(folder)
+        return cls.on_disk(folder)
+
+    @classmethod
+    def on_disk(cls, folder: Path) -> Adapters:
+        """Of any student that has adapters."""
         from safetensors import safe_open
 
-        require(folder)
         with safe_open(folder / "lora" / LORA_FILE, framework="pt") as file:
             tensors = {name.removeprefix(PREFIX): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             said = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
@@ -62,20 +70,41 @@ class Adapters:
         pairs = {name: (tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]) for name in names}
         return cls(pairs, about["lora_alpha"] / about["r"], about, bases.of(folder / "lora" / LORA_FILE))
 
-    def change(self, layer: str) -> Tensor:
+    def change(self, layer: str, rows: slice = ALL) -> Tensor:
         """ΔW, float64; of a convolution, too."""
         a, b = self.layers[layer]
-        return (self.scale * (b.double().flatten(1) @ a.double().flatten(1))).unflatten(1, a.shape[1:])
+        return (self.scale * (b[rows].double().flatten(1) @ a.double().flatten(1))).unflatten(1, a.shape[1:])
 
-    def rounding(self, layer: str) -> Tensor:
+    def rounding(self, layer: str, rows: slice = ALL) -> Tensor:
         """By how much each entry of ΔW can be off, where A and B were rounded to what they are in, float64:
 
         |Δ(B A)| <= (|B| + δB) (|A| + δA) - |B| |A|,    δX = ε/2 |X| + the half of the smallest number.
         """
         a, b = (x.double().abs() for x in self.layers[layer])
+        b = b[rows]
         limits = torch.finfo(self.layers[layer][0].dtype)
         half = max(limits.eps, FUSED) / 2, limits.smallest_normal * limits.eps / 2
         return self.scale * ((b + half[0] * b + half[1]) @ (a + half[0] * a + half[1]) - b @ a)
+
+    def beside(
+        self, layer: str, base: Mapping[str, Any], student: Mapping[str, Any], rows: slice = ALL
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(how far W_base + ΔW is from the student's W, how far rounding may have brought it, W), of some rows."""
+        from diffusers import AnyFlowTransformer3DModel
+
+        plain = layer.replace(".delta_embedder.", ".time_embedder.")  # a lifted network's is a copy
+        weight = base[f"{layer}.weight" if f"{layer}.weight" in base else f"{plain}.weight"][rows]
+        weight = weight.to(dtype_of(layer, AnyFlowTransformer3DModel, self.dtype or weight.dtype)).double()
+        wanted = student[f"{layer}.weight"][rows]
+        off = (weight + self.change(layer, rows) - wanted.double()).abs()
+        limits = torch.finfo(wanted.dtype)
+        stored_in = limits.eps * (wanted.double().abs() + weight.abs()) / 2 + limits.smallest_normal * limits.eps
+        return off, SLACK * (stored_in + self.rounding(layer, rows)), wanted
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What the base was in while they were trained; None where nothing says it."""
+        return getattr(torch, self.base["dtype"]) if "dtype" in self.base else None
 
     def to(self, dtype: torch.dtype) -> Adapters:
         """Rounded to what a file of that precision holds."""
@@ -182,6 +211,8 @@ def base_of(student: Saved, asked: Asked) -> Path | None:
 def compared(adapters: Adapters, student: Saved, asked: Asked) -> float | None:
     """How far W_base + ΔW is from the student's W at most, of the largest entry of each, where the base is here.
 
+    W_base in the type that the adapters were trained on.
+
     A `ParityError` where an entry is off by more than its own rounding, of W and W_base to what the student is stored
     in and of the adapters to what the file is in: then the adapters are another student's, or the base is. An entry's
     own, since ΔW is small beside the largest of W, and may be less than that one's rounding.
@@ -191,13 +222,7 @@ def compared(adapters: Adapters, student: Saved, asked: Asked) -> float | None:
         return None
     theirs, ours, worst = stored(str(base)), stored(str(student.folder)), 0.0
     for name in adapters.layers:
-        plain = name.replace(".delta_embedder.", ".time_embedder.")  # a lifted network's is a copy
-        weight = theirs[f"{name}.weight" if f"{name}.weight" in theirs else f"{plain}.weight"][:].double()
-        wanted = ours[f"{name}.weight"][:]
-        off = (weight + adapters.change(name) - wanted.double()).abs()
-        limits = torch.finfo(wanted.dtype)
-        stored_in = limits.eps * (wanted.double().abs() + weight.abs()) / 2 + limits.smallest_normal * limits.eps
-        allowed = SLACK * (stored_in + adapters.rounding(name))
+        off, allowed, wanted = adapters.beside(name, theirs, ours)
         error = float(off.max() / wanted.abs().max())
         if not (off <= allowed).all():
             times = float((off / allowed).max())

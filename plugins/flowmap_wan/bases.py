@@ -44,7 +44,8 @@ def fingerprint(net: nn.Module, without: Collection[str] = ()) -> str:
 
 def about(u: WanFlowMap, path: str | None) -> dict[str, Any]:
     """What is written of the base of a student, which is at `path`, and of the guidance that its adapters brought."""
-    return {**_seen(u), "guidance": u.guidance, "path": None if path is None else origin(path)}
+    dtype = str(u.dtype).split(".")[1]  # that the base was in
+    return {**_seen(u), "guidance": u.guidance, "dtype": dtype, "path": None if path is None else origin(path)}
 
 
 def write(file: Path, about: dict[str, Any]) -> None:

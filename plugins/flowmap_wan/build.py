@@ -36,8 +36,8 @@ def build(
     known = "gate_value" in net.config  # a distilled network: every role reads both times
     if known and "critic" in roles:
         raise ValueError(
-            f"{spec.path} is a distilled student: teacher and critic must start as the diffusion model that it was "
-            "distilled from; give that one as Recipe.teacher"
+            f"{spec.path} is a distilled student, and the critic must start as a diffusion model, such as the one that "
+            "it was distilled from: give that one as Recipe.critic, or as Recipe.teacher for teacher and critic"
         )
     if spec.lora is not None:
         nets = dict.fromkeys(sorted(roles), lift(spec, net))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,41 +14,43 @@ from attrs import evolve
 from flowmap import FlowMap
 from flowmap.model import Sampling
 
-from . import bases
-from .build import build, flow_map, pretrained, rebuilt
-from .codec import components, no_bar
-from .lora import fuse
-from .network import WanFlowMap
+from . import bases, pipelines
+from .build import build, dtype_of, flow_map, pretrained, rebuilt
+from .lora import parts
+from .network import Bidirectional, WanFlowMap
+from .streaming import Source
 
 if TYPE_CHECKING:
     from .spec import WanSpec
 
+NARROW = torch.bfloat16
 LORA_FILE = "pytorch_lora_weights.safetensors"
 WHOLE_FILE = "whole.safetensors"
 """Beside the LoRA file: what is trained in full, where something is."""
 
 
-def save(spec: WanSpec, u: FlowMap, path: Path) -> None:
-    """`path/`: model_index.json, transformer, and from `spec.path` text encoder, tokenizer and VAE; `path/lora/`.
+def save(spec: WanSpec, u: FlowMap, path: Path, dtype: torch.dtype = torch.float32) -> None:
+    """`path/`: model_index.json, the transformer, and text encoder, tokenizer and VAE of `spec.path`; `path/lora/`.
 
-    A student becomes a pipeline of `spec.pipelines[-1]`, a fine-tuned teacher a `WanPipeline`. Without a pipeline to
-    take the rest from (`spec.path` None) only transformer and scheduler are written.
+    dtype: of the transformer, but for what stays float32. The adapters on their own are float32.
+    A student becomes a pipeline of `spec.pipelines[-1]`, with the scheduler of flow maps; a fine-tuned teacher remains
+    the pipeline that it was, with the scheduler that it had. Without a pipeline to take the rest from (`spec.path`
+    None) only transformer and scheduler are written.
     """
     import diffusers
 
     if not isinstance(u, WanFlowMap):
         raise TypeError(f"save: a {type(u).__name__} is not a network of Wan's family")
-    transformer = fused(u)
-    lifted = "gate_value" in transformer.config
-    scheduler = diffusers.FlowMapEulerDiscreteScheduler if lifted else diffusers.FlowMatchEulerDiscreteScheduler
-    parts = {"transformer": transformer, "scheduler": scheduler(shift=spec.shift)}
+    transformer = fused(u, dtype, torch.device("cpu"))
+    # of both: FlowMatchEulerDiscreteScheduler would shift its times twice
+    parts = {"transformer": transformer, "scheduler": diffusers.FlowMapEulerDiscreteScheduler(shift=spec.shift)}
     if spec.path is None:
         for name, part in parts.items():
             part.save_pretrained(path / name)
+    elif "gate_value" in transformer.config:
+        pipelines.write(spec.path, path, parts, spec.pipelines[-1])
     else:
-        parts |= components(spec.path, transformer.dtype)
-        with no_bar():
-            getattr(diffusers, spec.pipelines[-1 if lifted else 0])(**parts).save_pretrained(path)
+        pipelines.write(spec.path, path, {"transformer": transformer})
     if u.lora is not None and u.role == "student":
         save_lora(u, path / "lora", spec.path)
 
@@ -71,12 +74,40 @@ def contents(spec: WanSpec, path: Path) -> dict[str, str]:
     return told
 
 
-def fused(u: WanFlowMap) -> Any:
-    """The network of this role on its own, adapters added into the weights: with two times if it reads two."""
+def changes(spec: WanSpec, u: WanFlowMap) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(W, ΔW) of every weight that was trained and does not stay float32, one by one."""
+    if u.lora is not None:
+        for name, base, change in parts(u.net, u.adapter):
+            if change is not None and dtype_of(name, type(u.net), NARROW) == NARROW:
+                yield base.float() + change, change
+        return
+    source = Source.of(spec, u.dtype)
+    for name, p in u.trained().items():
+        if dtype_of(name, type(u.net), NARROW) == NARROW:
+            weight = p.detach().float()
+            yield weight, weight - source.rows(name)(slice(None)).to(weight)
+
+
+def rounded(spec: WanSpec, u: WanFlowMap, dtype: torch.dtype) -> WanFlowMap:
+    """The network that is saved in `dtype`, computing in float32; on the CPU."""
+    net = fused(u, dtype, torch.device("cpu")).requires_grad_(False).float()
+    own = not isinstance(u, Bidirectional)
+    return flow_map(evolve(spec, lora=None), net, u.role, two_times=u.two_times, student=own)
+
+
+def fused(u: WanFlowMap, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Any:
+    """The network of this role on its own, adapters added into the weights: with two times if it reads two.
+
+    dtype: of the weights, but for those that stay float32; None is as they are. device: None is as they are, too.
+    """
     import diffusers
 
     config = {key: value for key, value in u.net.config.items() if not key.startswith("_")}
-    state = fuse(u.net, u.adapter)
+    cls = type(u.net)
+    state = {}
+    for key, base, change in parts(u.net, u.adapter):
+        weight = base if change is None else base.float() + change
+        state[key] = weight.to(device, base.dtype if dtype is None else dtype_of(key, cls, dtype), copy=True)
     name = type(u.net).__name__ if u.two_times else "WanTransformer3DModel"
     with torch.device("meta"):
         empty: Any = getattr(diffusers, name)

@@ -18,9 +18,9 @@ from flowmap.export.verify import TIMES
 from flowmap.model import origin, require_fit, sha256
 from flowmap.rollout import euler_grid
 
-from . import adapters, bases, extract, readme
+from . import adapters, bases, extract, readme, unrounded
 from .build import empty, pretrained
-from .checkpoints import LORA_FILE
+from .checkpoints import LORA_FILE, fused
 from .directory import files
 from .fidelity import load
 from .narrowed import narrowed
@@ -49,7 +49,10 @@ class Pipeline:
         require_fit(files(student.folder), empty(_at(student), torch.float32))
 
     def write(self, student: Saved, asked: Asked, out: Path) -> Written:
-        net = pretrained(_at(student), DTYPES[asked.precision])
+        spec, dtype = _at(student), DTYPES[asked.precision]
+        u = unrounded.of(spec, student.folder, device=torch.device("cpu"), dtype=dtype)
+        net = pretrained(spec, dtype) if u is None else fused(u, dtype)
+        del u
         net.save_pretrained(out / "transformer")
         require_fit(files(out), net)
         weights = sha256(net.state_dict())

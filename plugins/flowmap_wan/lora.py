@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
@@ -90,16 +90,14 @@ def activate(module: nn.Module, name: str | None) -> None:
             layer._active_adapter = [] if name is None else [name]
 
 
-def fuse(net: nn.Module, name: str | None) -> dict[str, torch.Tensor]:
-    """The weights of the base with the set `name` added, under the base's own names."""
+def parts(net: nn.Module, name: str | None) -> Iterator[tuple[str, torch.Tensor, torch.Tensor | None]]:
+    """(name, W, ΔW) of every tensor of the base, under its own names, one by one; ΔW of the set `name`, float32."""
     from peft.tuners.lora import LoraLayer
 
-    state = {}
+    layers = {f"{path}.weight": layer for path, layer in net.named_modules() if isinstance(layer, LoraLayer)}
     for key, value in net.state_dict().items():
         if ".lora_" not in key:
-            state[key.replace(".base_layer.", ".")] = value.detach().clone()
-    for path, layer in net.named_modules():
-        if isinstance(layer, LoraLayer) and name in layer.lora_A:
-            weight = state[f"{path}.weight"]
-            state[f"{path}.weight"] = (weight.float() + layer.get_delta_weight(name).float()).to(weight.dtype)
-    return state
+            own = key.replace(".base_layer.", ".")
+            layer: Any = layers.get(own)
+            there = layer is not None and name in layer.lora_A
+            yield own, value.detach(), layer.get_delta_weight(name).detach().float() if there else None

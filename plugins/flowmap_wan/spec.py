@@ -6,11 +6,12 @@ import hashlib
 import json
 import re
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
+import torch
 from attrs import evolve, field, frozen
 
 from flowmap import validators
@@ -22,8 +23,6 @@ from .lora import Lora
 from .sizes import PUBLISHED, SCHEDULER, SIZES
 
 if TYPE_CHECKING:
-    import torch
-
     from flowmap import FlowMap
     from flowmap._types import Cond, Role
     from flowmap.context import Context
@@ -64,7 +63,7 @@ class WanSpec(Streamed, Splits):
     text_tokens: how many of them are kept; the rest, all padding, are attended as one key of their multiplicity: in
     float32 the same function at a fraction of the cost; in bfloat16 the weight of padding is rounded, by up to 2 %.
     shift: of the sampling grid, which is saved with a student; None is that of the pipeline's own scheduler, and 5 for
-    a network of random weights alone. seed: of random weights.
+    a network of random weights alone; a fine-tuned teacher keeps its scheduler. seed: of random weights.
     """
 
     transformers: ClassVar[tuple[str, ...]]
@@ -184,11 +183,21 @@ class WanSpec(Streamed, Splits):
 
         return {} if self.path is None else encoders(self.path)
 
-    def save(self, u: FlowMap, path: Path) -> None:
+    def save(self, u: FlowMap, path: Path, *, dtype: torch.dtype = torch.float32) -> None:
         """A pipeline directory, adapters fused in, and the adapters on their own under `lora/`."""
         from .checkpoints import save
 
-        save(self, u, path)
+        save(self, u, path, dtype)
+
+    def changes(self, u: WanFlowMap) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        from .checkpoints import changes
+
+        return changes(self, u)
+
+    def rounded(self, u: WanFlowMap, dtype: torch.dtype) -> WanFlowMap:
+        from .checkpoints import rounded
+
+        return rounded(self, u, dtype)
 
     def contents(self, path: Path) -> Mapping[str, str]:
         from .checkpoints import contents
@@ -196,7 +205,7 @@ class WanSpec(Streamed, Splits):
         return contents(self, path)
 
     def load(self, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
-        from .checkpoints import load
+        from .unrounded import load
 
         return load(self, path, device=device, dtype=dtype)
 
@@ -216,8 +225,6 @@ class WanSpec(Streamed, Splits):
 
 def example(shape: tuple[int, ...], tokens: int) -> tuple[torch.Tensor, Cond]:
     """Noise of `shape`, and a text of the tiny network whose last positions are padding."""
-    import torch
-
     from flowmap import Rng
 
     rng = Rng.seeded(7)

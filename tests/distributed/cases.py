@@ -56,6 +56,13 @@ def adversarial() -> Method:
     return dmd2(number=2, gan=0.1)
 
 
+def larger_teacher(of: Recipe) -> Recipe:
+    """Fine-tuned whole, with a critic on the student's base, which does not start from it."""
+    assert isinstance(of.backbone, WanSpec)
+    large = evolve(of.backbone, lora=None, config={**of.backbone.config, "num_layers": 3, "ffn_dim": 72})
+    return evolve(of, teacher=large, critic=of.backbone)
+
+
 REPLICATED, HYBRID = Distribution(shard=False, timeout=60.0), Distribution(group=2, timeout=60.0)
 EVERYTHING = {
     "bidirectional, adapters": recipe(Wan21(), anyflow.forward(), on_policy()),
@@ -76,6 +83,7 @@ SOME = {
     "fine-tuned": recipe(Wan21(), anyflow.teacher(), anyflow.forward(velocity="teacher"), steps=6),
     "whole, fine-tuned": recipe(Wan21(), anyflow.teacher(), lora=False, steps=6),
     "replicated": recipe(Wan21(), on_policy(), steps=6),
+    "a larger teacher": larger_teacher(recipe(Wan21(), anyflow.teacher(), on_policy(), steps=4)),
 }
 """What takes another way through the ranks, some iterations of each."""
 FOUR = {"hybrid": recipe(Wan21(), on_policy(), batch=8, steps=5)}

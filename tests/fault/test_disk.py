@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from flowmap import distill
+from flowmap import distill, faults
 from flowmap.hookspecs import hookimpl
 from flowmap.plugins import manager
-from flowmap.training import faults
 from flowmap.training.loop import Trainer
 from flowmap.training.store.checkpoint import published
 from tests.toys import data

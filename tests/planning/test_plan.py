@@ -179,7 +179,7 @@ def _times(stage, many):
 
 
 def test_what_is_put_together():
-    assert Shape(0, {}, 0, block=10, outside=3, block_gradients=2, result=5, left=7).gathered(2) == 27
+    assert Shape(0, {}, 0, block=10, outside=3, block_gradients=2, result=5, left=7, sizes={}).gathered(2) == 27
 
 
 def test_the_smallest_number_of_gpus_divides_the_batches_and_fits(whole):

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from attrs import define, field
 
-from flowmap.training import faults, saving
+from flowmap import atomic, faults
+from flowmap.training import saving
 from flowmap.training.ranks.agree import RankError, anywhere, everywhere, on_first
 from flowmap.training.run import Run
 from flowmap.training.saving import FAILURES, Saves
-from flowmap.training.store import checkpoint, publish
+from flowmap.training.store import checkpoint
 from flowmap.training.store.checkpoint import SaveError
 
 
@@ -111,11 +112,11 @@ def test_faults_happen_where_and_when_they_are_asked_for(
 
 def test_a_directory_is_replaced_at_once(tmp_path: Path) -> None:
     for text in ("one", "two"):
-        with publish.whole(tmp_path / "deep" / "student") as folder:
+        with atomic.whole(tmp_path / "deep" / "student") as folder:
             (folder / "a").write_text(text)
         assert [p.name for p in (tmp_path / "deep").iterdir()] == ["student"]
         assert (tmp_path / "deep" / "student" / "a").read_text() == text
-    with pytest.raises(FileNotFoundError), publish.whole(tmp_path / "deep" / "student") as folder:
+    with pytest.raises(FileNotFoundError), atomic.whole(tmp_path / "deep" / "student") as folder:
         (folder / "there is no" / "such folder").touch()
     assert (tmp_path / "deep" / "student" / "a").read_text() == "two"
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["student"]

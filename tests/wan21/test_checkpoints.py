@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from attrs import evolve
-from diffusers import AnyFlowPipeline, AnyFlowTransformer3DModel, WanPipeline
+from diffusers import (
+    AnyFlowPipeline,
+    AnyFlowTransformer3DModel,
+    FlowMapEulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+    WanPipeline,
+)
 from flowmap_digits import TINY_WAN
 from flowmap_wan import bases
 from flowmap_wan.checkpoints import LORA_FILE
@@ -19,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from flowmap import FlowMap, Recipe, Rng, Stage, backbone, sample
 from flowmap.evaluation import card
 from flowmap.methods import anyflow
+from flowmap.rollout import euler_grid, guided_euler_step
 from tests.wan21.test_network import CPU, LORA, R, T, build, shake
 
 DIGITS = Wan21(TINY_WAN, lora=Lora(rank=4, alpha=8.0), text_tokens=12, shift=1.0)
@@ -164,6 +173,75 @@ def test_a_distilled_directory_is_a_backbone_again(tmp_path: Path) -> None:
     c = DIGITS.codec(device=CPU, dtype=torch.float32).encode_prompts(["a one moving up slowly"] * 3)
     torch.testing.assert_close(nets["student"](z, T, R, c), student(z, T, R, c), atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(nets["teacher"](z, T, T, c), student(z, T, T, c), atol=2e-5, rtol=1e-4)
+
+
+def fine_tuned(spec: Wan21, path: Path) -> Bidirectional:
+    """A teacher whose weights have moved, saved."""
+    teacher: Bidirectional = spec.build(frozenset({"teacher"}), device=CPU, dtype=torch.float32)["teacher"]  # type: ignore[assignment]
+    teacher.thaw()
+    shake(teacher)
+    spec.save(teacher, path)
+    return teacher
+
+
+def test_a_fine_tuned_teachers_pipeline_samples_what_flowmap_samples(tmp_path: Path) -> None:
+    spec = evolve(DIGITS, lora=None)
+    teacher = fine_tuned(spec, tmp_path)
+    pipe = WanPipeline.from_pretrained(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    noise = torch.randn(1, 4, 5, 8, 8, generator=torch.Generator().manual_seed(0))
+    asked = {"negative_prompt": "", "guidance_scale": 3.0, "height": 32, "width": 32, "num_frames": 9}
+    prompt = "a three moving left slowly"
+    theirs = pipe(prompt, num_inference_steps=4, latents=noise, output_type="latent", **asked).frames
+    codec = spec.codec(device=CPU, dtype=torch.float32)
+    cond, null = codec.encode_prompts([prompt]), codec.encode_prompts([""])
+    ours = sample(teacher, noise.transpose(1, 2), cond, 4, step=guided_euler_step(3.0, null), shift=spec.shift)
+    torch.testing.assert_close(theirs.transpose(1, 2), ours, atol=2e-4, rtol=1e-3)
+    torch.testing.assert_close(pipe.scheduler.sigmas.float(), euler_grid(4, spec.shift))
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        FlowMapEulerDiscreteScheduler(shift=3.0),
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+        UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+    ],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_a_fine_tuned_teacher_keeps_the_scheduler_of_its_base(scheduler: Any, tmp_path: Path) -> None:
+    pipe = WanPipeline.from_pretrained(TINY_WAN)
+    pipe.scheduler = scheduler
+    pipe.save_pretrained(tmp_path / "base")
+    fine_tuned(evolve(DIGITS, path=str(tmp_path / "base"), lora=None), tmp_path / "made")
+    made = WanPipeline.from_pretrained(tmp_path / "made").scheduler
+    assert type(made) is type(scheduler)
+    for one in (made, scheduler):
+        one.set_timesteps(4)
+    assert torch.equal(made.sigmas, scheduler.sigmas) and torch.equal(made.timesteps, scheduler.timesteps)
+
+
+def test_a_teacher_without_a_base_shifts_its_times_once(tmp_path: Path) -> None:
+    spec = evolve(Wan21(lora=None).tiny(), shift=5.0)
+    fine_tuned(spec, tmp_path)
+    made = FlowMapEulerDiscreteScheduler.from_pretrained(tmp_path, subfolder="scheduler")
+    made.set_timesteps(4)
+    torch.testing.assert_close(made.sigmas.float(), euler_grid(4, 5.0))
+    assert not list(tmp_path.rglob("scheduler_config.json"))[1:]
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_what_was_not_trained_is_carried_over_as_it_is(role: str, tmp_path: Path) -> None:
+    """To the byte, whatever the weights are in; no pickle, and no name of a directory of this machine."""
+    base = Path(shutil.copytree(TINY_WAN, tmp_path / "base"))
+    (base / "vae" / "diffusion_pytorch_model.bin").write_bytes(b"a pickle")
+    spec = evolve(DIGITS, path=str(base))
+    u = spec.build(frozenset({role}), device=CPU, dtype=torch.bfloat16)[role]  # type: ignore[arg-type]
+    spec.save(u, tmp_path / "made")
+    for part in ("text_encoder", "tokenizer", "vae"):
+        theirs = {file.name: file.read_bytes() for file in (Path(TINY_WAN) / part).iterdir()}
+        assert {file.name: file.read_bytes() for file in (tmp_path / "made" / part).iterdir()} == theirs
+    assert str(base) not in (tmp_path / "made" / "model_index.json").read_text()
 
 
 def test_a_prompt_too_long_for_what_is_kept_is_refused() -> None:

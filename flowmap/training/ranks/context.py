@@ -30,7 +30,7 @@ def unsplit(recipe: Recipe, size: int) -> list[str]:
     if size == 1:
         return []
     found = []
-    for spec in filter(None, (recipe.backbone, recipe.teacher)):
+    for spec in recipe.specs:
         try:
             if not isinstance(spec, Splits):
                 raise ValueError(f"{type(spec).__name__} cannot: its networks are for one rank a sample; leave it out")

@@ -32,7 +32,7 @@ def build(
     judged: bool = False,
     shared: Context | None = None,
 ) -> Networks:
-    """All networks of the recipe; teacher and critic from `recipe.teacher` where that is given.
+    """All networks of the recipe, each from the spec of its role.
 
     judged: a teacher too, if no stage needs one, to compare with. A teacher that the recipe fine-tunes is not frozen.
     shared: the ranks that share a sample's tokens.
@@ -85,9 +85,8 @@ def trained(recipe: Recipe, nets: Networks) -> Mapping[Role, Mapping[str, nn.Par
 def specs(recipe: Recipe, judged: bool) -> list[tuple[FlowMapSpec, frozenset[Role]]]:
     """Which spec builds which roles."""
     roles = recipe.roles | (frozenset[Role]({"teacher"}) if judged else frozenset[Role]())
-    student = roles if recipe.teacher is None else roles & frozenset[Role]({"student"})
-    both = ((recipe.backbone, student), (recipe.teacher, roles - student))
-    return [(spec, of) for spec, of in both if spec is not None and of]
+    found = [(spec, frozenset(role for role in roles if recipe.spec_of(role) == spec)) for spec in recipe.specs]
+    return [(spec, of) for spec, of in found if of]
 
 
 def _built(

@@ -36,8 +36,9 @@ class Status:
 
     method: of the stage. reason: why it ended early. resumable: whether the same call goes on from a checkpoint, or
     starts again where there is none yet. checkpoint: the newest that was published and read again. hash: sha256 of
-    what was trained, once finished. notes: what went wrong and was survived, the last few. command: what started it.
-    nonfinite: what is not 0 of such shares, by stage/role/nonfinite/network.
+    what was trained, once finished; saved: in what type it is on disk, and what that loses. notes: what went wrong and
+    was survived, the last few. command: what started it. nonfinite: what is not 0 of such shares, by
+    stage/role/nonfinite/network.
     """
 
     state: State
@@ -56,6 +57,7 @@ class Status:
     reason: str | None = None
     resumable: bool = True
     hash: str | None = None
+    saved: str | None = None
     notes: tuple[str, ...] = field(default=(), converter=_row)
     nonfinite: Mapping[str, float] = field(factory=dict)
 
@@ -111,6 +113,8 @@ def lines(run: Path) -> dict[str, str]:
         told[f"note {number}"] = note
     if status.hash is not None:
         told["hash"] = status.hash
+    if status.saved is not None:
+        told["saved"] = status.saved
     if (after := _next(status, run)) is not None:
         told["next"] = after
     return told
