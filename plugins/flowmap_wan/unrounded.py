@@ -46,10 +46,10 @@ def of(spec: WanSpec, path: Path, *, device: torch.device, dtype: torch.dtype) -
     base = _base(spec, path, dtype)
     if base is None:
         return None
-    trained_on = bases.of(path / "lora" / LORA_FILE)["dtype"]
-    u = checkpoints.load_lora(
-        base, path / "lora" / LORA_FILE, device=device, dtype=dtype if trained_on == "float32" else torch.bfloat16
-    )
+    file = path / "lora" / LORA_FILE
+    # in one of the two types in which a base has its fingerprint
+    narrow = bases.of(file)["dtype"] == "bfloat16" or dtype == torch.bfloat16
+    u = checkpoints.load_lora(base, file, device=device, dtype=torch.bfloat16 if narrow else torch.float32)
     assert isinstance(u, WanFlowMap)
     u.guidance = Sampling.of(path).guidance
     for name, p in u.net.named_parameters():

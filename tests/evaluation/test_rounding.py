@@ -107,7 +107,7 @@ def test_the_output_that_is_lost_is_that_of_the_directory(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("trained_in", [F32, BF16])
-@pytest.mark.parametrize("loaded_in", [F32, BF16])
+@pytest.mark.parametrize("loaded_in", [F32, BF16, torch.float16])
 def test_a_rounded_student_is_loaded_unrounded_where_its_base_is(
     trained_in: torch.dtype, loaded_in: torch.dtype, base: Path, tmp_path: Path
 ) -> None:

@@ -134,7 +134,7 @@ def test_it_counts_in_the_digest() -> None:
 def test_the_card_names_networks_that_are_not_the_backbone() -> None:
     wan = [evolve(Wan21(lora=None).tiny(), path=path) for path in ("org/small", "org/large", "org/critic")]
     recipe = Recipe(wan[0], (ON_POLICY,), teacher=wan[1], critic=wan[2])
-    assert card._training(recipe).endswith("The teacher is `large`. The critic is `critic`.")
+    assert card._training(recipe).endswith("The teacher is `org/large`. The critic is `org/critic`.")
     assert "critic is" not in card._training(evolve(recipe, critic=wan[0]))
     assert "teacher is" not in card._training(Recipe(wan[0], (ON_POLICY,)))
 
