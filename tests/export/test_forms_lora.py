@@ -154,7 +154,7 @@ def test_the_lora_on_the_lifted_base_is_the_student(run: Path, tmp_path: Path, m
     report = flowmap.export(run, "lora", tmp_path / "out")
     assert report.worst is not None and report.worst < 1e-6
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        *("pytorch_lora_weights.safetensors", "README.txt", "manifest.json")
+        *("pytorch_lora_weights.safetensors", "base.json", "README.txt", "manifest.json")
     }
     assert not any(".student." in name for name in load_file(tmp_path / "out" / "pytorch_lora_weights.safetensors"))
     assert {k: report.manifest.config[k] for k in ("r", "lora_alpha")} == {"r": 6, "lora_alpha": 9.0}
@@ -243,7 +243,7 @@ def test_what_a_form_does_not_take(run: Path, tmp_path: Path) -> None:
 def test_what_no_lora_can_hold(to: str, copy: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     DIGITS.save(shaken(DIGITS), tmp_path / "whole")
-    with pytest.raises(ExportError, match=r"has no adapters .*trained whole: .* export it --to diffusers"):
+    with pytest.raises(ExportError, match=r"has no adapters .*were trained whole, or .* export it --to diffusers"):
         flowmap.export(tmp_path / "whole", to, out)
     far = evolve(FAR_DIGITS, lora=LORA.lora)
     far.save(shaken(far), tmp_path / "far")

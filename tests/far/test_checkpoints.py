@@ -164,7 +164,7 @@ def test_a_distilled_student_is_no_critic(tmp_path: Path) -> None:
     published(tmp_path, (1, 2, 2))
     with pytest.raises(ValueError, match=r"give that one as Recipe\.critic, or as Recipe\.teacher for"):
         Far(tmp_path).build(frozenset({"student", "critic"}), device=CPU, dtype=torch.float32)
-    recipe = Recipe(Far(tmp_path), (Stage(anyflow.on_policy(), steps=1, batch=2),))
+    recipe = Recipe(Far(tmp_path), (Stage(anyflow.on_policy(teacher_guidance=1.0), steps=1, batch=2),))
     x, c = Rng.seeded(0).noise_like(torch.zeros(2, 5, 4, 8, 8)), {"text": torch.zeros(2, 12, 32)}
     with pytest.raises(RecipeError, match=r"give that one as Recipe\.critic, or as Recipe\.teacher for"):
         distill(recipe, TensorData(x, c, {"text": torch.zeros(1, 12, 32)}))
