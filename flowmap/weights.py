@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from attrs import field, frozen
@@ -143,6 +143,8 @@ class Balanced:
     by = "sample": every pair (t, r) has its own denominator. by = "batch": the mean of loss + noise off the diagonal,
     over earlier iterations: a plain regression, without the equalisation over (t, r).
     With the data's velocity the loss then reads μ whatever the error: log the raw loss by role.
+
+    `FlowMapMatching` alone tells the noise and has the diagonal come first; others refuse it by `unbalanced`.
     """
 
     c: float = field(default=1e-5, validator=positive)
@@ -154,3 +156,10 @@ class Balanced:
         if self.by == "batch":
             own = torch.where(on, own, shared.last("off", own, ~on, DECAY).to(loss.dtype))
         return torch.where(on | ~μ.isfinite() | ~own.isfinite(), torch.ones_like(loss), μ / (own + self.c))
+
+
+def unbalanced(instance: Any, attribute: Any, reweights: Sequence[Reweight]) -> None:
+    """A validator: a ValueError where `Balanced` is among the reweights of an objective that cannot serve it."""
+    if any(isinstance(reweight, Balanced) for reweight in reweights):
+        name = f"{type(instance).__name__}.{attribute.name}"
+        raise ValueError(f"{name} has a Balanced, which needs the noise that FlowMapMatching tells: leave it out")

@@ -5,6 +5,7 @@ All of it is kept on the device, so that a good step waits for nothing; who read
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from typing import Self, get_args
@@ -18,6 +19,7 @@ from ..objectives import Loss, within
 from .ranks.agree import everywhere
 
 MAX_SKIPPED = 5  # optimiser steps in a row that may come to nothing
+FEW = 8  # samples: of smaller global batches more steps may have no gradient, where all pairs happen to be learnt
 NAMED = 8  # samples, of each rank
 
 
@@ -48,10 +50,11 @@ class Origin:
     iteration: int
     samples: Sequence[Sequence[int]] = ()
     blamed: Mapping[str, int] = field(factory=dict)
+    times: int = MAX_SKIPPED
 
     def told(self, role: Role, lr: float, when: str) -> str:
         """That it was so too often, where the last time, and what to do."""
-        often = f"{SAID[self.why].format(role=role)} {MAX_SKIPPED} times in a row, by {when}"
+        often = f"{SAID[self.why].format(role=role)} {self.times} times in a row, by {when}"
         return f"{often}; the last time in iteration {self.iteration}{self._where(role)}: {self._advice(role, lr)}"
 
     def _where(self, role: Role) -> str:
@@ -127,12 +130,17 @@ class Skips:
         wrong, left = ~length.isfinite() | (sums[0] > 0), self._nothing_left(found)
         why = torch.where(wrong, Why.NOT_FINITE, torch.where(left, Why.NOTHING_LEFT, (length == 0) * Why.NO_GRADIENT))
         self.skipped, nothing = (wrong | left).float(), why > 0
-        self.counts[0] = (self.counts[0] + 1) * nothing
+        self.counts[0] = (self.counts[0] + torch.where(why == Why.NO_GRADIENT, self._weight, 1.0)) * nothing
         self.counts[1] = torch.maximum(self.counts[1], self.counts[0])
         now = torch.cat([torch.stack([torch.full_like(self.losses, iteration), why.to(self.losses)]), self.bad])
         self.last.copy_(torch.where(nothing, now, self.last))
         self._blame(found, nothing)
         return self.skipped
+
+    @property
+    def _weight(self) -> float:
+        """What a step without a gradient counts."""
+        return min(1.0, len(self.bad) / FEW)
 
     def _nothing_left(self, found: Mapping[str, Mean]) -> Tensor:
         """[] whether a part of the step's objectives has samples, and what it was given was finite for none."""
@@ -176,7 +184,8 @@ class Skips:
         iteration, why, *bad = self.last.tolist()
         own = [sample for sample, wrong in zip(samples(int(iteration)), bad, strict=True) if wrong]
         blamed = {network: int(count) for network, count in self.blamed.items()}
-        return Origin(Why(int(why)), int(iteration), everywhere(lambda: own), blamed)
+        times = math.ceil(MAX_SKIPPED / (self._weight if int(why) == Why.NO_GRADIENT else 1.0))
+        return Origin(Why(int(why)), int(iteration), everywhere(lambda: own), blamed, times)
 
 
 def _said(samples: Sequence[int]) -> str:

@@ -16,7 +16,7 @@ from flowmap.objectives import Loss, Networks, nonfinite
 from flowmap.path import expand, interpolate
 from flowmap.rollout import euler_grid
 from flowmap.times import TimeSampler
-from flowmap.weights import Reweight, reweighted
+from flowmap.weights import Reweight, reweighted, unbalanced
 
 from .citations import CONSISTENCY, IMPROVED, LCM
 from .scale import Scale
@@ -98,7 +98,7 @@ class DiscreteConsistency:
     velocity: Literal["teacher", "data"] = field(default="teacher", validator=validators.in_(("teacher", "data")))
     solver: Solver = euler
     w: float = field(default=3.0, validator=validators.ge(1.0))
-    reweight: tuple[Reweight, ...] = ()
+    reweight: tuple[Reweight, ...] = field(default=(), validator=unbalanced)
 
     def __attrs_post_init__(self) -> None:
         if self.velocity == "data" and self.w != 1.0:

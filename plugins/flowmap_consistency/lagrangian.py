@@ -16,7 +16,7 @@ from flowmap.objectives import Loss, Networks, nonfinite
 from flowmap.objectives.rounding import rounding
 from flowmap.path import interpolate
 from flowmap.times import TimeSampler, Triangle, roles
-from flowmap.weights import Reweight, reweighted
+from flowmap.weights import Reweight, reweighted, unbalanced
 
 
 @frozen
@@ -35,7 +35,7 @@ class LagrangianMatching:
 
     times: TimeSampler = Triangle(0.0, 0.0)
     derivative: EndDerivative = EndForwardMode()
-    reweight: tuple[Reweight, ...] = ()
+    reweight: tuple[Reweight, ...] = field(default=(), validator=unbalanced)
     guidance: Guidance = Exact(w=1.0, drop=0.0)
     velocity: Literal["student", "teacher"] = field(default="student", validator=validators.in_(("student", "teacher")))
     through: bool = True

@@ -18,7 +18,7 @@ from flowmap.objectives import Loss, Networks, nonfinite
 from flowmap.objectives.rounding import rounding
 from flowmap.path import expand, interpolate
 from flowmap.times import Diagonal, LogitNormal, TimeSampler
-from flowmap.weights import Ramp, Reweight, reweighted
+from flowmap.weights import Ramp, Reweight, reweighted, unbalanced
 
 from . import trigflow
 from .citations import CONSISTENCY, SCM
@@ -59,7 +59,7 @@ class ContinuousConsistency:
     w: float = field(default=3.0, validator=validators.ge(1.0))
     warmup: Ramp = Ramp(10_000)
     form: Literal["scm", "rcm"] = field(default="scm", validator=validators.in_(("scm", "rcm")))
-    reweight: tuple[Reweight, ...] = ()
+    reweight: tuple[Reweight, ...] = field(default=(), validator=unbalanced)
 
     def __attrs_post_init__(self) -> None:
         if self.velocity == "data" and self.w != 1.0:

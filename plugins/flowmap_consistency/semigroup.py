@@ -15,7 +15,7 @@ from flowmap.guidance import Exact, Guidance
 from flowmap.objectives import Loss, Networks, nonfinite
 from flowmap.path import expand, interpolate, shift, unshift
 from flowmap.times import TimeSampler, Triangle, roles
-from flowmap.weights import Reweight, reweighted
+from flowmap.weights import Reweight, reweighted, unbalanced
 
 
 class Split(Protocol):
@@ -61,7 +61,7 @@ class SemigroupMatching:
 
     times: TimeSampler = Triangle(0.0, 0.0)
     split: Split = Middle()
-    reweight: tuple[Reweight, ...] = ()
+    reweight: tuple[Reweight, ...] = field(default=(), validator=unbalanced)
     guidance: Guidance = Exact(w=1.0, drop=0.0)
     clip: float = field(default=math.inf, validator=validators.gt(0.0))
 

@@ -123,7 +123,7 @@ def rounding(stored: Tensor) -> Tensor:
 
 
 def noise(stored: Tensor) -> float:
-    """The largest singular value of what rounding alone makes of a matrix."""
+    """The largest singular value of what rounding alone makes of a matrix whose rows are of about one size."""
     m, n = stored.flatten(1).shape
     return float(rounding(stored).square().mean().div(12).sqrt()) * (math.sqrt(m) + math.sqrt(n))
 

@@ -315,7 +315,7 @@ def test_each_term_of_one_rollout_has_means_of_its_own() -> None:
     made, shared = Made(X), Shared()
     OneRollout(((1.0, Asks(1.0, made)), (1.0, Asks(5.0, made))))(nets(), DATA, Rng.seeded(0), shared)
     shared.next()
-    assert shared.state() == {"0/diagonal": 1.0, "1/diagonal": 5.0}
+    assert shared.state() == {"0/diagonal": [1.0, 1.0], "1/diagonal": [5.0, 1.0]}
 
 
 def test_terms_of_one_rollout_have_one() -> None:

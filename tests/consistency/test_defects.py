@@ -133,7 +133,7 @@ DEFECTS: list[Defect] = [
     ),
     (
         "the critic's error over sin and not sin squared",
-        *(RCM, "loss * ((1 - t) ** 2 + t**2)", "loss * ((1 - t) ** 2 + t**2).sqrt()"),
+        *(RCM, "return (1 - t) ** 2 + t**2", "return ((1 - t) ** 2 + t**2).sqrt()"),
         test_rcm.test_the_critics_loss_is_that_of_its_data_over_sin_squared,
     ),
     (

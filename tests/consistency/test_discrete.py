@@ -26,6 +26,7 @@ from flowmap._types import Cache, Cond, Latent, Shared, Time
 from flowmap.method import Update
 from flowmap.rollout import euler_grid
 from flowmap.testing import GaussianFlowMap, GuidedGaussianFlowMap
+from flowmap.weights import reweighted
 
 MEAN, STD = 0.5, 0.3
 
@@ -178,8 +179,10 @@ def test_a_draw_that_rounds_to_one_is_a_neighbour_too() -> None:
 
 def test_the_losses_are_what_they_say() -> None:
     loss, t, r = torch.tensor([0.0, 4.0], requires_grad=True), torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.0])
-    torch.testing.assert_close(PseudoHuber(1.5)(loss, t, r, Shared()), torch.tensor([0.0, 1.0]))
-    torch.testing.assert_close(InverseGap()(loss, t, r, Shared()), torch.tensor([0.0, 8.0]))
+    huber = (loss + 1.5**2).sqrt() - 1.5
+    for reweight, right in ((PseudoHuber(1.5), huber), (InverseGap(), loss / (t - r))):
+        found = torch.autograd.grad(reweighted(loss, t, r, (reweight,), Shared()).sum(), loss)
+        torch.testing.assert_close(found, torch.autograd.grad(right.sum(), loss))
 
 
 def test_the_presets_are_the_published_ones() -> None:

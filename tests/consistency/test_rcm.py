@@ -20,7 +20,7 @@ from flowmap.objectives.distribution_matching import CriticMatching, Distributio
 from flowmap.path import data_from_velocity
 from flowmap.testing import GaussianFlowMap
 from flowmap.times import Diagonal, LogitNormal, Uniform
-from flowmap.weights import Ramp
+from flowmap.weights import Ramp, reweighted
 from tests.consistency.test_scm import Wide
 
 N = 256
@@ -71,7 +71,7 @@ def test_the_critics_loss_is_that_of_its_data_over_sin_squared() -> None:
     z, v, v_hat = (Rng.seeded(k).noise_like(BATCH.x) for k in range(3))
     sin = t / ((1 - t) ** 2 + t**2).sqrt()
     expected = (data_from_velocity(z, v, t) - data_from_velocity(z, v_hat, t)).square().mean(1) / sin**2
-    torch.testing.assert_close(InData()((v - v_hat).square().mean(1), t, t, Shared()), expected)
+    torch.testing.assert_close(reweighted((v - v_hat).square().mean(1), t, t, (InData(),), Shared()), expected)
 
 
 # ---------------------------------------------------------------------------- the rollout

@@ -167,7 +167,9 @@ def test_data_of_four_channels_is_not_for_a_model_of_sixteen(tmp_path: Path, cap
     encoded(tmp_path, (3, 4, 4, 4), (512, 4096))
     code, lines = said(tmp_path, "--backbone", "wan21", capsys=capsys)
     assert code == 1 and any("no hash is known" in line for line in lines)
-    assert any(line.startswith("refused  the teacher (Wan2.1-T2V-1.3B") and "[1, 4, 3, 4, 4]" in line for line in lines)
+    assert any(
+        line.startswith("refused  the teacher (Wan-AI/Wan2.1-T2V-1.3B") and "[1, 4, 3, 4, 4]" in line for line in lines
+    )
 
 
 # ---------------------------------------------------------------- the hashes of real encoders

@@ -417,10 +417,10 @@ class Weighed:
         return Loss(self.by[min(shared.iteration, len(self.by) - 1)] * u.square().mean())
 
 
-def ran(steps: int, *terms: tuple[float, Any], every: int = 1, spec: Toy | None = None) -> Trainer:
+def ran(steps: int, *terms: tuple[float, Any], every: int = 1, spec: Toy | None = None, batch: int = 8) -> Trainer:
     """Each step looked at."""
     method_ = Method("weighed", (Update("student", terms, every=every),))
-    trainer = Trainer(build("student", spec=spec), Stage(method_, 100, batch=4), data(8))
+    trainer = Trainer(build("student", spec=spec), Stage(method_, 100, batch=batch), data(8))
     for iteration in range(steps):
         trainer.read(trainer.step(iteration), iteration)
     return trainer
@@ -434,6 +434,13 @@ def test_a_gradient_of_exactly_zero_many_times_in_a_row_stops_the_run() -> None:
     )
     with pytest.raises(TrainingError, match=said):
         ran(MAX_SKIPPED, (1.0, Weighed((0.0,))))
+
+
+def test_steps_of_few_samples_may_be_without_a_gradient_more_often() -> None:
+    """By chance all pairs are on the diagonal, where a student that is its teacher has nothing to learn."""
+    ran(39, (1.0, Weighed((0.0,))), batch=1)
+    with pytest.raises(TrainingError, match="exactly zero 40 times in a row, by iteration 39"):
+        ran(40, (1.0, Weighed((0.0,))), batch=1)
 
 
 def test_only_steps_of_the_role_count() -> None:
