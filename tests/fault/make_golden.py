@@ -1,6 +1,6 @@
 """Make the golden checkpoint of a release: python -m tests.fault.make_golden
 
-The checkpoint before the last iteration of a small run, and the record of that iteration. Made once a release and kept
+The checkpoint between the two stages of a small run, and the record of its last iteration. Made once a release and kept
 for good: `test_drift.py` goes on from each that there is.
 """
 
@@ -44,7 +44,7 @@ def main() -> None:
         sys.exit(f"{target} exists, and a release's checkpoint is made once: remove it if it was never released")
     with tempfile.TemporaryDirectory() as folder:
         record = run(Path(folder))
-        before = published(Path(folder) / "checkpoints")[-2]
+        before = published(Path(folder) / "checkpoints")[-3]
         shutil.copytree(before, target / before.name)
         (target / "record.json").write_text(json.dumps(record, indent=1) + "\n")
     print(f"{target}: {sum(file.stat().st_size for file in target.rglob('*') if file.is_file())} bytes")

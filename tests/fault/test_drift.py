@@ -41,7 +41,7 @@ def test_it_goes_on_with_the_same_losses(release: str, tmp_path: Path, monkeypat
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=CLOSE, abs=1e-8), name
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert len(lines) == 1  # it did go on, and not start again
+    assert len(lines) == 2  # the first and the last of stage 1: it did go on, and not start again
     assert runs.status(tmp_path)["state"] == "finished"
 
 
