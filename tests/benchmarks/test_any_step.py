@@ -210,7 +210,7 @@ def test_a_run_has_the_budget_and_a_trial_its_share(bench):
         plan = bench.plans[entry.name]
         (run, *_), (trial, *_) = bench.finals(entry), bench.trials(entry)
         assert tuple(stage.steps for stage in run.recipe.stages) == plan.iterations
-        assert trial.recipe.stages[0].steps == plan.iterations[0] / 2
+        assert abs(trial.recipe.stages[0].steps - plan.iterations[0] / 2) <= 0.5
         rates = [job.recipe.stages[0].optimizer_of("student").lr for job in bench.trials(entry)]
         assert rates[1] / rates[0] == pytest.approx(3.0)
 
