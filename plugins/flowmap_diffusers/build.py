@@ -13,7 +13,7 @@ import torch
 from attrs import frozen
 from flowmap_wan.lora import fill_adapter
 from flowmap_wan.random import drawn
-from flowmap_wan.streaming import stored
+from flowmap_wan.streaming import slices, stored
 from torch import Tensor, nn
 
 from flowmap import FlowMap
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 WAVES = ("time_proj", "timesteps_proj")
 """What diffusers calls the sinusoids beside an embedder."""
+
+WEIGHTS = "diffusion_pytorch_model.two_times.safetensors"
+"""Of a student; a name that the plain class does not read."""
 
 
 def build(
@@ -128,7 +131,9 @@ class Source:
         kept = exact(spec.row, type(plain))
         if spec.path is None:
             return cls(drawn(plain, spec.seed), kept, dtype)
-        if Path(spec.path).is_dir() and not spec.is_student:
+        if spec.is_student:  # whose file is none of the plain class
+            return cls(slices([Path(spec.path) / "transformer" / WEIGHTS]), kept, dtype)
+        if Path(spec.path).is_dir():
             files = sorted((Path(spec.path) / "transformer").glob("diffusion_pytorch_model*.safetensors"))
             if not files:
                 raise WeightsError(f"{spec.path}: transformer/ has no diffusion_pytorch_model*.safetensors")

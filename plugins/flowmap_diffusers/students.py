@@ -17,13 +17,12 @@ from flowmap_wan.lora import parts
 from flowmap import FlowMap
 from flowmap.evaluation.rounding import since_built
 
-from .build import exact
+from .build import WEIGHTS, exact
 from .network import DiffusersFlowMap
 
 if TYPE_CHECKING:
     from .spec import Diffusers
 
-WEIGHTS = "diffusion_pytorch_model.two_times.safetensors"
 CODE = Path(__file__).with_name("student.py.txt")
 
 

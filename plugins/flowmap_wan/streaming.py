@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,9 +69,7 @@ class Source:
 
 
 def stored(path: str) -> dict[str, Any]:
-    """Every tensor of the transformer in a pipeline's directory or hub id, as a slice that is read when it is cut."""
-    from safetensors import safe_open
-
+    """Every tensor of the transformer in a pipeline's directory or hub id."""
     folder = Path(path)
     if not (folder / "transformer").is_dir():
         from huggingface_hub import snapshot_download
@@ -80,5 +78,12 @@ def stored(path: str) -> dict[str, Any]:
     named = sorted((folder / "transformer").glob("diffusion_pytorch_model*.safetensors"))  # a student's too
     if not (weights := files(folder) or named):
         raise ValueError(f"{folder}: its transformer has no safetensors, which several processes could share")
+    return slices(weights)
+
+
+def slices(weights: Sequence[Path]) -> dict[str, Any]:
+    """Every tensor of these files, as a slice that is read when it is cut."""
+    from safetensors import safe_open
+
     opened = [safe_open(file, framework="pt") for file in weights]
     return {name: file.get_slice(name) for file in opened for name in file.keys()}  # noqa: SIM118, not a dict
