@@ -75,8 +75,7 @@ def stored(path: str) -> dict[str, Any]:
         from huggingface_hub import snapshot_download
 
         folder = Path(snapshot_download(path, allow_patterns=["transformer/*"]))
-    named = sorted((folder / "transformer").glob("diffusion_pytorch_model*.safetensors"))  # a student's too
-    if not (weights := files(folder) or named):
+    if not (weights := files(folder)):
         raise ValueError(f"{folder}: its transformer has no safetensors, which several processes could share")
     return slices(weights)
 
