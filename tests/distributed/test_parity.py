@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from flowmap_digits import TINY_WAN
 from flowmap_wan21 import Wan21
 from safetensors.torch import load_file
 from torch import Tensor
@@ -51,6 +53,7 @@ def large(folder: Path) -> None:
     """A pipeline's directory with a transformer of some 20 million parameters in several files."""
     import diffusers
 
+    shutil.copytree(TINY_WAN, folder, ignore=shutil.ignore_patterns("transformer"), dirs_exist_ok=True)
     config = {**Wan21().tiny().config, **WIDE}
     with torch.random.fork_rng(devices=[]):
         diffusers.WanTransformer3DModel(**config).save_pretrained(folder / "transformer", max_shard_size="20MB")

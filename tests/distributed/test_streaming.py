@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from attrs import evolve
+from flowmap_digits import TINY_WAN
 from flowmap_far import Far
 from flowmap_wan import Lora
 from flowmap_wan.spec import TINY, WanSpec
@@ -23,13 +25,14 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 
 
 def saved(tmp_path: Path, student: bool = False) -> str:
-    """A pipeline's directory with a transformer alone: Wan's, or a student's."""
+    """A pipeline's directory with a transformer in several files: Wan's, or a student's."""
     import diffusers
 
-    tiny = Wan21().tiny()
+    tiny = evolve(Wan21().tiny(), path=str(TINY_WAN), pretrained=False)
     if student:
         tiny.save(tiny.build(frozenset[Role]({"student"}), device=CPU, dtype=torch.float32)["student"], tmp_path)
     else:
+        shutil.copytree(TINY_WAN, tmp_path, ignore=shutil.ignore_patterns("transformer"), dirs_exist_ok=True)
         torch.manual_seed(3)
         diffusers.WanTransformer3DModel(**tiny.config).save_pretrained(tmp_path / "transformer", max_shard_size="50KB")
     return str(tmp_path)
