@@ -128,7 +128,7 @@ def test_a_students_file_of_another_size(tmp_path: Path) -> None:
 
 CONFIG = {
     "text_dim": (48, "condition_embedder.text_embedder.linear_1.weight is [128, 32]: must be [128, 48]"),
-    "in_channels": (8, "patch_embedding.weight is [128, 4, 1, 2, 2]: must be [128, 8, 1, 2, 2]"),
+    "freq_dim": (64, "condition_embedder.time_embedder.linear_1.weight is [128, 128]: must be [128, 64]"),
     "num_layers": (
         5,
         "there is no blocks.4.attn1.norm_k.weight, which the network has (and 26 more tensors do not fit)",
