@@ -87,3 +87,8 @@ class Row:
     side: int = 2
     shift: float = 1.0
     licence: str | None = None
+
+
+def embedded(cond: Cond, positions: Positions) -> Mapping[str, Any]:
+    """For `Row.call`: guidance that was distilled into the network, which is told of it."""
+    return {"guidance_scale": float(cond["guidance"][0])}
