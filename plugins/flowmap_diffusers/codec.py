@@ -69,13 +69,34 @@ class DiffusersCodec:
         if "prompt_2" in (known := signature(self.pipeline.encode_prompt).parameters):
             asked["prompt_2"] = None
         asked |= {name: None for name in known if name == "prompt_3"}
+        if self.row.tokens is not None:
+            asked["max_sequence_length"] = self.row.tokens
         made = self.pipeline.encode_prompt(**{name: value for name, value in asked.items() if name in known})
         made = made if isinstance(made, tuple) else (made,)
-        cond = {name: made[at] for name, at in self.row.text.items()}
+        cond = self._padded({name: made[at] for name, at in self.row.text.items()})
         cond = {name: value.long() if name in self.row.masks else value.float() for name, value in cond.items()}
         if "guidance" in self.row.example:
             cond["guidance"] = torch.full((len(prompts),), self.guidance, device=cond["text"].device)
         return cond
+
+    def _padded(self, cond: dict[str, Any]) -> Cond:
+        """A text of as many tokens whatever the prompt, and a mask that says which are its own.
+
+        Pipelines leave the mask out where all are, or give a list of texts, each of its own length.
+        """
+        if self.row.tokens is None:
+            return cond
+        text, mask = cond["text"], cond.get("mask")
+        if mask is None:
+            mask = [torch.ones(len(one), dtype=torch.int64, device=one.device) for one in text]
+        return {
+            name: torch.stack([self._long(one) for one in value]) for name, value in (("text", text), ("mask", mask))
+        }
+
+    def _long(self, one: Tensor) -> Tensor:
+        padded = one.new_zeros(self.row.tokens or 0, *one.shape[1:])
+        padded[: len(one)] = one
+        return padded
 
     @torch.no_grad()
     def encode(self, videos: Tensor) -> Latent:
@@ -92,17 +113,19 @@ class DiffusersCodec:
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         temporal, spatial = self.positions.temporal, self.positions.spatial
-        side = spatial * self.row.side
-        if min(frames, height, width) < 1 or (frames - 1) % temporal or height % side or width % side:
+        side, many = spatial * self.row.side, frames > 1 if self.row.image else (frames - 1) % temporal
+        if min(frames, height, width) < 1 or many or height % side or width % side:
+            allowed = "1" if self.row.image else f"1 more than a multiple of {temporal}"
             raise ValueError(
-                f"{frames}x{height}x{width} is no size of this model: frames must be 1 more than a multiple of "
-                f"{temporal}, height and width multiples of {side}"
+                f"{frames}x{height}x{width} is no size of this model: frames must be {allowed}, height and width "
+                f"multiples of {side}"
             )
-        channels = int(self.pipeline.vae.config.latent_channels)
+        config = self.pipeline.vae.config
+        channels = int(config.get("latent_channels") or config["z_dim"])
         return (frames - 1) // temporal + 1, channels, height // spatial, width // spatial
 
     def _encode(self, videos: Tensor) -> Latent:
-        vae, still = self.pipeline.vae, self._still(videos)
+        vae, still = self.pipeline.vae, self.still
         x = (2 * videos - 1).to(vae.device, vae.dtype)
         x = vae.encode(x[:, 0] if still else x.transpose(1, 2)).latent_dist.mode()
         x = (x[:, None] if still else x.transpose(1, 2)).float()
@@ -110,15 +133,16 @@ class DiffusersCodec:
         return (x - mean) / std
 
     def _decode(self, x: Latent) -> Tensor:
-        vae, still = self.pipeline.vae, self._still(x)
+        vae, still = self.pipeline.vae, self.still
         mean, std = statistics(vae, x.to(vae.device))
         raw = (x.to(vae.device) * std + mean).to(vae.dtype)
         y = vae.decode(raw[:, 0] if still else raw.transpose(1, 2), return_dict=False)[0]
         return ((y[:, None] if still else y.transpose(1, 2)).float() / 2 + 0.5).clamp(0, 1)
 
-    def _still(self, frames: Tensor) -> bool:
-        """Whether the VAE is one of images."""
-        return self.positions.temporal == 1 and frames.shape[1] == 1
+    @property
+    def still(self) -> bool:
+        """Whether the VAE is one of images; some pipelines of images have one of videos."""
+        return not any(isinstance(layer, torch.nn.Conv3d) for layer in self.pipeline.vae.modules())
 
 
 def statistics(vae: Any, x: Tensor) -> tuple[Tensor, Tensor]:

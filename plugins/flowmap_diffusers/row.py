@@ -57,8 +57,9 @@ class Row:
     variance-preserving teacher, which predicts v on a discrete schedule. blocks: the lists of repeated blocks. frames:
     a time a frame can be told. adapted: which linear layers of the blocks get adapters, a regular expression. example:
     shapes without the batch; masks are all ones, of integers. text: what `encode_prompt` of the pipeline gives out, by
-    its place; given: under which names the pipeline takes it back; call: its other arguments, so that it guides by
-    nothing but what is in the condition. null: what guidance replaces. hub: the published pipeline. fps, vae: frames a
+    its place; tokens: of it, to which it is padded and masked, where their number depends on the prompts; given: under
+    which names the pipeline takes it back; call: its other arguments, so that it guides by nothing but what is in the
+    condition. null: what guidance replaces. hub: the published pipeline. fps, vae: frames a
     second, and how many frames and pixels of a side one latent stands for, where no directory says so; side: of a
     token, in latents; shift: of the sampling grid, at the largest size where the pipeline's depends on it.
     """
@@ -79,6 +80,7 @@ class Row:
     frames: bool = False
     adapted: str = r"(attn\d?\..*(to_|add_)|ff(_context)?\.net\.|proj_(mlp|out)$)"
     text: Mapping[str, int] = field(factory=lambda: {"text": 0})
+    tokens: int | None = None
     masks: tuple[str, ...] = ()
     null: tuple[str, ...] = ("text",)
     call: Callable[[Cond, Positions], Mapping[str, Any]] = lambda cond, positions: {"guidance_scale": 1.0}
@@ -87,6 +89,11 @@ class Row:
     side: int = 2
     shift: float = 1.0
     licence: str | None = None
+
+    @property
+    def image(self) -> bool:
+        """Whether it makes one frame."""
+        return self.example["z"][0] == 1
 
 
 def embedded(cond: Cond, positions: Positions) -> Mapping[str, Any]:

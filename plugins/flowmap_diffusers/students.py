@@ -17,7 +17,7 @@ from flowmap_wan.lora import parts
 from flowmap import FlowMap
 from flowmap.evaluation.rounding import since_built
 
-from .build import WEIGHTS, exact
+from .build import WEIGHTS, exact, positions_of
 from .network import DiffusersFlowMap
 
 if TYPE_CHECKING:
@@ -96,8 +96,7 @@ def code(spec: Diffusers) -> str:
 
     row = spec.row
     known = signature(getattr(diffusers, row.pipeline).__call__).parameters
-    defaults: dict[str, Any] = {"guidance_scale": spec.guidance if "guidance" in row.example else 1.0}
-    defaults |= {"frame_rate": spec.fps or row.fps} if "frame_rate" in known else {}
+    defaults = dict(row.call({"guidance": torch.tensor([spec.guidance])}, positions_of(spec)))
     if "sigmas" in known:  # without, some schedules are shifted twice
         defaults["sigmas"] = None
     return Template(CODE.read_text()).substitute(

@@ -1,0 +1,196 @@
+"""From a pipeline's directory to a student that diffusers alone runs: of each row here, by its own text encoders."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import flowmap_diffusers
+import pytest
+import torch
+from attrs import evolve, frozen
+from flowmap_diffusers import Diffusers
+from flowmap_diffusers.codec import DiffusersCodec
+from flowmap_diffusers.rows import ROWS
+
+from flowmap import FlowMap, Rng, sample
+from flowmap.model import Codec
+from flowmap.plugins import backbone, manager
+from flowmap.testing.kit import perturb
+
+CPU: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
+PLUGINS = manager(flowmap_diffusers, entry_points=False)
+PROMPTS = ["a seven", 'the letters "xyz"', ""]
+STEPS = (1, 4, 8)
+
+
+def letters() -> Any:
+    """A tokenizer of bytes, one a token."""
+    from transformers import Qwen2Tokenizer
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    vocab = {sign: at for at, sign in enumerate(bytes_to_unicode().values())}
+    made = Qwen2Tokenizer(vocab={**vocab, "<|endoftext|>": 256}, merges=[])
+    made.chat_template = "{% for m in messages %}{{ m['content'] }};{% endfor %}"
+    return made
+
+
+QWEN: Mapping[str, Any] = {
+    "vocab_size": 257,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 2048,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+}
+
+
+def qwen_image() -> Mapping[str, Any]:
+    from diffusers import AutoencoderKLQwenImage
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
+    config = Qwen2_5_VLConfig(text_config=dict(QWEN), vision_config=vision)
+    levels = {"dim_mult": [1, 1, 1, 1], "num_res_blocks": 1, "temperal_downsample": [False, True, True]}
+    said = {"latents_mean": [-1.0, 0.0, 0.5, 1.0], "latents_std": [0.5, 1.0, 1.5, 2.0]}
+    return {
+        "text_encoder": Qwen2_5_VLForConditionalGeneration(config),
+        "tokenizer": letters(),
+        "vae": AutoencoderKLQwenImage(base_dim=8, z_dim=4, **levels, **said),
+    }
+
+
+@frozen
+class Case:
+    """size: what the pipeline is told, of the latents of the row's example. dynamic: its schedule looks at the size."""
+
+    parts: Callable[[], Mapping[str, Any]]
+    size: Mapping[str, int]
+    dynamic: bool = False
+
+
+CASES = {"qwen_image": Case(qwen_image, {"height": 32, "width": 48}, dynamic=True)}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import diffusers
+
+    row, case, path = ROWS[family], CASES[family], tmp_path_factory.mktemp(family) / "pipeline"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = getattr(diffusers, row.transformer)(**row.tiny)
+        parts = {name: p.eval() if isinstance(p, torch.nn.Module) else p for name, p in case.parts().items()}
+        schedule = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=case.dynamic)
+        parts = {"scheduler": schedule, "transformer": net.eval(), **parts}
+        getattr(diffusers, row.pipeline)(**parts).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def spec(family: str, folder: Path) -> Diffusers:
+    found = backbone(str(folder), PLUGINS)
+    assert isinstance(found, Diffusers) and found.family == family and found.lora is not None
+    found.validate()
+    return evolve(found, lora=evolve(found.lora, rank=4, alpha=4.0))
+
+
+@pytest.fixture(scope="module")
+def codec(spec: Diffusers) -> Codec:
+    return spec.codec(**CPU)
+
+
+def test_prompts_are_encoded_as_the_pipeline_does_whatever_their_number(spec: Diffusers, codec: Codec) -> None:
+    """Text and masks of one prompt are the same beside another."""
+    together = codec.encode_prompts(PROMPTS)
+    for i, prompt in enumerate(PROMPTS):
+        alone = codec.encode_prompts([prompt])
+        assert {*alone} == {*spec.row.example} - {"z"}
+        assert spec.row.tokens in (None, alone["text"].shape[1])
+        for name, value in alone.items():
+            torch.testing.assert_close(together[name][i : i + 1], value, rtol=1e-4, atol=1e-5)
+
+
+def test_latents_are_those_of_the_pipeline(spec: Diffusers, codec: Codec, family: str, folder: Path) -> None:
+    """What the pipeline shows of a latent is what the codec decodes it to; and encoding is its inverse."""
+    import diffusers
+
+    row, size = spec.row, CASES[family].size
+    frames, height, width = size.get("num_frames", 1), size["height"], size["width"]
+    assert codec.latent_shape(frames, height, width) == row.example["z"]
+    if row.image:
+        with pytest.raises(ValueError, match="5x32x48 is no size of this model: frames must be 1, height and"):
+            codec.latent_shape(5, height, width)
+    pipe = getattr(diffusers, row.pipeline).from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    z = Rng.seeded(1).noise_like(torch.zeros(1, *row.example["z"]))
+    asked: dict[str, Any] = {"prompt": "a seven", "num_inference_steps": 1, "return_dict": False, **size}
+    assert isinstance(codec, DiffusersCodec)
+    asked |= row.call({"guidance": torch.tensor([6.0])}, codec.positions) | {"latents": row.layout.to(z)}
+    latent = row.layout.back(pipe(**asked, output_type="latent")[0], z.shape)
+    shown = pipe(**asked, output_type="pt")[0]
+    made = codec.decode(latent)
+    torch.testing.assert_close(made, shown[:, None] if row.image else shown, rtol=1e-4, atol=1e-4)
+    videos = torch.rand(2, frames, 3, height, width)
+    x = codec.encode(videos)
+    assert x.shape[1:] == row.example["z"]
+    torch.testing.assert_close(codec.decode(x), shown_from(pipe, videos, row.image), rtol=1e-4, atol=1e-4)
+
+
+def shown_from(pipe: Any, videos: torch.Tensor, image: bool) -> torch.Tensor:
+    """Through the VAE alone, in its own units."""
+    x = 2 * videos - 1
+    flat = not any(isinstance(layer, torch.nn.Conv3d) for layer in pipe.vae.modules())
+    with torch.no_grad():
+        raw = pipe.vae.encode(x[:, 0] if flat else x.transpose(1, 2)).latent_dist.mode()
+        y = pipe.vae.decode(raw, return_dict=False)[0]
+    return ((y[:, None] if flat else y.transpose(1, 2)) / 2 + 0.5).clamp(0, 1)
+
+
+def load(path: Path) -> FlowMap:
+    return backbone(str(path), PLUGINS).load(path, **CPU)
+
+
+@pytest.mark.slow
+def test_a_student_in_diffusers_alone_is_flowmap_s(spec: Diffusers, family: str, tmp_path: Path) -> None:
+    """Moved off the teacher, both embedders too, as training does; in a process that cannot import flowmap."""
+    u = spec.build(frozenset({"student"}), **CPU)["student"]
+    perturb(u, 0, 0.1)
+    student = tmp_path / "student"
+    spec.save(u, student)
+    row, loaded = spec.row, load(student)
+    z, t = Rng.seeded(2).noise_like(torch.zeros(1, *row.example["z"])), torch.tensor([0.7])
+    found = backbone(str(student), PLUGINS)
+    cond = found.codec(**CPU).encode_prompts(["a seven"])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(z, t, t / 2, cond), u(z, t, t / 2, cond))
+        assert (loaded(z, t, t / 2, cond) - loaded(z, t, t, cond)).abs().max() > 1e-3
+    torch.save(row.layout.to(z), tmp_path / "noise.pt")
+    code = f"""
+import sys
+sys.modules["flowmap"] = sys.modules["flowmap_diffusers"] = None
+import torch
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained({str(student)!r}, trust_remote_code=True)
+pipe.set_progress_bar_config(disable=True)
+asked = dict(prompt="a seven", latents=torch.load("noise.pt"), output_type="latent", return_dict=False)
+asked.update({dict(CASES[family].size)})
+torch.save({{n: pipe(num_inference_steps=n, **asked)[0] for n in {STEPS}}}, "out.pt")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    made = torch.load(tmp_path / "out.pt")
+    for steps in STEPS:
+        ours = sample(loaded, z, cond, steps=steps, shift=found.shift)
+        error = (row.layout.back(made[steps], z.shape) - ours).abs().max() / ours.abs().max()
+        assert float(error) < 1e-5, steps
