@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import frozen
-from flowmap_wan.lora import fill_adapter
-from flowmap_wan.random import drawn
-from flowmap_wan.streaming import slices, stored
+from flowmap_lora.roles import fill_adapter
 from torch import Tensor, nn
 
 from flowmap import FlowMap
@@ -22,6 +20,8 @@ from flowmap.model import Put, Rows, WeightsError, require_fit
 from flowmap.time_embedding import keep_exact, lift
 
 from . import vp
+from .drawn import drawn
+from .loading import slices, stored
 from .network import DiffusersFlowMap, Running, recomputing
 from .row import Positions, Row
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import frozen
-from flowmap_wan.codec import no_bar
 from torch import Tensor
 
 from flowmap._types import Cond, Latent
 
 from .build import positions_of
+from .loading import no_bar
 from .row import Positions, Row
 
 if TYPE_CHECKING:

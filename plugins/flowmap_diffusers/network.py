@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from flowmap_wan.lora import Lora, activate, adapter_parameters, add_adapter
-from flowmap_wan.masters import thawed
+from flowmap_lora.masters import thawed
+from flowmap_lora.roles import Lora, activate, adapter_parameters, add_adapter
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import evolve, field, frozen
-from flowmap_wan import Lora
+from flowmap_lora import Lora
 
 from flowmap import validators
 from flowmap.model import About, Streamed
@@ -153,12 +153,12 @@ class Diffusers(Streamed, Referenced):
         """Of the transformer's files, where they are local: other weights are another run."""
         if self.path is None or not Path(self.path).is_dir():
             return None
-        from flowmap_wan.spec import transformer_hash
+        from .identity import transformer_hash
 
         return transformer_hash(Path(self.path))
 
     def encoders(self) -> Mapping[str, str]:
-        from flowmap_wan.encoders import encoders
+        from .identity import encoders
 
         return {} if self.path is None else encoders(self.path)
 

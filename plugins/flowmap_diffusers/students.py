@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import evolve
-from flowmap_wan.lora import parts
+from flowmap_lora.roles import parts
 
 from flowmap import FlowMap
 from flowmap.evaluation.rounding import since_built

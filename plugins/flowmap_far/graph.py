@@ -8,9 +8,9 @@ no token attends to padding, unlike in diffusers' own cached path.
 from __future__ import annotations
 
 import torch
+from flowmap_lora.masters import plain
 from flowmap_wan.block import Rope, rotation
 from flowmap_wan.graph import POSITIONS, Attention, WanGraph, same_sizes
-from flowmap_wan.masters import plain
 from torch import Tensor
 
 from flowmap._types import Latent, Time

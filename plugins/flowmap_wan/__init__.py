@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .lora import Lora
+from flowmap_lora.roles import Lora
+
 from .spec import WanSpec
 
 __all__ = ["Lora", "WanSpec"]

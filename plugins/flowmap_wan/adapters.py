@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import evolve, field, frozen
+from flowmap_diffusers.loading import stored
 from torch import Tensor
 
 from flowmap.export.errors import ExportError, ParityError
@@ -18,7 +19,6 @@ from . import bases, extract
 from .build import dtype_of
 from .checkpoints import LORA_FILE, WHOLE_FILE
 from .fidelity import Times, fidelity
-from .streaming import stored
 
 if TYPE_CHECKING:
     from flowmap.export.forms import Saved

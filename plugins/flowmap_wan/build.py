@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from flowmap_diffusers.drawn import drawn
+from flowmap_diffusers.folder import files
 from torch import nn
 
 from flowmap._types import Role
 from flowmap.model import origin, require_fit
 
-from .directory import files, ready
+from .directory import ready
 from .network import Bidirectional, WanFlowMap
-from .random import drawn
 
 if TYPE_CHECKING:
     from .spec import WanSpec
@@ -69,7 +70,7 @@ def flow_map(spec: WanSpec, net: Any, role: Role, *, two_times: bool, student: b
 def pretrained(spec: WanSpec, dtype: torch.dtype) -> Any:
     """The transformer at `spec.path`: a `WanTransformer3DModel`, or a distilled one that the spec can start from.
 
-    On the CPU. Random weights are drawn a tensor at a time, `flowmap_wan.random`.
+    On the CPU. Random weights are drawn a tensor at a time, `flowmap_diffusers.drawn`.
     """
 
     if spec.path is None or not spec.pretrained:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import evolve
+from flowmap_lora.roles import parts
 
 from flowmap import FlowMap
 from flowmap.model import Sampling
 
 from . import bases, pipelines
 from .build import build, dtype_of, flow_map, pretrained, rebuilt
-from .lora import parts
 from .network import Bidirectional, WanFlowMap
 from .streaming import Source
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import frozen
+from flowmap_diffusers.loading import no_bar
 from torch import Tensor
 
 from flowmap._types import Cond, Latent
@@ -34,20 +34,6 @@ def components(path: str, dtype: torch.dtype) -> dict[str, Any]:
             "text_encoder": UMT5EncoderModel.from_pretrained(path, subfolder="text_encoder", **given).eval(),
             "vae": vae,
         }
-
-
-@contextmanager
-def no_bar() -> Iterator[None]:
-    """Without the bar over the tensors of a file: the run has one, and downloads have theirs."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 ENCODED = 4

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import evolve, frozen
+from flowmap_diffusers.loading import stored
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,7 +29,6 @@ from .fixed_step import Embedder, Pair, embedder, grid, solve, wanted
 from .forms import transformer_of
 from .names import original
 from .network import WanFlowMap
-from .streaming import stored
 
 if TYPE_CHECKING:
     from flowmap.export.forms import Saved

@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flowmap_diffusers.folder import WEIGHTS, fetch, files, listing, local
+
 from flowmap.mistaken import ADAPTERS, CHECKPOINTS, FUSE, INDEX, read, what
 from flowmap.model import Sampling
 from flowmap.validators import article, listed
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 
 DIFFUSION = "WanTransformer3DModel"
 """The class of the only networks that are no student's."""
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 PARTS: Mapping[str, str | None] = {
     "transformer": None,
     "scheduler": None,
@@ -33,12 +34,6 @@ PARTS: Mapping[str, str | None] = {
 """What a pipeline must have; of which class, where `codec` reads no other. The transformer's is the spec's to say."""
 SAME = ("expand_timesteps",)
 """Settings that leave text-to-video as it is: every token is told the same time."""
-WEIGHTS: Mapping[str, str] = {
-    "transformer": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-}
-"""By part, the name of its files before `.safetensors`, a shard's number and a variant's name."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".gguf")
 PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
 """As what a weight can stand in a file; any other needs the scales of whoever quantised it."""
@@ -53,34 +48,6 @@ SCALE = 1000
 """Training times of a scheduler: what t is multiplied with."""
 CHANNELS = 16
 """Of a VAE that does not say: what diffusers takes."""
-
-
-def files(folder: Path, part: str = "transformer") -> list[Path]:
-    """The weights of a part of the pipeline in `folder`, without those of variants."""
-    name = re.compile(rf"{WEIGHTS[part]}(-\d+-of-\d+)?\.safetensors")
-    return sorted(file for file in _listing(folder / part) if name.fullmatch(file.name))
-
-
-def local(path: str) -> Path | None:
-    """Where the files of a directory or of a hub id that was downloaded before are."""
-    if Path(path).exists() or not HUB_ID.fullmatch(path) or Path(path).suffix in CHECKPOINTS:
-        return Path(path)
-    from huggingface_hub import try_to_load_from_cache
-
-    try:
-        index = try_to_load_from_cache(path, INDEX)
-    except ValueError:  # it looks like a hub id and is none
-        return Path(path)
-    return Path(index).parent if isinstance(index, str) else None
-
-
-def fetch(path: str) -> Path:
-    """`local`, where need be with the settings of the parts downloaded, without weights."""
-    if (found := local(path)) is not None:
-        return found
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(path, allow_patterns=[INDEX, "*/*config.json"]))
 
 
 def ready(spec: WanSpec) -> None:
@@ -213,7 +180,7 @@ def _scheduler(config: Mapping[str, Any], shift: bool) -> Iterator[str]:
 def _weights(folder: Path, part: str, pipeline: str) -> Iterator[str]:
     if files(folder, part):
         return
-    there = _listing(folder / part)
+    there = listing(folder / part)
     found = (re.search(r"\.([\w-]+?)(-\d+-of-\d+)?\.safetensors$", file.name) for file in there)
     if variants := sorted({match[1] for match in found if match}):
         yield (
@@ -292,7 +259,3 @@ def _tensors(weights: Collection[Path]) -> Iterator[str]:
                 f"transformer/{file.name} has {types[strange[0]]} as {strange[0]}: the weights are quantised; give "
                 "those that they were made of, in bfloat16 or float32"
             )
-
-
-def _listing(folder: Path) -> list[Path]:
-    return [*folder.iterdir()] if folder.is_dir() else []

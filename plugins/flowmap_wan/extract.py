@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import evolve, frozen
+from flowmap_diffusers.loading import stored
 from torch import Tensor
 
 from flowmap import Rng
 from flowmap.export.errors import ExportError
 
-from .streaming import Source, stored
+from .streaming import Source
 
 if TYPE_CHECKING:
     from flowmap.export.forms import Saved

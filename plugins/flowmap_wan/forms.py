@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import evolve, frozen
+from flowmap_diffusers.folder import files
 
 from flowmap.export.errors import ExportError
 from flowmap.export.forms import Written
@@ -21,7 +22,6 @@ from flowmap.rollout import euler_grid
 from . import adapters, bases, extract, readme, unrounded
 from .build import empty, pretrained
 from .checkpoints import LORA_FILE, fused
-from .directory import files
 from .fidelity import load
 from .narrowed import narrowed
 from .network import WanFlowMap

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
+from flowmap_lora.masters import plain
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,7 +18,6 @@ from flowmap.time_embedding import mix
 
 from .block import Block, Rope, Text, rotate
 from .checkpoints import fused
-from .masters import plain
 from .network import WanFlowMap
 
 POSITIONS = 1024

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from flowmap_lora.masters import thawed
+from flowmap_lora.roles import Lora, activate, adapter_parameters, add_adapter
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -18,8 +20,7 @@ from flowmap.model import ConditionError
 from flowmap.time_embedding import mix
 
 from .block import Block, KeyValue, Mask, Rope, Text, rotation
-from .lora import Lora, activate, adapter_parameters, add_adapter, targets
-from .masters import thawed
+from .targets import targets
 
 TIME_SCALE = 1000.0  # the only place that knows it
 

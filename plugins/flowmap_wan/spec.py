@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 import torch
 from attrs import evolve, field, frozen
+from flowmap_lora.roles import Lora
 
 from flowmap import validators
 from flowmap.methods.citations import WAN
 from flowmap.mistaken import INDEX, read
 from flowmap.model import About, Sampling, Splits, Streamed, origin
 
-from .lora import Lora
 from .sizes import PUBLISHED, SCHEDULER, SIZES
 
 if TYPE_CHECKING:
@@ -175,11 +173,13 @@ class WanSpec(Streamed, Splits):
         if self.path is None or not self.pretrained or not (here := Path(self.path)).is_dir():
             return None
         own = [here / SCHEDULER] if self._shift is None and (here / SCHEDULER).is_file() else []
+        from flowmap_diffusers.identity import transformer_hash
+
         return transformer_hash(here, *own)
 
     def encoders(self) -> Mapping[str, str]:
         """Of VAE and text encoder, where they are local."""
-        from .encoders import encoders
+        from flowmap_diffusers.identity import encoders
 
         return {} if self.path is None else encoders(self.path)
 
@@ -231,22 +231,6 @@ def example(shape: tuple[int, ...], tokens: int) -> tuple[torch.Tensor, Cond]:
     z, text = (rng.noise_like(torch.zeros(s)) for s in (shape, (shape[0], tokens, TINY["text_dim"])))
     text[:, -2:] = 0
     return z, {"text": text}
-
-
-def transformer_hash(folder: Path, *more: Path) -> str:
-    """Of the files of a pipeline's transformer, and more."""
-    files = sorted(p for p in (folder / "transformer").iterdir() if p.suffix in (".safetensors", ".json"))
-    files += more
-    return _hash(tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
-
-
-@lru_cache(maxsize=8)
-def _hash(files: tuple[tuple[str, int, int], ...]) -> str:
-    found = hashlib.sha256()
-    for name, _, _ in files:
-        with open(name, "rb") as file:
-            found.update(hashlib.file_digest(file, "sha256").digest())
-    return found.hexdigest()
 
 
 Spec = TypeVar("Spec", bound=WanSpec)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import frozen
+from flowmap_diffusers.drawn import drawn
+from flowmap_diffusers.loading import stored
+from flowmap_lora.roles import fill_adapter
 
 from flowmap import FlowMap
 from flowmap._types import Role
 from flowmap.model import Put, Rows
 
 from .build import PATCH, checked_class, dtype_of, empty
-from .directory import files
-from .lora import fill_adapter
 from .network import WanFlowMap
-from .random import drawn
 
 if TYPE_CHECKING:
     from .spec import WanSpec
@@ -66,23 +65,3 @@ class Source:
             return lambda rows: part[rows].to(dtype)
         base = {key: self.rows(key)(slice(None)) for key in PATCH}
         return self.spec.extra_state(base)[name].__getitem__
-
-
-def stored(path: str) -> dict[str, Any]:
-    """Every tensor of the transformer in a pipeline's directory or hub id."""
-    folder = Path(path)
-    if not (folder / "transformer").is_dir():
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(path, allow_patterns=["transformer/*"]))
-    if not (weights := files(folder)):
-        raise ValueError(f"{folder}: its transformer has no safetensors, which several processes could share")
-    return slices(weights)
-
-
-def slices(weights: Sequence[Path]) -> dict[str, Any]:
-    """Every tensor of these files, as a slice that is read when it is cut."""
-    from safetensors import safe_open
-
-    opened = [safe_open(file, framework="pt") for file in weights]
-    return {name: file.get_slice(name) for file in opened for name in file.keys()}  # noqa: SIM118, not a dict

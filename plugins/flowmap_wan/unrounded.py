@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import evolve, fields_dict
+from flowmap_diffusers.folder import local
+from flowmap_diffusers.loading import stored
+from flowmap_lora.roles import Lora
 
 from flowmap import FlowMap
 from flowmap.model import Sampling
@@ -16,10 +19,7 @@ from . import bases, checkpoints
 from .adapters import Adapters
 from .build import dtype_of
 from .checkpoints import LORA_FILE
-from .directory import local
-from .lora import Lora
 from .network import WanFlowMap
-from .streaming import stored
 
 if TYPE_CHECKING:
     from .spec import WanSpec

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from attrs import evolve
+from flowmap_diffusers.loading import stored
 from flowmap_digits import TINY_WAN
 from flowmap_far import Far
 from flowmap_wan import Lora
 from flowmap_wan.spec import WanSpec
-from flowmap_wan.streaming import stored
 from flowmap_wan21 import Wan21
 from safetensors.torch import load_file, save_file
 

@@ -17,10 +17,10 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
+from flowmap_diffusers.loading import stored
 from flowmap_digits import TINY_WAN
 from flowmap_wan import adapters, comfyui, extract
 from flowmap_wan.names import original
-from flowmap_wan.streaming import stored
 from flowmap_wan21 import Wan21
 from safetensors.torch import load_file
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from attrs import evolve
 from flowmap_far import Far
-from flowmap_wan.lora import Lora
+from flowmap_lora.roles import Lora
 from flowmap_wan.spec import TINY
 from flowmap_wan21 import Wan21
 from torch import Tensor, nn

@@ -13,10 +13,10 @@ import pytest
 import torch
 from attrs import evolve
 from diffusers import WanPipeline
+from flowmap_diffusers.folder import files
 from flowmap_digits import TINY_WAN
 from flowmap_digits.data import MovingDigits
 from flowmap_far import Far
-from flowmap_wan.directory import files
 from flowmap_wan21 import Wan21
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file

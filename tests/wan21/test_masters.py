@@ -10,9 +10,9 @@ import pytest
 import torch
 from attrs import evolve
 from flowmap_far import Far
+from flowmap_lora.masters import plain
 from flowmap_wan.checkpoints import fused
 from flowmap_wan.graph import OneChunk
-from flowmap_wan.masters import plain
 from flowmap_wan.network import TIME_SCALE
 from flowmap_wan21 import Lora, Wan21
 from torch import nn

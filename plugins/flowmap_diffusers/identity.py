@@ -1,4 +1,8 @@
-"""What tells a VAE or a text encoder from another: the hash of its tensors and of the settings that its output has."""
+"""What tells a pipeline's parts from others.
+
+Of a VAE or a text encoder: the hash of its tensors and of the settings that its output has. Of a transformer: the hash
+of its files.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from .directory import local
+from .folder import local
 
 PARTS: Mapping[str, tuple[str, ...]] = {"vae": ("vae",), "text": ("text_encoder", "tokenizer")}
 UNSEEN = ("_class_name", "_diffusers_version", "_name_or_path", "transformers_version", "torch_dtype", "dtype")
@@ -63,3 +67,19 @@ def _hash(files: Stamps) -> str | None:
             config = json.loads(Path(name).read_text())
             lines.append(json.dumps({k: v for k, v in config.items() if k not in UNSEEN}, sort_keys=True))
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def transformer_hash(folder: Path, *more: Path) -> str:
+    """Of the files of a pipeline's transformer, and more."""
+    files = sorted(p for p in (folder / "transformer").iterdir() if p.suffix in (".safetensors", ".json"))
+    files += more
+    return _files_hash(tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@lru_cache(maxsize=8)
+def _files_hash(files: tuple[tuple[str, int, int], ...]) -> str:
+    found = hashlib.sha256()
+    for name, _, _ in files:
+        with open(name, "rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()

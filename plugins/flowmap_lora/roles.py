@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
     from flowmap.model import Put
 
-BLOCKS = r"blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2))"
-TIMES = r"condition_embedder\.(time|delta)_embedder\.linear_[12]"
-
 
 @frozen
 class Lora:
@@ -28,11 +25,6 @@ class Lora:
     rank: int = field(default=256, validator=validators.ge(1))
     alpha: float = field(default=256.0, validator=validators.gt(0.0))
     seed: int = 0
-
-
-def targets(*, times: bool) -> str:
-    """The linear layers of Wan's that get adapters: self-attention and feed-forward, and both time embedders."""
-    return f"({BLOCKS}|{TIMES})" if times else BLOCKS
 
 
 def add_adapter(net: nn.Module, name: str, lora: Lora, targets: str | list[str]) -> None:
