@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .export.backend import Exporter
-    from .export.graph import Family
+    from .export.family import Family
     from .method import Method
     from .model import FlowMapSpec
     from .recipe import Recipe, Stage

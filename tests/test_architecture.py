@@ -1,6 +1,7 @@
 """The rules of docs/architecture.md that a machine can check."""
 
 import ast
+import graphlib
 import inspect
 import json
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grimp
 import pytest
 from importlinter.cli import lint_imports
 
@@ -35,6 +37,15 @@ def test_imports_run_downward_only(monkeypatch, capfd):
     monkeypatch.setattr(sys, "path", [str(ROOT), str(ROOT / "plugins"), *sys.path])
     failed = lint_imports(no_cache=True, no_logo=True)
     assert not failed, capfd.readouterr().out
+
+
+def test_no_files_import_each_other_in_a_circle():
+    """For types alone counts, too: a reader goes in circles all the same."""
+    packages = ["flowmap", *sorted(path.parent.name for path in ROOT.glob("plugins/*/__init__.py"))]
+    graph = grimp.build_graph(*packages, cache_dir=None)
+    assert len(graph.modules) > 200
+    imported = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    graphlib.TopologicalSorter(imported).prepare()  # a CycleError names the circle
 
 
 def run_python(code: str) -> str:

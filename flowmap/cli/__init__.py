@@ -7,12 +7,11 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import NoReturn
 
 from . import about, curve, data, distill, export, sample, status
 from .command import Command
-from .errors import UsageError, after_first, sentence
+from .errors import UsageError, after_first, sentence, unknown
 
 COMMANDS: Mapping[str, Command] = {
     command.name: command
@@ -100,12 +99,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             raise UsageError(f"{options.command} takes no further argument, but there is {rest[0]!r}")
         raise UsageError(f"{options.command}: {unknown('option', rest[0], known)}")
     return options
-
-
-def unknown(kind: str, name: str, known: Sequence[str]) -> str:
-    near = get_close_matches(name, known, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"there is no {kind} {name!r}: must be one of {', '.join(known)}{hint}"
 
 
 def version() -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from . import recipes
 from .command import Command, positive, whole
-from .errors import UsageError
+from .errors import UsageError, unknown
 from .sample import size
 from .threads import wait_passively
 
@@ -86,8 +86,6 @@ def _strict(parser: ArgumentParser) -> type[ArgumentParser]:
 
     class Task(type(parser)):  # type: ignore[misc]
         def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Namespace, list[str]]:
-            from . import unknown
-
             options, rest = super().parse_known_args(args, namespace)
             if rest and rest[0].startswith("-"):
                 known = [name for action in self._actions for name in action.option_strings]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
+from difflib import get_close_matches
 
 from attrs import frozen
 
@@ -73,3 +75,9 @@ def _of_files(error: OSError) -> str:
     if error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return str(error).strip().partition("\n")[0]
+
+
+def unknown(kind: str, name: str, known: Sequence[str]) -> str:
+    near = get_close_matches(name, known, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"there is no {kind} {name!r}: must be one of {', '.join(known)}{hint}"

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
-from typing import Protocol, runtime_checkable
 
-import torch
-
-from .._types import Batch, Rng
-from ..model import FlowMapSpec
+from .._types import Rng
 from .fingerprint import Fingerprinted, fingerprint
 from .folder import LatentFolder
 from .format import DataError
 from .prefetch import Prefetch, ReadsAhead
 from .shards import LatentShards
 from .sized import Sized
+from .source import Data, Source
 from .tensors import TensorData
 from .videos import BadClipsError, VideoFolder
 
@@ -36,23 +31,6 @@ __all__ = [
     "fingerprint",
     "indices",
 ]
-
-
-@runtime_checkable
-class Data(Protocol):
-    """Samples by index, on the CPU."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, index: Sequence[int]) -> Batch: ...
-
-
-@runtime_checkable
-class Source(Protocol):
-    """Makes the data for a backbone, for example by encoding clips once, so that training holds no encoder."""
-
-    def load(self, backbone: FlowMapSpec, cache: Path | None, *, device: torch.device) -> Data:
-        """`cache`: a directory for what is worth keeping, None for nowhere."""
 
 
 def indices(length: int, batch: int, iteration: int, *key: int) -> list[int]:

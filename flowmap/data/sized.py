@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from attrs import field, frozen
@@ -12,9 +12,7 @@ from attrs import field, frozen
 from ..model import FlowMapSpec
 from .fingerprint import fingerprint
 from .format import DataError
-
-if TYPE_CHECKING:
-    from . import Data, Source
+from .source import Data, Source
 
 
 def _size(value: Sequence[int]) -> tuple[int, ...]:

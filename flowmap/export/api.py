@@ -17,7 +17,7 @@ from ..plugins import collect, installed, named
 from . import forms, fp8
 from .backend import ChecksItself, Exporter, check_machine, check_versions, machine, require
 from .errors import ExportError
-from .graph import Family
+from .family import Family
 from .manifest import MANIFEST, Manifest
 from .narrowing import exact
 from .plain import Plain

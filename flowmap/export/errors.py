@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from .spec import Outside
+
+class Outside(Protocol):
+    """Which dimension, of what size, and in words what it must be, in units of so many of its own."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def found(self) -> int: ...
+
+    def allowed(self, unit: int = 1) -> str: ...
 
 
 class ExportError(Exception):

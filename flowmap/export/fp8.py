@@ -24,7 +24,8 @@ from .._types import Rng
 from ..model import FlowMap
 from ..rollout import sample
 from .errors import ExportError, ProfileError
-from .graph import Family, Graph
+from .family import Family
+from .graph import Graph
 from .manifest import Built
 from .runner import Checked
 from .spec import Asked, ShapeProfile

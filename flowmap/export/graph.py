@@ -5,21 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from inspect import Parameter, signature
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from attrs import field, frozen
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from .._types import Cond, Latent, Rng
-from ..model import FlowMap
 from .blank import without_sources
 from .errors import ExportError, LintError, failing
 from .spec import ShapeProfile
-
-if TYPE_CHECKING:
-    from .runner import Checked
 
 Call: TypeAlias = Callable[..., Tensor]
 """A built graph: tensors in the order of its inputs to its one output."""
@@ -78,38 +73,6 @@ class Graph:
                 )
             if most is not None and r.most > most:
                 raise ExportError(f"{name} = {r}: this network takes at most {most}")
-
-
-class Family(Protocol):
-    """How a kind of network is exported and used again; plugins register them by name (`flowmap_graphs`)."""
-
-    @property
-    def dims(self) -> tuple[str, ...]:
-        """The sizes that people ask for, such as batch, frames, height, width, text."""
-
-    def claims(self, u: FlowMap) -> bool:
-        """Whether `u` is of this kind."""
-
-    def graphs(self, u: FlowMap) -> tuple[Graph, ...]:
-        """Its graphs, adapters fused in."""
-
-    def sizes(self, u: FlowMap) -> Mapping[str, int]:
-        """The dimensions that have a size of their own, where none is asked for."""
-
-    def profile(self, u: FlowMap, asked: ShapeProfile) -> ShapeProfile:
-        """The dimensions of the graphs, from the `dims` that were asked for."""
-
-    def example(self, u: FlowMap, sizes: Mapping[str, int], rng: Rng) -> tuple[Latent, Cond]:
-        """Noise and a condition of those sizes, for the student and its export to be compared on."""
-
-    def config(self, u: FlowMap) -> Mapping[str, Any]:
-        """What the runner, and a pipeline, must know of the network; JSON."""
-
-    def runner(self, calls: Mapping[str, Checked], config: Mapping[str, Any]) -> FlowMap:
-        """The flow map that the built graphs are."""
-
-    def transformer(self, u: FlowMap, calls: Mapping[str, Checked], config: Mapping[str, Any]) -> nn.Module:
-        """What the runner `u` is in a pipeline of diffusers; `u` itself, where there is none."""
 
 
 def example(graph: Graph, sizes: Mapping[str, int], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:

@@ -15,7 +15,7 @@ from ..model import FlowMap
 from ..rollout import sample
 from .aoti import compiler
 from .backend import quiet
-from .graph import Family
+from .family import Family
 
 COMPILED = "torch.compile"
 

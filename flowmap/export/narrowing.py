@@ -17,7 +17,7 @@ from .._types import Rng
 from ..model import FlowMap
 from ..rollout import sample
 from .errors import BackendError
-from .graph import Family
+from .family import Family
 from .verify import relative, walk
 
 if TYPE_CHECKING:

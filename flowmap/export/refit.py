@@ -24,7 +24,8 @@ from ..plugins import collect, installed, named
 from . import constants, forms
 from .backend import Exporter, check_versions, require
 from .errors import ExportError, failing
-from .graph import Family, Graph
+from .family import Family
+from .graph import Graph
 from .manifest import MANIFEST, Manifest
 from .narrowing import exact
 from .plain import Plain

@@ -17,7 +17,8 @@ from ..model import FlowMap, sha256
 from . import verify
 from .backend import Exporter, Job
 from .errors import ExportError, failing
-from .graph import Family, Graph, lint, program, require_precision
+from .family import Family
+from .graph import Graph, lint, program, require_precision
 from .latency import latency
 from .manifest import Built, Manifest
 from .narrowing import Exact, narrowing

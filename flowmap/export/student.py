@@ -12,7 +12,8 @@ from ..model import FlowMap
 from ..plugins import backbone, collect
 from . import forms
 from .errors import ExportError
-from .graph import Family, Graph
+from .family import Family
+from .graph import Graph
 from .plain import Plain
 from .spec import Range, ShapeProfile
 

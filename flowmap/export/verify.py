@@ -14,7 +14,7 @@ from .._types import Cond, Rng
 from ..model import Codec, FlowMap
 from ..rollout import sample
 from .errors import ParityError
-from .graph import Family
+from .family import Family
 from .spec import Precision, ShapeProfile
 
 TIMES = ((1.0, 0.0), (1.0, 0.75), (0.6, 0.2), (0.4, 0.4), (0.1, 0.0))

@@ -26,7 +26,7 @@ from .network import DiffusersFlowMap, Running, recomputing
 from .row import Positions, Row
 
 if TYPE_CHECKING:
-    from .spec import Diffusers
+    from .settings import Settings
 
 WAVES = ("time_proj", "timesteps_proj")
 """What diffusers calls the sinusoids beside an embedder."""
@@ -36,7 +36,7 @@ WEIGHTS = "diffusion_pytorch_model.two_times.safetensors"
 
 
 def build(
-    spec: Diffusers, roles: frozenset[Role], *, device: torch.device, dtype: torch.dtype
+    spec: Settings, roles: frozenset[Role], *, device: torch.device, dtype: torch.dtype
 ) -> Mapping[Role, DiffusersFlowMap]:
     """With adapters one lifted base serves every role; without, the student is lifted, the others embed t alone."""
     row, student = spec.row, spec.is_student
@@ -69,7 +69,7 @@ def build(
     return built
 
 
-def plain(spec: Diffusers, *, device: torch.device, dtype: torch.dtype) -> Any:
+def plain(spec: Settings, *, device: torch.device, dtype: torch.dtype) -> Any:
     """The network as diffusers has it, frozen."""
     net = empty(spec, dtype)
     if device.type != "meta":
@@ -89,17 +89,11 @@ def hear(net: Any, row: Row, running: Running, gamma: float | None) -> None:
             lift(net, path, gamma, clock=running.clock, features=features)
 
 
-def class_of(row: Row) -> Any:
-    import diffusers
-
-    return getattr(diffusers, row.transformer)
-
-
-def empty(spec: Diffusers, dtype: torch.dtype) -> Any:
+def empty(spec: Settings, dtype: torch.dtype) -> Any:
     """The plain network without numbers: parameters on the meta device, and what is no parameter as it is made."""
     from accelerate import init_empty_weights
 
-    cls = class_of(spec.row)
+    cls, _ = spec.row.classes()
     with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
         net: Any = cls(**spec.network())
     kept = exact(spec.row, cls)
@@ -126,7 +120,7 @@ class Source:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, spec: Diffusers, dtype: torch.dtype) -> Source:
+    def of(cls, spec: Settings, dtype: torch.dtype) -> Source:
         plain = empty(spec, dtype)
         kept = exact(spec.row, type(plain))
         if spec.path is None:
@@ -163,7 +157,7 @@ class Source:
                 layer._buffers[name] = made.to(device)
 
 
-def fill(spec: Diffusers, nets: Mapping[Role, FlowMap], put: Put, dtype: torch.dtype) -> None:
+def fill(spec: Settings, nets: Mapping[Role, FlowMap], put: Put, dtype: torch.dtype) -> None:
     """What `build` gives to networks that were built on the meta device."""
     source = Source.of(spec, dtype)
     members = [u for u in nets.values() if isinstance(u, DiffusersFlowMap)]
@@ -176,7 +170,7 @@ def fill(spec: Diffusers, nets: Mapping[Role, FlowMap], put: Put, dtype: torch.d
             fill_adapter(u.net, u.adapter, u.lora, put)
 
 
-def positions_of(spec: Diffusers) -> Positions:
+def positions_of(spec: Settings) -> Positions:
     """With the factors of the pipeline's own VAE: positions of the published one would be wrong in silence."""
     temporal, spatial = spec.row.vae
     config = None if spec.path is None else Path(spec.path) / "vae" / "config.json"
@@ -198,7 +192,7 @@ def factors(config: Mapping[str, Any]) -> tuple[int, int]:
     return int(frames or 1), int(side or 2 ** (len(config["block_out_channels"]) - 1))
 
 
-def scheduler_of(spec: Diffusers) -> Any:
+def scheduler_of(spec: Settings) -> Any:
     """The pipeline's own, or of the kind that the family has."""
     import diffusers
 
@@ -211,7 +205,7 @@ def scheduler_of(spec: Diffusers) -> Any:
     return kind(rescale_betas_zero_snr=True, snr_shift_scale=1.0, clip_sample=False, **said)
 
 
-def steps_of(spec: Diffusers) -> Tensor | None:
+def steps_of(spec: Settings) -> Tensor | None:
     """t of every discrete step of a variance-preserving teacher."""
     if not spec.row.vp:
         return None

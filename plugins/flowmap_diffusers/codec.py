@@ -20,7 +20,7 @@ from .loading import no_bar
 from .row import Positions, Row
 
 if TYPE_CHECKING:
-    from .spec import Diffusers
+    from .settings import Settings
 
 
 def components(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
@@ -47,8 +47,7 @@ class DiffusersCodec:
     batch: int = 16
 
     @classmethod
-    def of(cls, spec: Diffusers, *, device: torch.device, dtype: torch.dtype) -> DiffusersCodec:
-        import diffusers
+    def of(cls, spec: Settings, *, device: torch.device, dtype: torch.dtype) -> DiffusersCodec:
 
         if spec.path is None:
             raise ValueError("Diffusers.path = None: random weights have no text encoder and no VAE")
@@ -58,7 +57,7 @@ class DiffusersCodec:
 
             folder = Path(snapshot_download(spec.path, ignore_patterns=["transformer/*"]))
         parts = components(folder, dtype)
-        kind: Any = getattr(diffusers, spec.row.pipeline)
+        _, kind = spec.row.classes()
         known = signature(kind.__init__).parameters
         pipeline = kind(transformer=None, **{name: part for name, part in parts.items() if name in known})
         return cls(pipeline.to(device), spec.row, positions_of(spec), spec.guidance)

@@ -95,6 +95,12 @@ class Row:
         """Whether it makes one frame."""
         return self.example["z"][0] == 1
 
+    def classes(self) -> tuple[Any, Any]:
+        """Of the transformer and of the pipeline."""
+        import diffusers
+
+        return getattr(diffusers, self.transformer), getattr(diffusers, self.pipeline)
+
 
 def embedded(cond: Cond, positions: Positions) -> Mapping[str, Any]:
     """For `Row.call`: guidance that was distilled into the network, which is told of it."""

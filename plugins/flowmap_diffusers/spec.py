@@ -1,19 +1,20 @@
-"""The spec of every row: a frozen value, cheap to import; diffusers, peft and transformers load in `build`."""
+"""The spec of every row. It is cheap to import: diffusers, peft and transformers load in `build`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from attrs import evolve, field, frozen
+from attrs import evolve, frozen
 from flowmap_lora import Lora
 
-from flowmap import validators
-from flowmap.model import About, Streamed
-from flowmap.reference import Played, Referenced
+from flowmap.model import About
+from flowmap.reference import Played
+
+from .settings import STUDENT, Settings
 
 if TYPE_CHECKING:
     from flowmap import FlowMap
@@ -23,64 +24,11 @@ if TYPE_CHECKING:
     from .network import DiffusersFlowMap
     from .row import Row
 
-STUDENT = "family.json"
-"""Beside the student's `model_index.json`: what `Diffusers` is told to load it."""
-
-
-def _path(path: str | Path | None) -> str | None:
-    return None if path is None else str(path)
-
 
 @frozen
-class Diffusers(Streamed, Referenced):
-    """A transformer of diffusers, lifted to two times as AnyFlow does, arXiv:2605.13724.
+class Diffusers(Settings):
+    __doc__ = Settings.__doc__
 
-    path: the directory or hub id of a pipeline, or a student's directory; None for random weights of `config`, by
-    default a few thousand of them. family: its row. lora: adapters on one frozen base that serves every role; None
-    trains whole networks, one a role. gamma: how r enters the time embedding. checkpointing: recompute each block in
-    the backward pass. fps: frames of video a second, where positions depend on it; None is what the family was trained
-    with. guidance: what `codec` writes into the condition of a network that guidance was distilled into. shift: of the
-    sampling grid. seed: of random weights.
-    """
-
-    path: str | None = field(default=None, converter=_path)
-    family: str = field(kw_only=True)
-    lora: Lora | None = Lora()
-    gamma: float = field(default=0.25, validator=[validators.gt(0.0), validators.lt(1.0)])
-    checkpointing: bool = False
-    fps: float | None = field(default=None, validator=validators.optional(validators.gt(0.0)))
-    guidance: float = field(default=6.0, validator=validators.gt(0.0))
-    shift: float = field(default=1.0, validator=validators.gt(0.0))
-    seed: int = 0
-    config: Mapping[str, Any] = field(factory=dict)
-
-    @family.validator
-    def _known(self, attribute: Any, family: object) -> None:
-        from .rows import ROWS
-
-        if family not in ROWS:
-            raise ValueError(f"Diffusers.family = {family!r}: must be one of {', '.join(ROWS)}")
-
-    @property
-    def row(self) -> Row:
-        from .rows import ROWS
-
-        return ROWS[self.family]
-
-    @property
-    def is_student(self) -> bool:
-        return self.path is not None and (Path(self.path) / STUDENT).is_file()
-
-    def network(self) -> Mapping[str, Any]:
-        """What the class is told."""
-        if self.path is None:
-            return {**self.row.tiny, **self.config}
-        from .build import class_of
-
-        config = class_of(self.row).load_config(self.path, subfolder="transformer")
-        return {key: value for key, value in config.items() if not key.startswith("_")}
-
-    # ------------------------------------------------------------------ FlowMapSpec
     def validate(self) -> None:
         if self.path is None or (not Path(self.path).exists() and self.path.count("/") == 1):
             return

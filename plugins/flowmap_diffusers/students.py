@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from inspect import signature
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from attrs import evolve
@@ -19,14 +19,12 @@ from flowmap.evaluation.rounding import since_built
 
 from .build import WEIGHTS, exact, positions_of
 from .network import DiffusersFlowMap
-
-if TYPE_CHECKING:
-    from .spec import Diffusers
+from .settings import STUDENT, Settings
 
 CODE = Path(__file__).with_name("student.py.txt")
 
 
-def save(spec: Diffusers, u: FlowMap, path: Path, dtype: torch.dtype) -> None:
+def save(spec: Settings, u: FlowMap, path: Path, dtype: torch.dtype) -> None:
     """`path/`: the transformer with both embedders of each time, adapters fused; from `spec.path` all else; the code.
 
     Class and file have names of their own, so that the plain class does not load it and leave out r. A
@@ -34,8 +32,6 @@ def save(spec: Diffusers, u: FlowMap, path: Path, dtype: torch.dtype) -> None:
     linear path.
     """
     from safetensors.torch import save_file
-
-    from .spec import STUDENT
 
     if not isinstance(u, DiffusersFlowMap):
         raise TypeError(f"save: a {type(u).__name__} is not a network of flowmap_diffusers")
@@ -56,7 +52,7 @@ def save(spec: Diffusers, u: FlowMap, path: Path, dtype: torch.dtype) -> None:
         _pipeline(spec, Path(spec.path), path)
 
 
-def changes(spec: Diffusers, u: DiffusersFlowMap) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def changes(spec: Settings, u: DiffusersFlowMap) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(W, ΔW) of every weight that was trained and does not stay float32, one by one."""
     if u.lora is None:
         yield from since_built(spec, u, u.role)
@@ -67,7 +63,7 @@ def changes(spec: Diffusers, u: DiffusersFlowMap) -> Iterator[tuple[torch.Tensor
             yield base.float() + change, change
 
 
-def _pipeline(spec: Diffusers, base: Path, path: Path) -> None:
+def _pipeline(spec: Settings, base: Path, path: Path) -> None:
     import diffusers
 
     if not base.is_dir():
@@ -90,12 +86,11 @@ def _pipeline(spec: Diffusers, base: Path, path: Path) -> None:
         place.write_text(code(spec))
 
 
-def code(spec: Diffusers) -> str:
+def code(spec: Settings) -> str:
     """The file beside the weights."""
-    import diffusers
 
     row = spec.row
-    known = signature(getattr(diffusers, row.pipeline).__call__).parameters
+    known = signature(row.classes()[1].__call__).parameters
     defaults = dict(row.call({"guidance": torch.tensor([spec.guidance])}, positions_of(spec)))
     if "sigmas" in known:  # without, some schedules are shifted twice
         defaults["sigmas"] = None
@@ -110,7 +105,7 @@ def code(spec: Diffusers) -> str:
     )
 
 
-def load(spec: Diffusers, path: Path, *, device: Any, dtype: Any) -> FlowMap:
+def load(spec: Settings, path: Path, *, device: Any, dtype: Any) -> FlowMap:
     """The student that `save` wrote."""
     student = evolve(spec, path=path, lora=None, config={})
     return student.build(frozenset({"student"}), device=device, dtype=dtype)["student"]

@@ -15,17 +15,16 @@ from . import vp
 from .build import plain, positions_of, scheduler_of, steps_of
 
 if TYPE_CHECKING:
-    from .spec import Diffusers
+    from .settings import Settings
 
 STEPS = 4
 
 
-def played(spec: Diffusers, x: Latent, noise: Latent, cond: Cond) -> Played:
-    import diffusers
+def played(spec: Settings, x: Latent, noise: Latent, cond: Cond) -> Played:
 
     row, positions, steps = spec.row, positions_of(spec), steps_of(spec)
     net = plain(spec, device=torch.device("cpu"), dtype=torch.float32)
-    cls: Any = getattr(diffusers, row.pipeline)
+    _, cls = row.classes()
     needed = [name for name, p in signature(cls).parameters.items() if p.default is p.empty]
     pipeline = cls(**{**dict.fromkeys(needed), "transformer": net, "scheduler": scheduler_of(spec)})
     pipeline.set_progress_bar_config(disable=True)

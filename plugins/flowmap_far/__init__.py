@@ -14,7 +14,7 @@ from .spec import HUB, Far
 
 if TYPE_CHECKING:
     from flowmap import FlowMapSpec
-    from flowmap.export.graph import Family
+    from flowmap.export.family import Family
 
 __all__ = ["Far", "Lora"]
 

@@ -16,7 +16,7 @@ from flowmap.model import origin
 
 if TYPE_CHECKING:
     from .network import WanFlowMap
-    from .spec import WanSpec
+    from .settings import WanSettings
 
 FILE = "base.json"
 """Beside the LoRA file; in the file's own metadata it is under `KEY`, for where the file goes alone."""
@@ -72,7 +72,7 @@ def of(file: Path) -> dict[str, Any]:
     return found
 
 
-def check(spec: WanSpec, u: WanFlowMap, file: Path) -> None:
+def check(spec: WanSettings, u: WanFlowMap, file: Path) -> None:
     """A ValueError where `u`, on the base of `spec`, is not what the adapters in a LoRA file were trained on."""
     theirs, ours = of(file), _seen(u)
     for name in [name for name in ours if name in theirs and theirs[name] != ours[name]]:

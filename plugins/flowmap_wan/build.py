@@ -20,11 +20,11 @@ from .directory import ready
 from .network import Bidirectional, WanFlowMap
 
 if TYPE_CHECKING:
-    from .spec import WanSpec
+    from .settings import WanSettings
 
 
 def build(
-    spec: WanSpec, roles: frozenset[Role], *, device: torch.device, dtype: torch.dtype
+    spec: WanSettings, roles: frozenset[Role], *, device: torch.device, dtype: torch.dtype
 ) -> Mapping[Role, WanFlowMap]:
     """With adapters, one lifted base serves every role; without, the student is lifted, the others are as they came.
 
@@ -56,7 +56,7 @@ def build(
     return built
 
 
-def flow_map(spec: WanSpec, net: Any, role: Role, *, two_times: bool, student: bool) -> WanFlowMap:
+def flow_map(spec: WanSettings, net: Any, role: Role, *, two_times: bool, student: bool) -> WanFlowMap:
     """The network of a role on `net`, frozen; student: made as the spec's student is, or bidirectional."""
     settings: dict[str, Any] = {
         "two_times": two_times,
@@ -67,7 +67,7 @@ def flow_map(spec: WanSpec, net: Any, role: Role, *, two_times: bool, student: b
     return spec.student(net, role, **settings) if student else Bidirectional(net, role, **settings)
 
 
-def pretrained(spec: WanSpec, dtype: torch.dtype) -> Any:
+def pretrained(spec: WanSettings, dtype: torch.dtype) -> Any:
     """The transformer at `spec.path`: a `WanTransformer3DModel`, or a distilled one that the spec can start from.
 
     On the CPU. Random weights are drawn a tensor at a time, `flowmap_diffusers.drawn`.
@@ -92,7 +92,7 @@ def pretrained(spec: WanSpec, dtype: torch.dtype) -> Any:
     return net.eval()
 
 
-def checked_class(spec: WanSpec) -> Any:
+def checked_class(spec: WanSettings) -> Any:
     """The diffusers class of the transformer at `spec.path`, one that the spec can start from."""
     import diffusers
 
@@ -102,7 +102,7 @@ def checked_class(spec: WanSpec) -> Any:
     return getattr(diffusers, name)
 
 
-def empty(spec: WanSpec, dtype: torch.dtype) -> Any:
+def empty(spec: WanSettings, dtype: torch.dtype) -> Any:
     """`pretrained` on the meta device: shapes and types. What is no parameter, such as positions, has its numbers."""
     import diffusers
 
@@ -143,14 +143,14 @@ def rebuilt(rope: Any) -> Any:
 
 
 PATCH = ("patch_embedding.weight", "patch_embedding.bias")
-"""All that `WanSpec.extra_state` reads."""
+"""All that `WanSettings.extra_state` reads."""
 SHAPE = (
     *("patch_size", "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "text_dim"),
     *("freq_dim", "ffn_dim", "num_layers", "cross_attn_norm", "eps", "image_dim", "rope_max_seq_len"),
 )
 
 
-def lift(spec: WanSpec, net: Any) -> Any:
+def lift(spec: WanSettings, net: Any) -> Any:
     """The student's transformer with the weights of `net`; the second time embedder is a copy of the first."""
     import diffusers
 

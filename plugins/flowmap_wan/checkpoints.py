@@ -21,7 +21,7 @@ from .network import Bidirectional, WanFlowMap
 from .streaming import Source
 
 if TYPE_CHECKING:
-    from .spec import WanSpec
+    from .settings import WanSettings
 
 NARROW = torch.bfloat16
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -29,7 +29,7 @@ WHOLE_FILE = "whole.safetensors"
 """Beside the LoRA file: what is trained in full, where something is."""
 
 
-def save(spec: WanSpec, u: FlowMap, path: Path, dtype: torch.dtype = torch.float32) -> None:
+def save(spec: WanSettings, u: FlowMap, path: Path, dtype: torch.dtype = torch.float32) -> None:
     """`path/`: model_index.json, the transformer, and text encoder, tokenizer and VAE of `spec.path`; `path/lora/`.
 
     dtype: of the transformer, but for what stays float32. The adapters on their own are float32.
@@ -55,8 +55,8 @@ def save(spec: WanSpec, u: FlowMap, path: Path, dtype: torch.dtype = torch.float
         save_lora(u, path / "lora", spec.path)
 
 
-def contents(spec: WanSpec, path: Path) -> dict[str, str]:
-    """Of a directory that `save` wrote: `WanSpec.contents`."""
+def contents(spec: WanSettings, path: Path) -> dict[str, str]:
+    """Of a directory that `save` wrote: `WanSettings.contents`."""
     told, kind = {}, spec.pipelines[-1]
     if (path / "model_index.json").is_file():
         told["."] = f"the whole pipeline, `{kind}.from_pretrained(DIR)`"
@@ -74,7 +74,7 @@ def contents(spec: WanSpec, path: Path) -> dict[str, str]:
     return told
 
 
-def changes(spec: WanSpec, u: WanFlowMap) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def changes(spec: WanSettings, u: WanFlowMap) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(W, ΔW) of every weight that was trained and does not stay float32, one by one."""
     if u.lora is not None:
         for name, base, change in parts(u.net, u.adapter):
@@ -88,7 +88,7 @@ def changes(spec: WanSpec, u: WanFlowMap) -> Iterator[tuple[torch.Tensor, torch.
             yield weight, weight - source.rows(name)(slice(None)).to(weight)
 
 
-def rounded(spec: WanSpec, u: WanFlowMap, dtype: torch.dtype) -> WanFlowMap:
+def rounded(spec: WanSettings, u: WanFlowMap, dtype: torch.dtype) -> WanFlowMap:
     """The network that is saved in `dtype`, computing in float32; on the CPU."""
     net = fused(u, dtype, torch.device("cpu")).requires_grad_(False).float()
     own = not isinstance(u, Bidirectional)
@@ -141,7 +141,7 @@ def save_lora(u: WanFlowMap, path: Path, base: str | None = None) -> None:
     bases.write(path / LORA_FILE, bases.about(u, base))
 
 
-def load(spec: WanSpec, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
+def load(spec: WanSettings, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
     """A student from a directory that `save` wrote, or from its LoRA file on top of `spec.path`."""
     file = path / LORA_FILE if path.is_dir() else path
     if (path / "transformer").is_dir():
@@ -156,7 +156,7 @@ def load(spec: WanSpec, path: Path, *, device: torch.device, dtype: torch.dtype)
     return load_lora(spec, file, device=device, dtype=dtype)
 
 
-def _check_scale(spec: WanSpec, file: Path) -> None:
+def _check_scale(spec: WanSettings, file: Path) -> None:
     """Rank and alpha are the file's to say: with others the same tensors are another student."""
     from safetensors import safe_open
 
@@ -170,7 +170,7 @@ def _check_scale(spec: WanSpec, file: Path) -> None:
             )
 
 
-def load_lora(spec: WanSpec, file: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
+def load_lora(spec: WanSettings, file: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
     """The base at `spec.path`, lifted, with the adapters in `file`: every tensor must find its place."""
     from safetensors.torch import load_file
 

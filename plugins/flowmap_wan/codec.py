@@ -14,7 +14,7 @@ from flowmap._types import Cond, Latent
 from flowmap.model import origin
 
 if TYPE_CHECKING:
-    from .spec import WanSpec
+    from .settings import WanSettings
 
 
 def components(path: str, dtype: torch.dtype) -> dict[str, Any]:
@@ -50,7 +50,7 @@ class WanCodec:
     batch: int = 64
 
     @classmethod
-    def of(cls, spec: WanSpec, *, device: torch.device, dtype: torch.dtype) -> WanCodec:
+    def of(cls, spec: WanSettings, *, device: torch.device, dtype: torch.dtype) -> WanCodec:
         from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 
         if spec.path is None:

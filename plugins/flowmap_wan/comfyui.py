@@ -25,7 +25,7 @@ from . import adapters, readme
 from .adapters import Adapters
 from .build import flow_map, pretrained
 from .extract import at
-from .fixed_step import Embedder, Pair, embedder, grid, solve, wanted
+from .fixed_step import Embedder, Pair, Schedule, embedder, grid, solve, wanted
 from .forms import transformer_of
 from .names import original
 from .network import WanFlowMap
@@ -41,24 +41,6 @@ FULL = "condition_embedder.time_embedder.linear_2.diff"
 """Its whole change, by the name that FastVideo 0.2 resolves: that of diffusers, other than for pairs."""
 TIMES = ("condition_embedder.time_embedder.", "condition_embedder.delta_embedder.")
 """What the schedule takes in."""
-
-
-@frozen
-class Schedule:
-    """times: t_0 > ... > t_N = 0. shift: None where they were given one by one."""
-
-    times: tuple[float, ...]
-    shift: float | None
-
-    @property
-    def steps(self) -> int:
-        return len(self.times) - 1
-
-    def sampler(self) -> dict[str, Any]:
-        """In ComfyUI's words."""
-        scheduler = "custom sigmas" if self.shift is None else "simple"
-        told = {"sampler": "euler", "scheduler": scheduler, "steps": self.steps, "shift": self.shift, "cfg": 1.0}
-        return {**told, "sigmas": list(self.times), "timesteps": [1000.0 * t for t in self.times[:-1]]}
 
 
 @frozen

@@ -17,10 +17,10 @@ from flowmap.mistaken import ADAPTERS, CHECKPOINTS, FUSE, INDEX, read, what
 from flowmap.model import Sampling
 from flowmap.validators import article, listed
 
-from .sizes import SCHEDULER, SHIFT, SHIFTS
+from .sizes import SCHEDULER
 
 if TYPE_CHECKING:
-    from .spec import WanSpec
+    from .settings import WanSettings
 
 DIFFUSION = "WanTransformer3DModel"
 """The class of the only networks that are no student's."""
@@ -50,23 +50,11 @@ CHANNELS = 16
 """Of a VAE that does not say: what diffusers takes."""
 
 
-def ready(spec: WanSpec) -> None:
+def ready(spec: WanSettings) -> None:
     """Validate it, a hub id before its weights are downloaded."""
     if spec.path is not None:
         fetch(spec.path)
     spec.validate()
-
-
-def shift(path: str | None) -> float:
-    """Of the grid of the pipeline's scheduler; of a hub id that is not here as it was published, or fetched."""
-    if path is None:
-        return SHIFT
-    folder = local(path)
-    if folder is None and path in SHIFTS:
-        return SHIFTS[path]
-    config = read((folder or fetch(path)) / SCHEDULER)
-    found: float = config.get("shift", config.get("flow_shift", SHIFT))
-    return found
 
 
 def sampling(path: str) -> Sampling:
@@ -78,7 +66,7 @@ def sampling(path: str) -> Sampling:
     return Sampling() if kind == DIFFUSION else Sampling.of(folder)
 
 
-def check(spec: WanSpec, *, shift: bool) -> None:
+def check(spec: WanSettings, *, shift: bool) -> None:
     """A ValueError that says what of `spec.path` is not to be had or not read, as far as its files are here.
 
     shift: whether the sampling grid is to be the directory's.
@@ -93,7 +81,7 @@ def check(spec: WanSpec, *, shift: bool) -> None:
         raise ValueError(f"{type(spec).__name__}.path = {spec.path!r}: {wrong}")
 
 
-def _wrong(spec: WanSpec, folder: Path, whole: bool, shift: bool) -> Iterator[str]:
+def _wrong(spec: WanSettings, folder: Path, whole: bool, shift: bool) -> Iterator[str]:
     """whole: a directory, where what is not there cannot be downloaded."""
     if folder.suffix in CHECKPOINTS and not folder.exists():
         yield "there is no such file"

@@ -30,7 +30,7 @@ from .streaming import Source
 if TYPE_CHECKING:
     from flowmap.export.forms import Saved
 
-    from .spec import WanSpec
+    from .settings import WanSettings
 
 WHOLE = 2048
 """Matrices with more rows and columns than this are not decomposed whole: of a 5120 × 5120 one that takes minutes."""
@@ -140,10 +140,10 @@ def source(student: Saved, base: Path) -> Source:
     return Source.of(at(student, base), torch.float32)
 
 
-def at(student: Saved, folder: Path) -> WanSpec:
+def at(student: Saved, folder: Path) -> WanSettings:
     """The student's spec, of the network in `folder`."""
     spec: Any = student.spec
-    found: WanSpec = evolve(spec, path=str(folder), pretrained=True, lora=None)
+    found: WanSettings = evolve(spec, path=str(folder), pretrained=True, lora=None)
     return found
 
 

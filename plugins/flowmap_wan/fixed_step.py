@@ -38,6 +38,24 @@ SMALLEST = 2.0**-20
 """Directions of H that are weaker than this beside its strongest are rounding."""
 
 
+@frozen
+class Schedule:
+    """times: t_0 > ... > t_N = 0. shift: None where they were given one by one."""
+
+    times: tuple[float, ...]
+    shift: float | None
+
+    @property
+    def steps(self) -> int:
+        return len(self.times) - 1
+
+    def sampler(self) -> dict[str, Any]:
+        """In ComfyUI's words."""
+        scheduler = "custom sigmas" if self.shift is None else "simple"
+        told = {"sampler": "euler", "scheduler": scheduler, "steps": self.steps, "shift": self.shift, "cfg": 1.0}
+        return {**told, "sigmas": list(self.times), "timesteps": [1000.0 * t for t in self.times[:-1]]}
+
+
 def grid(steps: int, s: float) -> tuple[float, ...]:
     """t_0 ... t_N, t_i = s u / (1 + (s - 1) u) at u = 1 - i / N, rounded up to a thousandth.
 

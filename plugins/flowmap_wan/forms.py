@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from flowmap.export.forms import Saved
     from flowmap.export.spec import Asked
 
-    from .spec import WanSpec
+    from .settings import WanSettings
 
 
 @frozen
@@ -138,10 +138,10 @@ def transformer_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _at(student: Saved) -> WanSpec:
-    from .spec import WanSpec
+def _at(student: Saved) -> WanSettings:
+    from .settings import WanSettings
 
-    assert isinstance(student.spec, WanSpec)
+    assert isinstance(student.spec, WanSettings)
     return evolve(student.spec, path=str(student.folder), pretrained=True)
 
 

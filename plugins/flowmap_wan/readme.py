@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flowmap.export.forms import Saved
 
-    from .comfyui import Schedule
+    from .fixed_step import Schedule
 
 BASE = "base_under_wans_names.safetensors"
 ALONE = """

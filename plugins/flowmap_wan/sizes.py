@@ -8,6 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from flowmap_diffusers.folder import fetch, local
+
+from flowmap.mistaken import read
+
 _COMMON: Mapping[str, Any] = {
     "patch_size": (1, 2, 2),
     "attention_head_dim": 128,
@@ -55,3 +59,15 @@ SIZES = (
     *("freq_dim", "ffn_dim", "num_layers", "cross_attn_norm", "eps", "image_dim", "rope_max_seq_len"),
 )
 """What of a transformer's configuration is its size: the same in Wan's and in every student's."""
+
+
+def shift(path: str | None) -> float:
+    """Of the grid of the pipeline's scheduler; of a hub id that is not here as it was published, or fetched."""
+    if path is None:
+        return SHIFT
+    folder = local(path)
+    if folder is None and path in SHIFTS:
+        return SHIFTS[path]
+    config = read((folder or fetch(path)) / SCHEDULER)
+    found: float = config.get("shift", config.get("flow_shift", SHIFT))
+    return found

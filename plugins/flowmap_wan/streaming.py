@@ -19,11 +19,11 @@ from .build import PATCH, checked_class, dtype_of, empty
 from .network import WanFlowMap
 
 if TYPE_CHECKING:
-    from .spec import WanSpec
+    from .settings import WanSettings
 
 
-def fill(spec: WanSpec, nets: Mapping[Role, FlowMap], put: Put, dtype: torch.dtype) -> None:
-    """What `WanSpec.build` gives to networks that were built on the meta device.
+def fill(spec: WanSettings, nets: Mapping[Role, FlowMap], put: Put, dtype: torch.dtype) -> None:
+    """What `WanSettings.build` gives to networks that were built on the meta device.
 
     Random weights are drawn tensor by tensor, each whole: what is kept of it are the rows that `put` asks for.
     """
@@ -45,13 +45,13 @@ class Source:
     stored: where the base's are; cls: its class, which says what stays float32 whatever `dtype` is.
     """
 
-    spec: WanSpec
+    spec: WanSettings
     stored: Mapping[str, Any]
     cls: Any
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, spec: WanSpec, dtype: torch.dtype) -> Source:
+    def of(cls, spec: WanSettings, dtype: torch.dtype) -> Source:
         if spec.path is None or not spec.pretrained:
             net = empty(spec, dtype)
             return cls(spec, drawn(net, spec.seed), type(net), dtype)

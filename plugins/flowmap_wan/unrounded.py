@@ -22,7 +22,7 @@ from .checkpoints import LORA_FILE
 from .network import WanFlowMap
 
 if TYPE_CHECKING:
-    from .spec import WanSpec
+    from .settings import WanSettings
 
 FIELDS = {
     "gate_value": "gamma",
@@ -34,13 +34,13 @@ FIELDS = {
 ROWS = slice(0, 8)
 
 
-def load(spec: WanSpec, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
+def load(spec: WanSettings, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
     """The student in `path`: `of` its base and adapters, or as `checkpoints.load` gives it."""
     u = of(spec, path, device=device, dtype=dtype)
     return checkpoints.load(spec, path, device=device, dtype=dtype) if u is None else u
 
 
-def of(spec: WanSpec, path: Path, *, device: torch.device, dtype: torch.dtype) -> WanFlowMap | None:
+def of(spec: WanSettings, path: Path, *, device: torch.device, dtype: torch.dtype) -> WanFlowMap | None:
     """The student in `path`, with its adapters apart from its base; None where these are not here, and where nothing is
     lost without: neither in `dtype`, nor in what the student is stored in."""
     base = _base(spec, path, dtype)
@@ -58,7 +58,7 @@ def of(spec: WanSpec, path: Path, *, device: torch.device, dtype: torch.dtype) -
     return u.requires_grad_(False)
 
 
-def _base(spec: WanSpec, path: Path, dtype: torch.dtype) -> WanSpec | None:
+def _base(spec: WanSettings, path: Path, dtype: torch.dtype) -> WanSettings | None:
     """The spec of the base, as it was in training; None where it is not here, or not needed."""
     file = path / "lora" / LORA_FILE
     if not (path / "transformer").is_dir() or not file.is_file() or "dtype" not in bases.of(file):
@@ -77,7 +77,7 @@ def _base(spec: WanSpec, path: Path, dtype: torch.dtype) -> WanSpec | None:
     return None
 
 
-def _places(spec: WanSpec, path: Path, adapters: Adapters) -> list[str]:
+def _places(spec: WanSettings, path: Path, adapters: Adapters) -> list[str]:
     """Where the base may be: as a recipe says, the one beside the student's directory too; or by its hub id."""
     file = path.resolve().parent / "recipe.json"
     recipe = json.loads(file.read_text()) if file.is_file() else {}

@@ -16,7 +16,8 @@ from flowmap_wan21 import Wan21
 from torch.export import ExportedProgram
 
 from flowmap import Rng
-from flowmap.export.graph import Call, Family, Graph, program
+from flowmap.export.family import Family
+from flowmap.export.graph import Call, Graph, program
 from flowmap.export.manifest import Built
 from flowmap.export.runner import Checked
 from flowmap.export.spec import ShapeProfile

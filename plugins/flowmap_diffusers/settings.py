@@ -1,0 +1,72 @@
+"""What is said of a network of a row: a frozen value, before anything is built of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import field, frozen
+from flowmap_lora import Lora
+
+from flowmap import validators
+from flowmap.model import Streamed
+from flowmap.reference import Referenced
+
+if TYPE_CHECKING:
+    from .row import Row
+
+STUDENT = "family.json"
+"""Beside the student's `model_index.json`: what `Diffusers` is told to load it."""
+
+
+def _path(path: str | Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+@frozen
+class Settings(Streamed, Referenced):
+    """A transformer of diffusers, lifted to two times as AnyFlow does, arXiv:2605.13724.
+
+    path: the directory or hub id of a pipeline, or a student's directory; None for random weights of `config`, by
+    default a few thousand of them. family: its row. lora: adapters on one frozen base that serves every role; None
+    trains whole networks, one a role. gamma: how r enters the time embedding. checkpointing: recompute each block in
+    the backward pass. fps: frames of video a second, where positions depend on it; None is what the family was trained
+    with. guidance: what `codec` writes into the condition of a network that guidance was distilled into. shift: of the
+    sampling grid. seed: of random weights.
+    """
+
+    path: str | None = field(default=None, converter=_path)
+    family: str = field(kw_only=True)
+    lora: Lora | None = Lora()
+    gamma: float = field(default=0.25, validator=[validators.gt(0.0), validators.lt(1.0)])
+    checkpointing: bool = False
+    fps: float | None = field(default=None, validator=validators.optional(validators.gt(0.0)))
+    guidance: float = field(default=6.0, validator=validators.gt(0.0))
+    shift: float = field(default=1.0, validator=validators.gt(0.0))
+    seed: int = 0
+    config: Mapping[str, Any] = field(factory=dict)
+
+    @family.validator
+    def _known(self, attribute: Any, family: object) -> None:
+        from .rows import ROWS
+
+        if family not in ROWS:
+            raise ValueError(f"Diffusers.family = {family!r}: must be one of {', '.join(ROWS)}")
+
+    @property
+    def row(self) -> Row:
+        from .rows import ROWS
+
+        return ROWS[self.family]
+
+    @property
+    def is_student(self) -> bool:
+        return self.path is not None and (Path(self.path) / STUDENT).is_file()
+
+    def network(self) -> Mapping[str, Any]:
+        """What the class is told."""
+        if self.path is None:
+            return {**self.row.tiny, **self.config}
+        config = self.row.classes()[0].load_config(self.path, subfolder="transformer")
+        return {key: value for key, value in config.items() if not key.startswith("_")}
