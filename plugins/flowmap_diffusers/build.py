@@ -82,7 +82,7 @@ def hear(net: Any, row: Row, running: Running, gamma: float | None) -> None:
     for path in row.times:
         owner = path.rpartition(".")[0]
         found = [name for name, _ in net.get_submodule(owner).named_children() if name in WAVES]
-        features = f"{owner}.{found[0]}".lstrip(".")
+        features = f"{owner}.{found[0]}".lstrip(".") if found else None
         if gamma is None:
             keep_exact(net, path, clock=running.clock, features=features)
         else:
@@ -187,9 +187,12 @@ def factors(config: Mapping[str, Any]) -> tuple[int, int]:
     cls: Any = getattr(diffusers, config["_class_name"])
     with init_empty_weights(include_buffers=False):
         vae = cls.from_config(config)
-    side = getattr(vae, "spatial_compression_ratio", None) or config.get("spatial_compression_ratio")
-    frames = getattr(vae, "temporal_compression_ratio", None) or config.get("temporal_compression_ratio")
-    return int(frames or 1), int(side or 2 ** (len(config["block_out_channels"]) - 1))
+
+    def said(kind: str) -> Any:
+        names = f"{kind}_compression_ratio", f"scale_factor_{kind}"
+        return getattr(vae, names[0], None) or next((vae.config[name] for name in names if vae.config.get(name)), None)
+
+    return int(said("temporal") or 1), int(said("spatial") or 2 ** (len(config["block_out_channels"]) - 1))
 
 
 def scheduler_of(spec: Settings) -> Any:
@@ -199,10 +202,8 @@ def scheduler_of(spec: Settings) -> Any:
     if spec.path is not None and not spec.is_student:
         config, _ = diffusers.SchedulerMixin.load_config(spec.path, subfolder="scheduler", return_unused_kwargs=True)
         return getattr(diffusers, config["_class_name"]).from_config(config)
-    if not spec.row.vp:
-        return diffusers.FlowMatchEulerDiscreteScheduler(shift=spec.shift)
-    kind, said = diffusers.CogVideoXDDIMScheduler, {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}
-    return kind(rescale_betas_zero_snr=True, snr_shift_scale=1.0, clip_sample=False, **said)
+    row = spec.row
+    return getattr(diffusers, row.scheduler)(**row.schedule, **({} if row.vp else {"shift": spec.shift}))
 
 
 def steps_of(spec: Settings) -> Tensor | None:

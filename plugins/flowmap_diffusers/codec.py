@@ -64,10 +64,10 @@ class DiffusersCodec:
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Cond:
-        asked: dict[str, Any] = {"prompt": list(prompts), "do_classifier_free_guidance": False}
-        if "prompt_2" in (known := signature(self.pipeline.encode_prompt).parameters):
-            asked["prompt_2"] = None
-        asked |= {name: None for name in known if name == "prompt_3"}
+        """As the pipeline encodes them for its own call, which has defaults that `encode_prompt` alone has not."""
+        known, called = (signature(f).parameters for f in (self.pipeline.encode_prompt, self.pipeline.__call__))
+        asked = {name: called[name].default for name in known if name in called}
+        asked |= {"prompt": list(prompts), "do_classifier_free_guidance": False, "device": self.pipeline.device}
         if self.row.tokens is not None:
             asked["max_sequence_length"] = self.row.tokens
         made = self.pipeline.encode_prompt(**{name: value for name, value in asked.items() if name in known})

@@ -52,16 +52,18 @@ class Row:
     """A class.
 
     inputs: the keyword arguments that the network is called with. times: the modules that embed the time, each a
-    `TimestepEmbedding` beside its sinusoids. layout: of latents, in and out. convention: of time and velocity; told:
-    the factor between the time that the network is handed and the one that it embeds, where it multiplies itself. vp: a
-    variance-preserving teacher, which predicts v on a discrete schedule. blocks: the lists of repeated blocks. frames:
-    a time a frame can be told. adapted: which linear layers of the blocks get adapters, a regular expression. example:
-    shapes without the batch; masks are all ones, of integers. text: what `encode_prompt` of the pipeline gives out, by
-    its place; tokens: of it, to which it is padded and masked, where their number depends on the prompts; given: under
-    which names the pipeline takes it back; call: its other arguments, so that it guides by nothing but what is in the
-    condition. null: what guidance replaces. hub: the published pipeline. fps, vae: frames a
-    second, and how many frames and pixels of a side one latent stands for, where no directory says so; side: of a
-    token, in latents; shift: of the sampling grid, at the largest size where the pipeline's depends on it.
+    `TimestepEmbedding` beside its sinusoids, or one that makes its own. layout: of latents, in and out. convention: of
+    time and velocity; told: the factor between the time that the network is handed and the one that it embeds, where
+    it multiplies itself. vp: a variance-preserving teacher, which predicts v on a discrete schedule. scheduler,
+    schedule: the pipeline's class of it, and its arguments but for the shift, where no directory says so. blocks: the
+    lists of repeated blocks. frames: a time a frame can be told. adapted: which linear layers of the blocks get
+    adapters, a regular expression. example: shapes without the batch; masks are all ones, of integers. text: what
+    `encode_prompt` of the pipeline gives out, by its place; tokens: of it, to which it is padded and masked, where
+    their number depends on the prompts; given: under which names the pipeline takes it back; call: its other
+    arguments, so that it guides by nothing but what is in the condition. null: what guidance replaces. hub: the
+    published pipeline. fps, vae: frames a second, and how many frames and pixels of a side one latent stands for,
+    where no directory says so; side: of a token, in latents; shift: of the sampling grid, at the largest size where
+    the pipeline's depends on it.
     """
 
     transformer: str
@@ -76,6 +78,8 @@ class Row:
     convention: Convention = Convention(1000.0)
     told: float = 1.0
     vp: bool = False
+    scheduler: str = "FlowMatchEulerDiscreteScheduler"
+    schedule: Mapping[str, Any] = field(factory=dict)
     blocks: tuple[str, ...] = ("transformer_blocks",)
     frames: bool = False
     adapted: str = r"(attn\d?\..*(to_|add_)|ff(_context)?\.net\.|proj_(mlp|out)$)"

@@ -155,4 +155,5 @@ def _shift(folder: Path, row: Row) -> float:
     """Of the schedule that the pipeline has; the family's own where that one's depends on the size."""
     file = folder / "scheduler" / "scheduler_config.json"
     config = json.loads(file.read_text()) if file.is_file() else {}
-    return float(row.shift if config.get("use_dynamic_shifting") else config.get("shift", row.shift))
+    said = config.get("shift", config.get("flow_shift", row.shift))
+    return float(row.shift if config.get("use_dynamic_shifting") else said)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from inspect import signature
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -78,7 +77,8 @@ def _pipeline(spec: Settings, base: Path, path: Path) -> None:
         (path / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
         return
     shutil.rmtree(path / "scheduler", ignore_errors=True)
-    diffusers.FlowMatchEulerDiscreteScheduler(shift=spec.shift).save_pretrained(path / "scheduler")
+    kind = diffusers.FlowMatchEulerDiscreteScheduler
+    kind(shift=spec.shift, **spec.row.schedule).save_pretrained(path / "scheduler")
     index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
     index |= {"_class_name": ["student", "Pipeline"], "transformer": ["student", "Student"]}
     (path / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
@@ -88,12 +88,8 @@ def _pipeline(spec: Settings, base: Path, path: Path) -> None:
 
 def code(spec: Settings) -> str:
     """The file beside the weights."""
-
     row = spec.row
-    known = signature(row.classes()[1].__call__).parameters
-    defaults = dict(row.call({"guidance": torch.tensor([spec.guidance])}, positions_of(spec)))
-    if "sigmas" in known:  # without, some schedules are shifted twice
-        defaults["sigmas"] = None
+    defaults = {"num_inference_steps": 4, **row.call({"guidance": torch.tensor([spec.guidance])}, positions_of(spec))}
     return Template(CODE.read_text()).substitute(
         pipeline=row.pipeline,
         transformer=row.transformer,
@@ -101,6 +97,7 @@ def code(spec: Settings) -> str:
         gamma=spec.gamma,
         scale=row.convention.scale,
         told=row.told,
+        flip=(row.convention.clock == "1-t") != bool(row.schedule.get("invert_sigmas")),
         defaults=defaults,
     )
 

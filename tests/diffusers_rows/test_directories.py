@@ -21,6 +21,8 @@ from flowmap.model import Codec
 from flowmap.plugins import backbone, manager
 from flowmap.testing.kit import perturb
 
+from . import toys
+
 CPU: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
 PLUGINS = manager(flowmap_diffusers, entry_points=False)
 PROMPTS = ["a seven", 'the letters "xyz"', ""]
@@ -74,7 +76,11 @@ class Case:
     dynamic: bool = False
 
 
-CASES = {"qwen_image": Case(qwen_image, {"height": 32, "width": 48}, dynamic=True)}
+CASES = {
+    "qwen_image": Case(qwen_image, {"height": 32, "width": 48}, dynamic=True),
+    "skyreels_v2": Case(toys.skyreels_v2, {"num_frames": 9, "height": 32, "width": 48}),
+    "mochi": Case(toys.mochi, {"num_frames": 13, "height": 32, "width": 48}),
+}
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -121,6 +127,35 @@ def test_prompts_are_encoded_as_the_pipeline_does_whatever_their_number(spec: Di
             torch.testing.assert_close(together[name][i : i + 1], value, rtol=1e-4, atol=1e-5)
 
 
+class SeenError(Exception):
+    pass
+
+
+def test_the_network_hears_of_a_prompt_what_the_codec_says(
+    spec: Diffusers, codec: Codec, family: str, folder: Path
+) -> None:
+    """A pipeline's call has other defaults than its `encode_prompt`."""
+    from diffusers import DiffusionPipeline
+
+    pipe, handed = DiffusionPipeline.from_pretrained(folder), dict[str, Any]()
+
+    def look(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        handed.update(kwargs)
+        raise SeenError
+
+    pipe.set_progress_bar_config(disable=True)
+    pipe.transformer.register_forward_pre_hook(look, with_kwargs=True)
+    assert isinstance(codec, DiffusersCodec)
+    told = {**CASES[family].size, **spec.row.call({"guidance": torch.tensor([6.0])}, codec.positions)}
+    with pytest.raises(SeenError):
+        pipe(prompt="a seven", num_inference_steps=2, output_type="latent", **told)
+    cond = codec.encode_prompts(["a seven"])
+    text = handed["encoder_hidden_states"]
+    length = cond["text"].shape[1] if spec.row.tokens is None else text.shape[1]
+    torch.testing.assert_close(cond["text"][:, :length], text)
+    assert not cond["text"][:, length:].any()
+
+
 def test_latents_are_those_of_the_pipeline(spec: Diffusers, codec: Codec, family: str, folder: Path) -> None:
     """What the pipeline shows of a latent is what the codec decodes it to; and encoding is its inverse."""
     import diffusers
@@ -134,7 +169,7 @@ def test_latents_are_those_of_the_pipeline(spec: Diffusers, codec: Codec, family
     pipe = getattr(diffusers, row.pipeline).from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     z = Rng.seeded(1).noise_like(torch.zeros(1, *row.example["z"]))
-    asked: dict[str, Any] = {"prompt": "a seven", "num_inference_steps": 1, "return_dict": False, **size}
+    asked: dict[str, Any] = {"prompt": "a seven", "num_inference_steps": 2, "return_dict": False, **size}
     assert isinstance(codec, DiffusersCodec)
     asked |= row.call({"guidance": torch.tensor([6.0])}, codec.positions) | {"latents": row.layout.to(z)}
     latent = row.layout.back(pipe(**asked, output_type="latent")[0], z.shape)

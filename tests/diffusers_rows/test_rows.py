@@ -84,6 +84,8 @@ DEFECTS: dict[str, tuple[str, dict[str, Any], Any]] = {
     "wrong clock": ("ltx", {"convention": Convention(1000.0, clock="1-t")}, ENDS),
     "1000 for 1": ("ltx", {"convention": Convention(1.0)}, ENDS),
     "wrong sign of an image": ("sd3", {"convention": Convention(1000.0, predicts="x-ε")}, ENDS),
+    "the sign of another family": ("mochi", {"convention": Convention(1000.0, clock="1-t")}, ENDS),
+    "the clock of another family": ("mochi", {"convention": Convention(1000.0, predicts="x-ε")}, ENDS),
     "1 for 1000 where the class multiplies": ("flux", {"told": 1.0}, ENDS),
     "positions of another frame rate": ("ltx", {"inputs": hasty}, CALLS),
     "an embedder not lifted": (
@@ -140,8 +142,9 @@ def test_the_teacher_is_the_plain_class_bit_for_bit(family: str) -> None:
     torch.testing.assert_close(row.convention.velocity(by_hand), v, rtol=0, atol=2e-6)
 
 
-def test_frames_may_have_a_time_each_in_ltx() -> None:
-    spec = Diffusers(family="ltx", lora=None)
+@pytest.mark.parametrize("family", [name for name, row in ROWS.items() if row.frames])
+def test_frames_may_have_a_time_each(family: str) -> None:
+    spec = Diffusers(family=family, lora=None)
     z, cond = spec.example()
     u = spec.build(frozenset({"student"}), device=CPU, dtype=torch.float32)["student"]
     t = torch.tensor([0.9, 0.3])
@@ -150,11 +153,47 @@ def test_frames_may_have_a_time_each_in_ltx() -> None:
     other = torch.tensor([[0.9, 0.1, 0.9], [0.3, 0.3, 0.3]])
     moved = u(z, frames, other / 2, cond) - u(z, frames, frames / 2, cond)
     assert moved[0].abs().max() > 0 and moved[1].abs().max() == 0
-    hunyuan = Diffusers(family="hunyuan_video", lora=None)
-    z, cond = hunyuan.example()
-    other_net = hunyuan.build(frozenset({"teacher"}), device=CPU, dtype=torch.float32)["teacher"]
+
+
+def test_a_time_a_frame_is_refused_where_there_is_none() -> None:
+    spec = Diffusers(family="hunyuan_video", lora=None)
+    z, cond = spec.example()
+    teacher = spec.build(frozenset({"teacher"}), device=CPU, dtype=torch.float32)["teacher"]
+    frames = torch.full((2, 3), 0.5)
     with pytest.raises(ValueError, match=r"times \[2, 3\]: must be \[B\], it has no time for each frame"):
-        other_net(z, frames, frames, cond)
+        teacher(z, frames, frames, cond)
+
+
+@pytest.mark.parametrize("family", [name for name, row in ROWS.items() if row.masks])
+def test_text_behind_its_mask_is_not_heard(family: str) -> None:
+    spec = Diffusers(family=family)
+    z, cond = spec.example()
+    u = spec.build(frozenset({"teacher"}), device=CPU, dtype=torch.float32)["teacher"]
+    t, mask = torch.tensor([0.9, 0.3]), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    behind = cond["text"] + (1 - mask)[..., None]
+    now, then = (u(z, t, t, {**cond, "mask": mask, "text": text}) for text in (cond["text"], behind))
+    torch.testing.assert_close(now, then)
+    assert not torch.allclose(u(z, t, t, cond)[1], now[1])
+
+
+@pytest.mark.parametrize("frames", [False, True], ids=["a time", "a time a frame"])
+def test_skyreels_is_told_the_frame_rate_for_every_sample(frames: bool) -> None:
+    """Its class takes one sample at a time where a time a frame and a frame rate meet."""
+    given = {"inject_sample_info": True}
+    spec = Diffusers(family="skyreels_v2", lora=None, config=given)
+    z, cond = spec.example()
+    t = torch.tensor([[0.9, 0.1, 0.5], [0.3, 0.3, 0.2]]) if frames else torch.tensor([0.9, 0.3])
+    v = []
+    for fps in (24, 16):
+        teacher = evolve(spec, fps=fps).build(frozenset({"teacher"}), device=CPU, dtype=torch.float32)["teacher"]
+        net = plain(spec, device=CPU, dtype=torch.float32)
+        v.append(teacher(z, t, t, cond))
+        for b in range(2):
+            told = {"timestep": 1000 * t[b : b + 1], "enable_diffusion_forcing": frames, "fps": [int(fps != 16)]}
+            text = cond["text"][b : b + 1]
+            y = net(z[b : b + 1].transpose(1, 2), encoder_hidden_states=text, **told, return_dict=False)[0]
+            torch.testing.assert_close(v[-1][b : b + 1], y.transpose(1, 2), rtol=0, atol=2e-6)
+    assert not torch.allclose(v[0], v[1])
 
 
 def test_embedded_guidance_is_a_condition() -> None:

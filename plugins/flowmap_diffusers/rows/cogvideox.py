@@ -38,5 +38,8 @@ ROW = Row(
           "text_embed_dim": 16, "num_layers": 2, "sample_width": 6, "sample_height": 4, "sample_frames": 9,
           "patch_size": 2, "max_text_seq_length": 5, "use_rotary_positional_embeddings": True},
     example={"z": (3, 4, 4, 6), "text": (5, 16)}, given={"text": "prompt_embeds"}, vp=True, fps=8.0,
+    scheduler="CogVideoXDDIMScheduler",
+    schedule={"prediction_type": "v_prediction", "timestep_spacing": "trailing", "rescale_betas_zero_snr": True,
+              "snr_shift_scale": 1.0, "clip_sample": False},
     hub="THUDM/CogVideoX-5b",
 )  # fmt: skip
