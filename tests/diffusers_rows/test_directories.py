@@ -79,6 +79,7 @@ class Case:
 CASES = {
     "qwen_image": Case(qwen_image, {"height": 32, "width": 48}, dynamic=True),
     "skyreels_v2": Case(toys.skyreels_v2, {"num_frames": 9, "height": 32, "width": 48}),
+    "sana_video": Case(toys.sana_video, {"frames": 9, "height": 32, "width": 64}),
     "mochi": Case(toys.mochi, {"num_frames": 13, "height": 32, "width": 48}),
 }
 
@@ -161,7 +162,7 @@ def test_latents_are_those_of_the_pipeline(spec: Diffusers, codec: Codec, family
     import diffusers
 
     row, size = spec.row, CASES[family].size
-    frames, height, width = size.get("num_frames", 1), size["height"], size["width"]
+    frames, height, width = size.get("num_frames", size.get("frames", 1)), size["height"], size["width"]
     assert codec.latent_shape(frames, height, width) == row.example["z"]
     if row.image:
         with pytest.raises(ValueError, match="5x32x48 is no size of this model: frames must be 1, height and"):

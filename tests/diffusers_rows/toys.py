@@ -58,3 +58,16 @@ def mochi() -> Mapping[str, Any]:
         "vae": AutoencoderKLMochi(**sizes, **channels).eval(),
         "scheduler": FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
     }
+
+
+def sana_video() -> Mapping[str, Any]:
+    from transformers import Gemma2Config, Gemma2Model
+
+    words = tokenizer()
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "query_pre_attn_scalar": 8}
+    return {
+        "tokenizer": words,
+        "text_encoder": Gemma2Model(Gemma2Config(vocab_size=len(words), **sizes, **heads)).eval(),
+        "vae": wan_vae(),
+    }
