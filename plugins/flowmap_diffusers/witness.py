@@ -52,7 +52,7 @@ def played(spec: Settings, x: Latent, noise: Latent, cond: Cond) -> Played:
     frames, _, height, width = x.shape[1:]
     size = {"height": height * positions.spatial, "width": width * positions.spatial}
     said = [name for name in ("num_frames", "frames") if name in signature(cls.__call__).parameters]
-    size |= {name: (frames - 1) * positions.temporal + 1 for name in said}
+    size |= dict.fromkeys(said, (frames - 1) * positions.temporal + 1)
     given = {name: cond[key] for key, name in row.given.items()}
     end = pipeline(
         **{**size, **given, **row.call(cond, positions), "latents": row.layout.to(noise)},
