@@ -22,6 +22,6 @@ def flowmap_backbones() -> Mapping[str, FlowMapSpec]:
     return {name: Diffusers(row.hub, family=name) for name, row in ROWS.items()}
 
 
-@hookimpl
+@hookimpl(trylast=True)  # a name of the hub may have to be asked for there
 def flowmap_resolve_backbone(name: str) -> FlowMapSpec | None:
     return resolve(name)

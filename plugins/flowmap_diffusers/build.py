@@ -64,6 +64,7 @@ def build(
         built[role] = DiffusersFlowMap(net, row, role, running, **told, lora=spec.lora, steps=steps)
     for role, u in built.items():
         u.eval()
+        u.guidance = spec.sampling().guidance
         if role != "teacher":
             u.thaw()
     return built

@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
 
 def components(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
-    """Everything of a pipeline but its transformer, part by part: a student's index names code of its own."""
-    found: dict[str, Any] = {}
-    for name, entry in json.loads((folder / "model_index.json").read_text()).items():
-        if name.startswith("_") or name == "transformer" or not isinstance(entry, list) or not entry[0]:
+    """A pipeline's settings, and its parts but the transformer, one by one: a student's index names its own code."""
+    index = json.loads((folder / "model_index.json").read_text())
+    named = {name: entry for name, entry in index.items() if not name.startswith("_") and name != "transformer"}
+    found = {name: entry for name, entry in named.items() if not isinstance(entry, list)}
+    for name, entry in named.items():
+        if name in found or not entry[0]:
             continue
         kind: Any = getattr(import_module(entry[0]), entry[1])
         weights = {"dtype": dtype, "use_safetensors": True} if issubclass(kind, torch.nn.Module) else {}
@@ -48,7 +50,6 @@ class DiffusersCodec:
 
     @classmethod
     def of(cls, spec: Settings, *, device: torch.device, dtype: torch.dtype) -> DiffusersCodec:
-
         if spec.path is None:
             raise ValueError("Diffusers.path = None: random weights have no text encoder and no VAE")
         folder = Path(spec.path)

@@ -10,8 +10,11 @@ from attrs import field, frozen
 from flowmap_lora import Lora
 
 from flowmap import validators
+from flowmap.mistaken import read
 from flowmap.model import Streamed
 from flowmap.reference import Referenced
+
+from .folder import local
 
 if TYPE_CHECKING:
     from .row import Row
@@ -33,7 +36,8 @@ class Settings(Streamed, Referenced):
     trains whole networks, one a role. gamma: how r enters the time embedding. checkpointing: recompute each block in
     the backward pass. fps: frames of video a second, where positions depend on it; None is what the family was trained
     with. guidance: what `codec` writes into the condition of a network that guidance was distilled into. shift: of the
-    sampling grid. seed: of random weights.
+    sampling grid; None is that of the directory's scheduler, and the family's where there is none, or one of another
+    shift for every size. seed: of random weights.
     """
 
     path: str | None = field(default=None, converter=_path)
@@ -43,7 +47,7 @@ class Settings(Streamed, Referenced):
     checkpointing: bool = False
     fps: float | None = field(default=None, validator=validators.optional(validators.gt(0.0)))
     guidance: float = field(default=6.0, validator=validators.gt(0.0))
-    shift: float = field(default=1.0, validator=validators.gt(0.0))
+    _shift: float | None = field(default=None, validator=validators.optional(validators.gt(0.0)))
     seed: int = 0
     config: Mapping[str, Any] = field(factory=dict)
 
@@ -63,6 +67,24 @@ class Settings(Streamed, Referenced):
     @property
     def is_student(self) -> bool:
         return self.path is not None and (Path(self.path) / STUDENT).is_file()
+
+    @property
+    def shift(self) -> float:
+        if self._shift is not None:
+            return self._shift
+        folder = None if self.path is None else local(self.path)
+        config = {} if folder is None else read(folder / "scheduler" / "scheduler_config.json")
+        own = self.row.shift
+        return float(own if config.get("use_dynamic_shifting") else config.get("shift", config.get("flow_shift", own)))
+
+    @property
+    def distilled(self) -> bool:
+        """Whether guidance was distilled into the network, which reads it as a condition."""
+        if "guidance" not in self.row.example:
+            return False
+        folder = None if self.path is None else local(self.path)
+        known = {**self.row.tiny, **self.config} if folder is None else read(folder / "transformer" / "config.json")
+        return bool(known.get("guidance_embeds", True))
 
     def network(self) -> Mapping[str, Any]:
         """What the class is told."""

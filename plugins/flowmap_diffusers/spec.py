@@ -11,9 +11,12 @@ import torch
 from attrs import evolve, frozen
 from flowmap_lora import Lora
 
-from flowmap.model import About
+from flowmap.mistaken import INDEX, read
+from flowmap.model import About, Sampling
 from flowmap.reference import Played
 
+from . import checks
+from .folder import fetch, local
 from .settings import STUDENT, Settings
 
 if TYPE_CHECKING:
@@ -22,7 +25,6 @@ if TYPE_CHECKING:
     from flowmap.model import Codec, Put
 
     from .network import DiffusersFlowMap
-    from .row import Row
 
 
 @frozen
@@ -30,20 +32,17 @@ class Diffusers(Settings):
     __doc__ = Settings.__doc__
 
     def validate(self) -> None:
-        if self.path is None or (not Path(self.path).exists() and self.path.count("/") == 1):
+        if self.path is None or (folder := local(self.path)) is None:
             return
-        config = Path(self.path) / "transformer" / "config.json"
-        if not config.is_file():
-            raise ValueError(
-                f"Diffusers.path = {self.path!r}: has no transformer/config.json; must be the directory of a diffusers "
-                f"pipeline, or a hub id such as {self.row.hub!r}"
-            )
-        name = json.loads(config.read_text()).get("_class_name")
-        if not self.is_student and name != self.row.transformer:
-            raise ValueError(
-                f"Diffusers.path = {self.path!r}: its transformer is a {name}, and {self.family!r} is "
-                f"{self.row.transformer}; flowmap.backbone(path) takes the right family"
-            )
+        found = () if self.is_student else checks.wrong(folder, self.row, self.family)
+        if (wrong := next(iter(found), None)) is not None:
+            raise ValueError(f"Diffusers.path = {self.path!r}: {wrong}")
+
+    def sampling(self) -> Sampling:
+        """A network that guidance was distilled into has it built in: more would be guided twice."""
+        if self.is_student:
+            return Sampling.of(Path(str(self.path)))
+        return Sampling(guidance=self.guidance if self.distilled else 1.0)
 
     def about(self) -> About:
         here = self.path is None or Path(self.path).is_dir()
@@ -136,24 +135,23 @@ class Diffusers(Settings):
 
 
 def resolve(name: str) -> Diffusers | None:
-    """The spec of a directory of a row's pipeline, or of a student of one; None where it is another's."""
-    folder = Path(name)
-    if (folder / STUDENT).is_file():
-        return Diffusers(name, **json.loads((folder / STUDENT).read_text()))
-    if not (folder / "model_index.json").is_file():
-        return None
+    """The spec of a row's pipeline, a directory or hub id, or of a student of one; None where it is another's."""
+    if (Path(name) / STUDENT).is_file():
+        return Diffusers(name, **json.loads((Path(name) / STUDENT).read_text()))
     from .rows import ROWS
 
-    kind = json.loads((folder / "model_index.json").read_text()).get("_class_name")
     for family, row in ROWS.items():
-        if row.pipeline == kind:
-            return Diffusers(name, family=family, shift=_shift(folder, row))
-    return None
+        if name == row.hub:
+            return Diffusers(name, family=family)
+    if (folder := _found(name)) is None or not (folder / INDEX).is_file():
+        return None
+    kind = read(folder / INDEX).get("_class_name")
+    return next((Diffusers(name, family=family) for family, row in ROWS.items() if row.pipeline == kind), None)
 
 
-def _shift(folder: Path, row: Row) -> float:
-    """Of the schedule that the pipeline has; the family's own where that one's depends on the size."""
-    file = folder / "scheduler" / "scheduler_config.json"
-    config = json.loads(file.read_text()) if file.is_file() else {}
-    said = config.get("shift", config.get("flow_shift", row.shift))
-    return float(row.shift if config.get("use_dynamic_shifting") else said)
+def _found(name: str) -> Path | None:
+    """The settings of a directory, or of what the hub has under that name."""
+    try:
+        return fetch(name)
+    except (OSError, ValueError):  # no such name there, or no way to ask
+        return None

@@ -6,16 +6,16 @@ is another model, and nothing in its training would say so.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowmap_diffusers.folder import WEIGHTS, fetch, files, listing, local
+from flowmap_diffusers import checks
+from flowmap_diffusers.folder import WEIGHTS, fetch, files, local
 
-from flowmap.mistaken import ADAPTERS, CHECKPOINTS, FUSE, INDEX, read, what
+from flowmap.mistaken import CHECKPOINTS, INDEX, read, what
 from flowmap.model import Sampling
-from flowmap.validators import article, listed
+from flowmap.validators import article
 
 from .sizes import SCHEDULER
 
@@ -34,9 +34,6 @@ PARTS: Mapping[str, str | None] = {
 """What a pipeline must have; of which class, where `codec` reads no other. The transformer's is the spec's to say."""
 SAME = ("expand_timesteps",)
 """Settings that leave text-to-video as it is: every token is told the same time."""
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".gguf")
-PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
-"""As what a weight can stand in a file; any other needs the scales of whoever quantised it."""
 PLAIN_WAN: Mapping[str, Any] = {
     "image_dim": None,
     "added_kv_proj_dim": None,
@@ -95,30 +92,20 @@ def _wrong(spec: WanSettings, folder: Path, whole: bool, shift: bool) -> Iterato
     index = read(folder / INDEX)
     parts = [part for part in PARTS if part != "transformer" or spec.pretrained]
     if whole:
-        yield from _missing(folder, parts)
+        yield from checks.missing(folder, parts)
     if spec.pretrained:
         yield from _class(read(folder / "transformer" / "config.json"), spec.transformers)
     yield from _unread(index, spec.pipelines)
     yield from _scheduler(read(folder / SCHEDULER), shift)
     for part in parts:
         if part in WEIGHTS and whole:
-            yield from _weights(folder, part, str(index.get("_class_name")))
-    yield from _beside(folder)
+            yield from checks.weights(folder, part, str(index.get("_class_name")))
+    yield from checks.beside(folder)
     vae = read(folder / "vae" / "config.json")
     yield from _statistics(vae)
     if spec.pretrained:
         yield from _transformer(read(folder / "transformer" / "config.json"), vae)
-        yield from _tensors(files(folder))
-
-
-def _missing(folder: Path, parts: Collection[str]) -> Iterator[str]:
-    for part in parts:
-        told = {"tokenizer": "", "scheduler": "/scheduler_config.json"}.get(part, "/config.json")
-        if not (folder / f"{part}{told}").exists():
-            yield (
-                f"has no {part}{told}: must be the directory of a whole diffusers pipeline, whose other parts a "
-                "student is saved with"
-            )
+        yield from checks.tensors(files(folder))
 
 
 def _class(config: Mapping[str, Any], transformers: Collection[str]) -> Iterator[str]:
@@ -165,36 +152,6 @@ def _scheduler(config: Mapping[str, Any], shift: bool) -> Iterator[str]:
         yield "its scheduler has use_dynamic_shifting, a shift of its own for every size: give one shift for all"
 
 
-def _weights(folder: Path, part: str, pipeline: str) -> Iterator[str]:
-    if files(folder, part):
-        return
-    there = listing(folder / part)
-    found = (re.search(r"\.([\w-]+?)(-\d+-of-\d+)?\.safetensors$", file.name) for file in there)
-    if variants := sorted({match[1] for match in found if match}):
-        yield (
-            f"the weights of its {part} are of the variant {listed(variants)}: save them without, "
-            f"`{pipeline}.from_pretrained(DIR, variant={variants[0]!r}).save_pretrained(NEW)`, and give NEW"
-        )
-    elif pickles := [file.name for file in there if file.suffix in PICKLES]:
-        yield (
-            f"the weights of its {part} are in {pickles[0]}, which is not read: save the pipeline with diffusers' "
-            "`save_pretrained`, which writes safetensors"
-        )
-    else:
-        yield f"its {part} has no weights: there is no {part}/{WEIGHTS[part]}.safetensors"
-
-
-def _beside(folder: Path) -> Iterator[str]:
-    """Adapters that nothing loads."""
-    for place in (folder, folder / "transformer"):
-        for name in ADAPTERS:
-            if (place / name).is_file():
-                yield (
-                    f"{(place / name).relative_to(folder)} is an adapter that is not fused, which is not read: fuse it "
-                    f"and give what is saved then, {FUSE}; or move it away to do without"
-                )
-
-
 def _statistics(vae: Mapping[str, Any]) -> Iterator[str]:
     channels = vae.get("z_dim", CHANNELS)
     for name in ("latents_mean", "latents_std"):
@@ -208,9 +165,7 @@ def _statistics(vae: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _transformer(config: Mapping[str, Any], vae: Mapping[str, Any]) -> Iterator[str]:
-    if (how := config.get("quantization_config")) is not None:
-        method = how.get("quant_method", "unknown") if isinstance(how, dict) else how
-        yield f"its transformer is quantised ({method}): give the one that it was made of, in bfloat16 or float32"
+    yield from checks.quantised(config)
     said = {name: config.get(name, plain) for name, plain in PLAIN_WAN.items()}
     for name, value in said.items():
         if value != PLAIN_WAN[name]:
@@ -224,26 +179,3 @@ def _transformer(config: Mapping[str, Any], vae: Mapping[str, Any]) -> Iterator[
         )
     if vae and made != (latents := vae.get("z_dim", CHANNELS)):
         yield f"its transformer makes {made} channels, its VAE takes {latents}: must be of one model"
-
-
-def _tensors(weights: Collection[Path]) -> Iterator[str]:
-    """What only the files' headers say: peft's layers, numbers that need a scale."""
-    from safetensors import SafetensorError, safe_open
-
-    for file in weights:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                names = [*opened.keys()]
-                types = {opened.get_slice(name).get_dtype(): name for name in names}
-        except SafetensorError:
-            return  # who reads it says what is wrong with it
-        if any(".lora_A." in name or ".base_layer." in name for name in names):
-            yield (
-                f"transformer/{file.name} has adapters that are not fused: load the pipeline, "
-                "`pipe.fuse_lora()`, `pipe.unload_lora_weights()`, `pipe.save_pretrained(DIR)`, and give DIR"
-            )
-        if strange := sorted(types.keys() - PLAIN):
-            yield (
-                f"transformer/{file.name} has {types[strange[0]]} as {strange[0]}: the weights are quantised; give "
-                "those that they were made of, in bfloat16 or float32"
-            )
