@@ -112,7 +112,7 @@ def check_it_distils(spec: FlowMapSpec) -> None:
     t, r = times(x, 0.8, 0.3)
     start = {role: nets[role](x, t, r, c).detach() for role in ("student", "teacher")}
     data = TensorData(x, c, batch.null)
-    w, teachers = _guidance(batch, 3.0), _guidance(batch, 4.0)
+    w, teachers = _guidance(spec, batch, 3.0), _guidance(spec, batch, 4.0)
     on_policy = anyflow.on_policy(guidance=w, teacher_guidance=teachers, steps=(1, 2, 4))
     for number, method in enumerate((anyflow.forward(guidance=w), on_policy)):
         stage = Stage(method, steps=2, batch=4, micro=2, optimizer=AdamW(lr=1e-3), ema=Ema(0.5))
@@ -131,13 +131,13 @@ def check_it_distils(spec: FlowMapSpec) -> None:
 def _on_policy_backward(nets: Networks, spec: FlowMapSpec, *, replay: bool = False) -> None:
     """The student's update of stage 2: forward through student, critic and teacher, then backward."""
     batch = example_batch(spec)
-    matching = DistributionMatching(FlowMapBackwardSimulation((4,), replay=replay), w=_guidance(batch, 4.0))
+    matching = DistributionMatching(FlowMapBackwardSimulation((4,), replay=replay), w=_guidance(spec, batch, 4.0))
     matching(nets, batch, Rng.seeded(0, 1), Shared()).value.backward()
 
 
-def _guidance(batch: Batch, w: float) -> float:
-    """None where there is nothing to compare with."""
-    return w if batch.null else 1.0
+def _guidance(spec: FlowMapSpec, batch: Batch, w: float) -> float:
+    """None where there is nothing to compare with, or some is built in."""
+    return w if batch.null and spec.sampling().guidance == 1.0 else 1.0
 
 
 def _recomputing(spec: FlowMapSpec) -> list[Any]:
