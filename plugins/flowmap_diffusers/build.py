@@ -53,7 +53,7 @@ def build(
         two = role == "student" or student
         if shared is None or spec.lora is None:
             net, running = copy.deepcopy(base) if spec.lora is None else base, Running()
-            hear(net, row, running, spec.gamma if spec.lora is not None or two else None)
+            hear(net, row, running, spec.gamma if spec.lora is not None or two else None, dtype)
             if student and device.type != "meta":
                 Source.of(spec, dtype).into(net, device)  # the second embedders have numbers of their own
             if spec.checkpointing:
@@ -78,8 +78,8 @@ def plain(spec: Settings, *, device: torch.device, dtype: torch.dtype) -> Any:
     return net.requires_grad_(False)
 
 
-def hear(net: Any, row: Row, running: Running, gamma: float | None) -> None:
-    """Every embedder of the time reads the clock; gamma None: of one time."""
+def hear(net: Any, row: Row, running: Running, gamma: float | None, dtype: torch.dtype) -> None:
+    """Every embedder of the time reads the clock; gamma None: of one time. dtype: that the network computes in."""
     for path in row.times:
         owner = path.rpartition(".")[0]
         found = [name for name, _ in net.get_submodule(owner).named_children() if name in WAVES]
@@ -88,6 +88,8 @@ def hear(net: Any, row: Row, running: Running, gamma: float | None) -> None:
             keep_exact(net, path, clock=running.clock, features=features)
         else:
             lift(net, path, gamma, clock=running.clock, features=features)
+        # some ask the parameters of the embedder, which are float32 here, for the type that they go on in
+        net.get_submodule(path).register_forward_hook(lambda module, given, e: e.to(dtype))
 
 
 def empty(spec: Settings, dtype: torch.dtype) -> Any:

@@ -40,7 +40,10 @@ def components(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
 
 @frozen
 class DiffusersCodec:
-    """Holds text encoders and VAE, no transformer."""
+    """Holds text encoders and VAE, no transformer.
+
+    batch: of images; videos go through their VAE one at a time, since that of HunyuanVideo-1.5 raises for two.
+    """
 
     pipeline: Any
     row: Row
@@ -68,7 +71,8 @@ class DiffusersCodec:
         """As the pipeline encodes them for its own call, which has defaults that `encode_prompt` alone has not."""
         known, called = (signature(f).parameters for f in (self.pipeline.encode_prompt, self.pipeline.__call__))
         asked = {name: called[name].default for name in known if name in called}
-        asked |= {"prompt": list(prompts), "do_classifier_free_guidance": False, "device": self.pipeline.device}
+        asked |= {"prompt": list(prompts), "batch_size": len(prompts), "do_classifier_free_guidance": False}
+        asked |= {"device": self.pipeline.device}
         if self.row.tokens is not None:
             asked["max_sequence_length"] = self.row.tokens
         made = self.pipeline.encode_prompt(**{name: value for name, value in asked.items() if name in known})
@@ -101,11 +105,11 @@ class DiffusersCodec:
     @torch.no_grad()
     def encode(self, videos: Tensor) -> Latent:
         """[B, frames, 3, H, W] in [0, 1] -> the posterior's mode, normalised: [B, F, C, h, w]."""
-        return torch.cat([self._encode(part) for part in videos.split(self.batch)])
+        return torch.cat([self._encode(part) for part in videos.split(self.batch if self.still else 1)])
 
     @torch.no_grad()
     def decode(self, x: Latent) -> Tensor:
-        return torch.cat([self._decode(part) for part in x.split(self.batch)])
+        return torch.cat([self._decode(part) for part in x.split(self.batch if self.still else 1)])
 
     def decode_chunks(self, chunks: Iterable[Latent]) -> Iterator[Tensor]:
         """All at once: these networks generate all frames in one chunk."""

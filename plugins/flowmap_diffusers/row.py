@@ -60,10 +60,11 @@ class Row:
     adapters, a regular expression. example: shapes without the batch; masks are all ones, of integers. text: what
     `encode_prompt` of the pipeline gives out, by its place; tokens: of it, to which it is padded and masked, where
     their number depends on the prompts; given: under which names the pipeline takes it back; call: its other
-    arguments, so that it guides by nothing but what is in the condition. null: what guidance replaces. hub: the
-    published pipeline. fps, vae: frames a second, and how many frames and pixels of a side one latent stands for,
-    where no directory says so; side: of a token, in latents; shift: of the sampling grid, at the largest size where
-    the pipeline's depends on it.
+    arguments, so that it guides by nothing but what is in the condition; parts: of the pipeline, without which it does
+    not run, at toy size. only: what the class must be told, or it is a network that the row does not read. null: what
+    guidance replaces. hub: the published pipeline. fps, vae: frames a second, and how many frames and pixels of a side
+    one latent stands for, where no directory says so; side: of a token, in latents; shift: of the sampling grid, at the
+    largest size where the pipeline's depends on it.
     """
 
     transformer: str
@@ -88,6 +89,8 @@ class Row:
     masks: tuple[str, ...] = ()
     null: tuple[str, ...] = ("text",)
     call: Callable[[Cond, Positions], Mapping[str, Any]] = lambda cond, positions: {"guidance_scale": 1.0}
+    parts: Callable[[], Mapping[str, Any]] = dict
+    only: Mapping[str, Any] = field(factory=dict)
     fps: float = 24.0
     vae: tuple[int, int] = (4, 8)
     side: int = 2
@@ -104,6 +107,11 @@ class Row:
         import diffusers
 
         return getattr(diffusers, self.transformer), getattr(diffusers, self.pipeline)
+
+
+def unguided(cond: Cond, positions: Positions) -> Mapping[str, Any]:
+    """For `Row.call`: a pipeline that is guided by one of its parts, a guider."""
+    return {}
 
 
 def embedded(cond: Cond, positions: Positions) -> Mapping[str, Any]:

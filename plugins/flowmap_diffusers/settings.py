@@ -88,7 +88,13 @@ class Settings(Streamed, Referenced):
 
     def network(self) -> Mapping[str, Any]:
         """What the class is told."""
-        if self.path is None:
-            return {**self.row.tiny, **self.config}
-        config = self.row.classes()[0].load_config(self.path, subfolder="transformer")
+        config: Mapping[str, Any] = {**self.row.tiny, **self.config}
+        if self.path is not None:
+            config = self.row.classes()[0].load_config(self.path, subfolder="transformer")
+        for name, value in self.row.only.items():
+            if config.get(name, value) != value:
+                raise ValueError(
+                    f"Diffusers(family={self.family!r}): its transformer has {name} = {config[name]!r}: must be "
+                    f"{value!r}, other networks of the class are not read"
+                )
         return {key: value for key, value in config.items() if not key.startswith("_")}

@@ -32,11 +32,15 @@ class Diffusers(Settings):
     __doc__ = Settings.__doc__
 
     def validate(self) -> None:
-        if self.path is None or (folder := local(self.path)) is None:
+        if self.path is None:
+            self.network()
+            return
+        if (folder := local(self.path)) is None:
             return
         found = () if self.is_student else checks.wrong(folder, self.row, self.family)
         if (wrong := next(iter(found), None)) is not None:
             raise ValueError(f"Diffusers.path = {self.path!r}: {wrong}")
+        self.network()
 
     def sampling(self) -> Sampling:
         """A network that guidance was distilled into has it built in: more would be guided twice."""

@@ -80,6 +80,9 @@ def _pipeline(spec: Settings, base: Path, path: Path) -> None:
     kind = diffusers.FlowMatchEulerDiscreteScheduler
     kind(shift=spec.shift, **spec.row.schedule).save_pretrained(path / "scheduler")
     index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+    if "guider" in index:
+        diffusers.ClassifierFreeGuidance(guidance_scale=1.0).save_pretrained(path / "guider")
+        index["guider"] = ["diffusers", "ClassifierFreeGuidance"]
     index |= {"_class_name": ["student", "Pipeline"], "transformer": ["student", "Student"]}
     (path / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     for place in (path / "student.py", path / "transformer" / "student.py"):

@@ -26,7 +26,7 @@ def played(spec: Settings, x: Latent, noise: Latent, cond: Cond) -> Played:
     net = plain(spec, device=torch.device("cpu"), dtype=torch.float32)
     _, cls = row.classes()
     needed = [name for name, p in signature(cls).parameters.items() if p.default is p.empty]
-    pipeline = cls(**{**dict.fromkeys(needed), "transformer": net, "scheduler": scheduler_of(spec)})
+    pipeline = cls(**{**dict.fromkeys(needed), **row.parts(), "transformer": net, "scheduler": scheduler_of(spec)})
     pipeline.set_progress_bar_config(disable=True)
     calls: list[Heard] = []
     of_class = signature(type(net).forward)

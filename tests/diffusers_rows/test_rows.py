@@ -59,6 +59,11 @@ def test_a_kind_of_network_passes_what_takes_longer(spec: Diffusers, check: str)
     CHECKS[check](spec)
 
 
+def test_a_network_that_asks_its_embedder_for_its_type_goes_on_in_its_own() -> None:
+    """Motif-Video in bfloat16, whose embedder is kept float32."""
+    network.check_times_stay_float32(Diffusers(family="motif_video"))
+
+
 @pytest.fixture
 def other(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Puts a changed row into the table."""
@@ -235,6 +240,10 @@ def test_mistakes_are_sentences(tmp_path: Path) -> None:
         Diffusers(family="ltxx")
     with pytest.raises(ValueError, match=r"has no model_index.json; must be the directory of a diffusers pipeline, "):
         Diffusers(tmp_path, family="ltx").validate()
+    own = Diffusers(family="hunyuan_video15", config={"use_meanflow": True})
+    for ask in (own.validate, lambda: own.build(frozenset({"student"}), device=CPU, dtype=torch.float32)):
+        with pytest.raises(ValueError, match="its transformer has use_meanflow = True: must be False"):
+            ask()
     spec = Diffusers(family="ltx")
     z, cond = spec.example()
     u = spec.build(frozenset({"teacher"}), device=CPU, dtype=torch.float32)["teacher"]
