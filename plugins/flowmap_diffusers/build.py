@@ -75,6 +75,7 @@ def plain(spec: Settings, *, device: torch.device, dtype: torch.dtype) -> Any:
     net = empty(spec, dtype)
     if device.type != "meta":
         Source.of(spec, dtype).into(net, device)
+        spec.row.ready(net, device)
     return net.requires_grad_(False)
 
 
@@ -121,30 +122,30 @@ class Source:
     stored: Mapping[str, Any]
     exact: re.Pattern[str]
     dtype: torch.dtype
+    times: tuple[str, ...]
 
     @classmethod
     def of(cls, spec: Settings, dtype: torch.dtype) -> Source:
         plain = empty(spec, dtype)
-        kept = exact(spec.row, type(plain))
+        told = exact(spec.row, type(plain)), dtype, spec.row.times
         if spec.path is None:
-            return cls(drawn(plain, spec.seed), kept, dtype)
+            return cls(drawn(plain, spec.seed), *told)
         if spec.is_student:  # whose file is none of the plain class
-            return cls(slices([Path(spec.path) / "transformer" / WEIGHTS]), kept, dtype)
+            return cls(slices([Path(spec.path) / "transformer" / WEIGHTS]), *told)
         if Path(spec.path).is_dir():
             files = sorted((Path(spec.path) / "transformer").glob("diffusion_pytorch_model*.safetensors"))
             if not files:
                 raise WeightsError(f"{spec.path}: transformer/ has no diffusion_pytorch_model*.safetensors")
             require_fit(files, plain, more=True)
-        return cls(stored(spec.path), kept, dtype)
+        return cls(stored(spec.path), *told)
 
     def rows(self, name: str) -> Rows:
         name = name.replace(".base_layer.", ".")
         if name not in self.stored:
             name = re.sub(r"\.(now|then)\.", ".", name)
         if name not in self.stored:  # the plain form of a student
-            head, _, leaf = name.rpartition(".")
-            owner, _, layer = head.rpartition(".")
-            name = f"{owner}.now.{layer}.{leaf}"
+            path = next((path for path in self.times if name.startswith(f"{path}.")), "")
+            name = f"{path}.now{name.removeprefix(path)}"
         part, dtype = self.stored[name], torch.float32 if self.exact.search(name) else self.dtype
         return lambda rows: part[rows].to(dtype)
 

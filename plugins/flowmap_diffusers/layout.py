@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .row import Layout
@@ -29,3 +30,5 @@ FIRST_CHANNELS = Layout(CHANNELS_FIRST.to, lambda y, like: y[:, : like[2]].trans
 """The same; a network may take channels of conditions after these."""
 IMAGE = Layout(lambda z: z.squeeze(1), lambda y, like: y.unsqueeze(1))
 """[B, C, H, W], of one frame."""
+LIST = Layout(lambda z: [*z.transpose(1, 2)], lambda y, like: torch.stack([*y]).transpose(1, 2))
+"""Of [C, F, H, W], one a sample."""

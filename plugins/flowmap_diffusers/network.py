@@ -68,9 +68,8 @@ class DiffusersFlowMap(FlowMap):
         now, then = self.units(t), self.units(r) if self.two_times else None
         given = {name: self._cast(value) for name, value in cond.items()}
         with self.running.clock.at(now, then) as told:
-            call = Call(
-                self.net, self.row.layout.to(self._cast(x)), self.row.told * told, given, tuple(z.shape), self.positions
-            )
+            own, time = self.row.layout.to(self._cast(x)), told / self.row.multiplies
+            call = Call(self.net, own, time, given, tuple(z.shape), self.positions)
             y = self.net(**self.row.inputs(call), return_dict=False)[0]
         y = self.row.layout.back(y, tuple(z.shape)).to(z.dtype)
         return self.row.convention.velocity(y) if self.steps is None else vp.velocity(z, y, expand(t, z))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from attrs import field, frozen
+import torch
+from attrs import Factory, field, frozen
 from torch import Tensor
 
 from flowmap._types import Cond
@@ -23,7 +24,7 @@ class Call:
     """
 
     net: Any
-    x: Tensor
+    x: Any
     t: Tensor
     cond: Mapping[str, Tensor]
     shape: tuple[int, ...]
@@ -43,28 +44,29 @@ class Positions:
 class Layout:
     """[B, F, C, H, W], to what a network takes and back; `like` is the shape that it has here."""
 
-    to: Callable[[Tensor], Tensor]
-    back: Callable[[Tensor, tuple[int, ...]], Tensor]
+    to: Callable[[Tensor], Any]
+    back: Callable[[Any, tuple[int, ...]], Tensor]
 
 
 @frozen(eq=False)
 class Row:
     """A class.
 
-    inputs: the keyword arguments that the network is called with. times: the modules that embed the time, each a
-    `TimestepEmbedding` beside its sinusoids, or one that makes its own. layout: of latents, in and out. convention: of
-    time and velocity; told: the factor between the time that the network is handed and the one that it embeds, where
-    it multiplies itself. vp: a variance-preserving teacher, which predicts v on a discrete schedule. scheduler,
-    schedule: the pipeline's class of it, and its arguments but for the shift, where no directory says so. blocks: the
-    lists of repeated blocks. frames: a time a frame can be told. adapted: which linear layers of the blocks get
-    adapters, a regular expression. example: shapes without the batch; masks are all ones, of integers. text: what
-    `encode_prompt` of the pipeline gives out, by its place; tokens: of it, to which it is padded and masked, where
-    their number depends on the prompts; given: under which names the pipeline takes it back; call: its other
+    inputs: the keyword arguments that the network is called with; names: of the latent and the time among them. times:
+    the modules that embed the time, each a `TimestepEmbedding` beside its sinusoids, or one that makes its own. layout:
+    of latents, in and out; latents: of those of the pipeline. convention: of time and velocity; multiplies: by what the
+    network multiplies its time before it embeds it. vp: a variance-preserving teacher, which predicts v on a discrete
+    schedule. scheduler, schedule: the pipeline's class of it, and its arguments but for the shift, where no directory
+    says so. blocks: the lists of repeated blocks. frames: a time a frame can be told. adapted: which linear layers of
+    the blocks get adapters, a regular expression. example: shapes without the batch; masks are all ones, of integers.
+    text: what `encode_prompt` of the pipeline gives out, by its place; tokens: of it, to which it is padded and masked,
+    where their number depends on the prompts; given: under which names the pipeline takes it back; call: its other
     arguments, so that it guides by nothing but what is in the condition; parts: of the pipeline, without which it does
-    not run, at toy size. only: what the class must be told, or it is a network that the row does not read. null: what
-    guidance replaces. hub: the published pipeline. fps, vae: frames a second, and how many frames and pixels of a side
-    one latent stands for, where no directory says so; side: of a token, in latents; shift: of the sampling grid, at the
-    largest size where the pipeline's depends on it.
+    not run, at toy size. ready: what a network needs once, on its device, before it is traced. only: what the class
+    must be told, or it is a network that the row does not read. null: what guidance replaces. hub: the published
+    pipeline. fps, vae: frames a second, and how many frames and pixels of a side one latent stands for, where no
+    directory says so; side: of a token, in latents; shift: of the sampling grid, at the largest size where the
+    pipeline's depends on it.
     """
 
     transformer: str
@@ -76,8 +78,10 @@ class Row:
     example: Mapping[str, tuple[int, ...]]
     given: Mapping[str, str]
     hub: str | None = None
+    names: tuple[str, str] = ("hidden_states", "timestep")
+    latents: Layout = field(default=Factory(lambda row: row.layout, takes_self=True))
     convention: Convention = Convention(1000.0)
-    told: float = 1.0
+    multiplies: float = 1.0
     vp: bool = False
     scheduler: str = "FlowMatchEulerDiscreteScheduler"
     schedule: Mapping[str, Any] = field(factory=dict)
@@ -89,6 +93,7 @@ class Row:
     masks: tuple[str, ...] = ()
     null: tuple[str, ...] = ("text",)
     call: Callable[[Cond, Positions], Mapping[str, Any]] = lambda cond, positions: {"guidance_scale": 1.0}
+    ready: Callable[[Any, torch.device], object] = lambda net, device: None
     parts: Callable[[], Mapping[str, Any]] = dict
     only: Mapping[str, Any] = field(factory=dict)
     fps: float = 24.0

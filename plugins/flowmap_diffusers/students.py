@@ -99,7 +99,8 @@ def code(spec: Settings) -> str:
         paths=row.times,
         gamma=spec.gamma,
         scale=row.convention.scale,
-        told=row.told,
+        multiplies=row.multiplies,
+        time=row.names[1],
         flip=(row.convention.clock == "1-t") != bool(row.schedule.get("invert_sigmas")),
         defaults=defaults,
     )

@@ -33,10 +33,10 @@ def played(spec: Settings, x: Latent, noise: Latent, cond: Cond) -> Played:
 
     def replaced(*args: Any, **kwargs: Any) -> tuple[Latent]:
         handed = of_class.bind(net, *args, **kwargs).arguments
-        own, time = handed["hidden_states"], handed["timestep"]
+        own, time = (handed[name] for name in row.names)
         made = type(net).forward(net, *args, **{**kwargs, "return_dict": False})[0]
         if steps is None:
-            t = row.convention.t(time.float() / row.told)
+            t = row.convention.t(time.float() * row.multiplies)
             z, v = row.layout.back(own, x.shape), row.convention.velocity(row.layout.back(made, x.shape))
             told = row.convention.velocity((z - x) / expand(t, z))
         else:
@@ -55,9 +55,9 @@ def played(spec: Settings, x: Latent, noise: Latent, cond: Cond) -> Played:
     size |= dict.fromkeys(said, (frames - 1) * positions.temporal + 1)
     given = {name: cond[key] for key, name in row.given.items()}
     end = pipeline(
-        **{**size, **given, **row.call(cond, positions), "latents": row.layout.to(noise)},
+        **{**size, **given, **row.call(cond, positions), "latents": row.latents.to(noise)},
         num_inference_steps=STEPS,
         output_type="latent",
         return_dict=False,
     )[0]
-    return Played(row.layout.back(end, x.shape), calls)
+    return Played(row.latents.back(end, x.shape), calls)

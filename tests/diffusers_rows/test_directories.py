@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,19 @@ def hunyuan_video15() -> Mapping[str, Any]:
     }
 
 
+def z_image() -> Mapping[str, Any]:
+    from diffusers import AutoencoderKL
+    from transformers import Qwen3Config, Qwen3Model
+
+    sizes = {"block_out_channels": (8,) * 4, "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4}
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
+    return {
+        "text_encoder": Qwen3Model(Qwen3Config(**{**QWEN, "rope_parameters": None, "head_dim": 8})),
+        "tokenizer": letters(),
+        "vae": AutoencoderKL(**sizes, **blocks, scaling_factor=0.36, shift_factor=0.12, use_quant_conv=False),
+    }
+
+
 @frozen
 class Case:
     """size: what the pipeline is told, of the latents of the row's example. dynamic: its schedule looks at the size."""
@@ -97,6 +111,7 @@ CASES = {
     "skyreels_v2": Case(toys.skyreels_v2, {"num_frames": 9, "height": 32, "width": 48}),
     "sana_video": Case(toys.sana_video, {"frames": 9, "height": 32, "width": 64}),
     "mochi": Case(toys.mochi, {"num_frames": 13, "height": 32, "width": 48}),
+    "z_image": Case(z_image, {"height": 32, "width": 48}, dynamic=True),
     "hunyuan_video15": Case(hunyuan_video15, {"height": 64, "width": 96, "num_frames": 9}),
 }
 
@@ -158,7 +173,7 @@ def test_the_network_hears_of_a_prompt_what_the_codec_says(
     pipe, handed = DiffusionPipeline.from_pretrained(folder), dict[str, Any]()
 
     def look(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        handed.update(kwargs)
+        handed.update(signature(type(module).forward).bind(module, *args, **kwargs).arguments)
         raise SeenError
 
     pipe.set_progress_bar_config(disable=True)
@@ -168,7 +183,7 @@ def test_the_network_hears_of_a_prompt_what_the_codec_says(
     with pytest.raises(SeenError):
         pipe(prompt="a seven", num_inference_steps=2, output_type="latent", **told)
     cond = codec.encode_prompts(["a seven"])
-    text = handed["encoder_hidden_states"]
+    text = torch.stack([*(handed["cap_feats"] if "cap_feats" in handed else handed["encoder_hidden_states"])])
     length = cond["text"].shape[1] if spec.row.tokens is None else text.shape[1]
     torch.testing.assert_close(cond["text"][:, :length], text)
     assert not cond["text"][:, length:].any()
@@ -189,8 +204,8 @@ def test_latents_are_those_of_the_pipeline(spec: Diffusers, codec: Codec, family
     z = Rng.seeded(1).noise_like(torch.zeros(1, *row.example["z"]))
     asked: dict[str, Any] = {"prompt": "a seven", "num_inference_steps": 2, "return_dict": False, **size}
     assert isinstance(codec, DiffusersCodec)
-    asked |= row.call({"guidance": torch.tensor([6.0])}, codec.positions) | {"latents": row.layout.to(z)}
-    latent = row.layout.back(pipe(**asked, output_type="latent")[0], z.shape)
+    asked |= row.call({"guidance": torch.tensor([6.0])}, codec.positions) | {"latents": row.latents.to(z)}
+    latent = row.latents.back(pipe(**asked, output_type="latent")[0], z.shape)
     shown = pipe(**asked, output_type="pt")[0]
     made = codec.decode(latent)
     torch.testing.assert_close(made, shown[:, None] if row.image else shown, rtol=1e-4, atol=1e-4)
@@ -229,7 +244,7 @@ def test_a_student_in_diffusers_alone_is_flowmap_s(spec: Diffusers, family: str,
     with torch.no_grad():
         torch.testing.assert_close(loaded(z, t, t / 2, cond), u(z, t, t / 2, cond))
         assert (loaded(z, t, t / 2, cond) - loaded(z, t, t, cond)).abs().max() > 1e-3
-    torch.save(row.layout.to(z), tmp_path / "noise.pt")
+    torch.save(row.latents.to(z), tmp_path / "noise.pt")
     code = f"""
 import sys
 sys.modules["flowmap"] = sys.modules["flowmap_diffusers"] = None
@@ -246,5 +261,5 @@ torch.save({{n: pipe(num_inference_steps=n, **asked)[0] for n in {STEPS}}}, "out
     made = torch.load(tmp_path / "out.pt")
     for steps in STEPS:
         ours = sample(loaded, z, cond, steps=steps, shift=found.shift)
-        error = (row.layout.back(made[steps], z.shape) - ours).abs().max() / ours.abs().max()
+        error = (row.latents.back(made[steps], z.shape) - ours).abs().max() / ours.abs().max()
         assert float(error) < 1e-5, steps

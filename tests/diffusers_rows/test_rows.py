@@ -64,6 +64,19 @@ def test_a_network_that_asks_its_embedder_for_its_type_goes_on_in_its_own() -> N
     network.check_times_stay_float32(Diffusers(family="motif_video"))
 
 
+def test_z_image_s_texts_have_their_own_lengths_and_its_graphs_refuse_them() -> None:
+    spec = Diffusers(family="z_image", lora=None)
+    z, cond = spec.example()
+    u = spec.build(frozenset({"teacher"}), device=CPU, dtype=torch.float32)["teacher"]
+    t, short = torch.tensor([0.9, 0.3]), {**cond, "mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])}
+    cut = {name: value[1:, :2] for name, value in cond.items()}
+    torch.testing.assert_close(u(z, t, t, short)[1:], u(z[1:], t[1:], t[1:], cut), rtol=0, atol=1e-5)
+    program = torch.export.export(u, (z, t, t, cond)).module()
+    torch.testing.assert_close(program(z, t, t, cond), u(z, t, t, cond), rtol=0, atol=1e-5)
+    with pytest.raises(RuntimeError, match="every token of the text must be its own"):
+        program(z, t, t, short)
+
+
 @pytest.fixture
 def other(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Puts a changed row into the table."""
@@ -91,7 +104,7 @@ DEFECTS: dict[str, tuple[str, dict[str, Any], Any]] = {
     "wrong sign of an image": ("sd3", {"convention": Convention(1000.0, predicts="x-ε")}, ENDS),
     "the sign of another family": ("mochi", {"convention": Convention(1000.0, clock="1-t")}, ENDS),
     "the clock of another family": ("mochi", {"convention": Convention(1000.0, predicts="x-ε")}, ENDS),
-    "1 for 1000 where the class multiplies": ("flux", {"told": 1.0}, ENDS),
+    "1 for 1000 where the class multiplies": ("flux", {"multiplies": 1.0}, ENDS),
     "positions of another frame rate": ("ltx", {"inputs": hasty}, CALLS),
     "an embedder not lifted": (
         "hunyuan_video",
@@ -142,7 +155,7 @@ def test_the_teacher_is_the_plain_class_bit_for_bit(family: str) -> None:
     assert torch.equal(u["student"](z, t, t, cond), v)
     if row.vp:
         return
-    call = Call(net, row.layout.to(z), row.told * row.convention.time(t), cond, z.shape, u["teacher"].positions)
+    call = Call(net, row.layout.to(z), row.convention.time(t) / row.multiplies, cond, z.shape, u["teacher"].positions)
     by_hand = row.layout.back(net(**row.inputs(call), return_dict=False)[0], z.shape)
     torch.testing.assert_close(row.convention.velocity(by_hand), v, rtol=0, atol=2e-6)
 

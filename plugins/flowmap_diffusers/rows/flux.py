@@ -32,7 +32,7 @@ ROW = Row(
           "num_attention_heads": 2, "joint_attention_dim": 16, "pooled_projection_dim": 8, "axes_dims_rope": (4, 6, 6),
           "guidance_embeds": True},
     example={"z": (1, 4, 4, 6), "text": (5, 16), "pooled": (8,), "guidance": ()}, text={"text": 0, "pooled": 1},
-    given={"text": "prompt_embeds", "pooled": "pooled_prompt_embeds"}, null=("text", "pooled"), told=1e-3,
+    given={"text": "prompt_embeds", "pooled": "pooled_prompt_embeds"}, null=("text", "pooled"), multiplies=1e3,
     call=embedded, vae=(1, 8), blocks=("transformer_blocks", "single_transformer_blocks"),
     hub="black-forest-labs/FLUX.1-dev", shift=3.16,
 )  # fmt: skip
