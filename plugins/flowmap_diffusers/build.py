@@ -89,8 +89,8 @@ def hear(net: Any, row: Row, running: Running, gamma: float | None, dtype: torch
             keep_exact(net, path, clock=running.clock, features=features)
         else:
             lift(net, path, gamma, clock=running.clock, features=features)
-        # some ask the parameters of the embedder, which are float32 here, for the type that they go on in
-        net.get_submodule(path).register_forward_hook(lambda module, given, e: e.to(dtype))
+        if found:  # some ask the parameters of the embedder, which are float32 here, for the type that they go on in
+            net.get_submodule(path).register_forward_hook(lambda module, given, e: e.to(dtype))
 
 
 def empty(spec: Settings, dtype: torch.dtype) -> Any:

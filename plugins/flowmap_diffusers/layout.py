@@ -28,6 +28,8 @@ FRAMES_FIRST = Layout(lambda z: z, lambda y, like: y)
 CHANNELS_FIRST = Layout(lambda z: z.transpose(1, 2), lambda y, like: y.transpose(1, 2))
 FIRST_CHANNELS = Layout(CHANNELS_FIRST.to, lambda y, like: y[:, : like[2]].transpose(1, 2))
 """The same; a network may take channels of conditions after these."""
+CHANNELS_LAST = Layout(lambda z: z.permute(0, 1, 3, 4, 2), lambda y, like: y.permute(0, 1, 4, 2, 3)[:, :, : like[2]])
+"""[B, F, H, W, C], of which the same holds."""
 IMAGE = Layout(lambda z: z.squeeze(1), lambda y, like: y.unsqueeze(1))
 """[B, C, H, W], of one frame."""
 LIST = Layout(lambda z: [*z.transpose(1, 2)], lambda y, like: torch.stack([*y]).transpose(1, 2))

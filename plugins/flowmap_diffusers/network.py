@@ -19,7 +19,7 @@ from flowmap.path import expand
 from flowmap.time_embedding import Clock
 
 from . import vp
-from .row import Call, Positions, Row
+from .row import Call, Positions, Row, output
 
 
 class Running:
@@ -70,7 +70,7 @@ class DiffusersFlowMap(FlowMap):
         with self.running.clock.at(now, then) as told:
             own, time = self.row.layout.to(self._cast(x)), told / self.row.multiplies
             call = Call(self.net, own, time, given, tuple(z.shape), self.positions)
-            y = self.net(**self.row.inputs(call), return_dict=False)[0]
+            y = output(self.net(**self.row.inputs(call), return_dict=False))
         y = self.row.layout.back(y, tuple(z.shape)).to(z.dtype)
         return self.row.convention.velocity(y) if self.steps is None else vp.velocity(z, y, expand(t, z))
 

@@ -13,6 +13,7 @@ from flowmap.reference import Heard, Played
 
 from . import vp
 from .build import plain, positions_of, scheduler_of, steps_of
+from .row import output
 
 if TYPE_CHECKING:
     from .settings import Settings
@@ -21,20 +22,23 @@ STEPS = 4
 
 
 def played(spec: Settings, x: Latent, noise: Latent, cond: Cond) -> Played:
+    from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
     row, positions, steps = spec.row, positions_of(spec), steps_of(spec)
     net = plain(spec, device=torch.device("cpu"), dtype=torch.float32)
     _, cls = row.classes()
     needed = [name for name, p in signature(cls).parameters.items() if p.default is p.empty]
-    pipeline = cls(**{**dict.fromkeys(needed), **row.parts(), "transformer": net, "scheduler": scheduler_of(spec)})
+    with torch.random.fork_rng(devices=[]):
+        parts = {**dict.fromkeys(needed), **row.parts()}
+    pipeline = cls(**{**parts, "transformer": net, "scheduler": scheduler_of(spec)})
     pipeline.set_progress_bar_config(disable=True)
     calls: list[Heard] = []
     of_class = signature(type(net).forward)
 
-    def replaced(*args: Any, **kwargs: Any) -> tuple[Latent]:
+    def replaced(*args: Any, **kwargs: Any) -> Any:
         handed = of_class.bind(net, *args, **kwargs).arguments
         own, time = (handed[name] for name in row.names)
-        made = type(net).forward(net, *args, **{**kwargs, "return_dict": False})[0]
+        made = output(type(net).forward(net, *args, **{**kwargs, "return_dict": False}))
         if steps is None:
             t = row.convention.t(time.float() * row.multiplies)
             z, v = row.layout.back(own, x.shape), row.convention.velocity(row.layout.back(made, x.shape))
@@ -45,8 +49,9 @@ def played(spec: Settings, x: Latent, noise: Latent, cond: Cond) -> Played:
             z = row.layout.back(own, x.shape) / vp.scale(s)
             v = vp.velocity(z, row.layout.back(made, x.shape), s)
             told = vp.prediction(z, (z - x) / s, s)
-        calls.append(Heard(z, t, v))
-        return (row.layout.to(told),)
+        calls.append(Heard(z.clone(), t, v))  # some pipelines step in place
+        asked = handed.get("return_dict", True)
+        return Transformer2DModelOutput(row.layout.to(told)) if asked else (row.layout.to(told),)
 
     net.forward = replaced
     frames, _, height, width = x.shape[1:]

@@ -144,7 +144,7 @@ def test_an_adapter_that_is_not_activated_again_fails_its_check(monkeypatch: pyt
 @pytest.mark.parametrize("family", ROWS)
 def test_the_teacher_is_the_plain_class_bit_for_bit(family: str) -> None:
     """By hand, with the row's own inputs and no clock; CogVideoX's by way of its own units."""
-    from flowmap_diffusers.row import Call
+    from flowmap_diffusers.row import Call, output
 
     spec = Diffusers(family=family, lora=None)
     z, cond = spec.example()
@@ -156,7 +156,7 @@ def test_the_teacher_is_the_plain_class_bit_for_bit(family: str) -> None:
     if row.vp:
         return
     call = Call(net, row.layout.to(z), row.convention.time(t) / row.multiplies, cond, z.shape, u["teacher"].positions)
-    by_hand = row.layout.back(net(**row.inputs(call), return_dict=False)[0], z.shape)
+    by_hand = row.layout.back(output(net(**row.inputs(call), return_dict=False)), z.shape)
     torch.testing.assert_close(row.convention.velocity(by_hand), v, rtol=0, atol=2e-6)
 
 
@@ -212,6 +212,12 @@ def test_skyreels_is_told_the_frame_rate_for_every_sample(frames: bool) -> None:
             y = net(z[b : b + 1].transpose(1, 2), encoder_hidden_states=text, **told, return_dict=False)[0]
             torch.testing.assert_close(v[-1][b : b + 1], y.transpose(1, 2), rtol=0, atol=2e-6)
     assert not torch.allclose(v[0], v[1])
+
+
+@pytest.mark.parametrize("family, name", [(family, name) for family, row in ROWS.items() for name in row.only])
+def test_a_network_that_is_called_in_another_way_is_refused(family: str, name: str) -> None:
+    with pytest.raises(ValueError, match=f"its transformer has {name} = 'another': must be "):
+        Diffusers(family=family, config={name: "another"}).validate()
 
 
 def test_embedded_guidance_is_a_condition() -> None:
