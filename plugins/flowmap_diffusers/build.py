@@ -196,7 +196,13 @@ def factors(config: Mapping[str, Any]) -> tuple[int, int]:
         names = f"{kind}_compression_ratio", f"scale_factor_{kind}"
         return getattr(vae, names[0], None) or next((vae.config[name] for name in names if vae.config.get(name)), None)
 
-    return int(said("temporal") or 1), int(said("spatial") or 2 ** (len(config["block_out_channels"]) - 1))
+    side = int(said("spatial") or 2 ** (len(config["block_out_channels"]) - 1))
+    return int(said("temporal") or 1), side * folded(vae)
+
+
+def folded(vae: Any) -> int:
+    """p where p × p latents of a VAE are one of its pipeline, with a batch norm over these; 1 elsewhere."""
+    return int(vae.config["patch_size"][0]) if "batch_norm_eps" in vae.config else 1
 
 
 def scheduler_of(spec: Settings) -> Any:

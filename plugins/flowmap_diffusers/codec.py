@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from attrs import frozen
 from torch import Tensor
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from flowmap._types import Cond, Latent
 
-from .build import positions_of
+from .build import folded, positions_of
 from .loading import no_bar
 from .row import Positions, Row
 
@@ -125,21 +126,21 @@ class DiffusersCodec:
                 f"multiples of {side}"
             )
         config = self.pipeline.vae.config
-        channels = int(config.get("latent_channels") or config["z_dim"])
+        channels = int(config.get("latent_channels") or config["z_dim"]) * folded(self.pipeline.vae) ** 2
         return (frames - 1) // temporal + 1, channels, height // spatial, width // spatial
 
     def _encode(self, videos: Tensor) -> Latent:
         vae, still = self.pipeline.vae, self.still
         x = (2 * videos - 1).to(vae.device, vae.dtype)
         x = vae.encode(x[:, 0] if still else x.transpose(1, 2)).latent_dist.mode()
-        x = (x[:, None] if still else x.transpose(1, 2)).float()
+        x = pixel_unshuffle((x[:, None] if still else x.transpose(1, 2)).float(), folded(vae))
         mean, std = statistics(vae, x)
         return (x - mean) / std
 
     def _decode(self, x: Latent) -> Tensor:
         vae, still = self.pipeline.vae, self.still
         mean, std = statistics(vae, x.to(vae.device))
-        raw = (x.to(vae.device) * std + mean).to(vae.dtype)
+        raw = pixel_shuffle(x.to(vae.device) * std + mean, folded(vae)).to(vae.dtype)
         y = vae.decode(raw[:, 0] if still else raw.transpose(1, 2), return_dict=False)[0]
         return ((y[:, None] if still else y.transpose(1, 2)).float() / 2 + 0.5).clamp(0, 1)
 
@@ -151,8 +152,11 @@ class DiffusersCodec:
 
 def statistics(vae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """(mean, deviation) of raw latents. VAEs say them as a mean and a deviation a channel, in their config or as
-    buffers, with a factor or without; as a shift and a factor; or as a factor."""
+    buffers, with a factor or without; as a shift and a factor; as a factor; or as those of a batch norm."""
     config: Mapping[str, Any] = vae.config
+    if "batch_norm_eps" in config:
+        mean, var = (value.to(x).reshape(-1, 1, 1) for value in (vae.bn.running_mean, vae.bn.running_var))
+        return mean, (var + config["batch_norm_eps"]).sqrt()
     factor = config.get("scaling_factor") or 1.0
     said = [
         vars(vae).get("_buffers", {}).get(f"latents_{name}", config.get(f"latents_{name}")) for name in ("mean", "std")
