@@ -40,10 +40,11 @@ def run(options: Namespace) -> None:
     recipe = recipes.load(name)
     from attrs import evolve
 
-    from ..planning import Machine, plan, text
+    from ..planning import Machine, advise, plan, text
 
     given = {key: value for key in (*OPTIONS, *SHARED) if (value := getattr(options, key)) is not None}
-    print(text(plan(recipe, evolve(Machine(), **given))))
+    found = plan(recipe, evolve(Machine(), **given))
+    print(text(found, advise(found)))
 
 
 def refuse_alone(options: Namespace) -> None:

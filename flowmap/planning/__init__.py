@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from .advice import Advice, advise
 from .plan import Machine, Plan, StagePlan, plan
 from .report import text
 
-__all__ = ["Machine", "Plan", "StagePlan", "plan", "text"]
+__all__ = ["Advice", "Machine", "Plan", "StagePlan", "advise", "plan", "text"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from attrs import evolve, field, frozen
+from attrs import evolve, field, fields, frozen
 from torch import Tensor
 
 from .. import validators
@@ -53,7 +53,7 @@ class StagePlan:
     """One stage. parts: operations of an iteration on the global batch, by part, the mean over its draws.
 
     samples: on a GPU at once, or on the GPUs of one context. ratios: to an iteration of plain flow matching of the same
-    student; None without one.
+    student; None where it has no pass on data whose cost would be known.
     """
 
     number: int
@@ -115,8 +115,13 @@ class Plan:
         return max(*stages, self.shape.end) + RESERVE
 
     @property
+    def needs(self) -> float:
+        """Bytes, of each of its GPUs."""
+        return self.peak(self.machine.gpus)
+
+    @property
     def fits(self) -> bool:
-        return self.machine.gpus in self.worlds and self.peak(self.machine.gpus) <= self.machine.memory
+        return self.machine.gpus in self.worlds and self.needs <= self.machine.memory
 
     @property
     def worlds(self) -> list[int]:
@@ -129,16 +134,37 @@ class Plan:
         return next((n for n in self.worlds if self.peak(n) <= self.machine.memory), None)
 
 
-def plan(recipe: Recipe, machine: Machine = Machine()) -> Plan:
-    """Runs a step of each stage at its real size, without data in any tensor that weighs something."""
+def plan(recipe: Recipe, machine: Machine = Machine(), *, like: Plan | None = None) -> Plan:
+    """Runs a step of each stage at its real size, without data in any tensor that weighs something.
+
+    like: a plan of a recipe that this one was made of by `evolve`. A stage in which nothing differs is not run again.
+    """
     if recipe.equips:
         raise RecipeError("this recipe equips networks with more than its backbone has, which has no plan yet")
     if said := unsplit(recipe, machine.context):
         raise RecipeError("\n".join(said))
+    known = {} if like is None or not _same_networks(like.recipe, recipe) else _same_stages(like, recipe, machine)
+    if like is not None and len(known) == len(recipe.stages):
+        return Plan(recipe, machine, like.shape, tuple(known.values()))
     frames, sizes = _sizes(recipe)
     nets = networks(recipe, precision(recipe))
-    stages = tuple(_stage(recipe, nets, machine, number, frames, sizes) for number in range(len(recipe.stages)))
+    stages = tuple(
+        known.get(number) or _stage(recipe, nets, machine, number, frames, sizes)
+        for number in range(len(recipe.stages))
+    )
     return Plan(recipe, machine, shape(recipe, nets), stages)
+
+
+def _same_networks(one: Recipe, other: Recipe) -> bool:
+    """Built of the same values for the same roles, on the same data."""
+    same = all(getattr(one, a.name) is getattr(other, a.name) for a in fields(Recipe) if a.name != "stages")
+    return same and (one.roles, one.trains) == (other.roles, other.trains)
+
+
+def _same_stages(like: Plan, recipe: Recipe, machine: Machine) -> dict[int, StagePlan]:
+    found = zip(like.stages, recipe.stages, strict=True)
+    same = (old for old, stage in found if old.stage is stage and old.samples == _samples(stage, machine))
+    return {old.number: evolve(old, context=machine.context) for old in same}
 
 
 def networks(recipe: Recipe, dtype: torch.dtype) -> Networks:
@@ -171,11 +197,16 @@ def reference(method: Method) -> Method:
     return replaced(all_off_diagonal(method), own)
 
 
+def _samples(stage: Stage, machine: Machine) -> int:
+    """At once, on a GPU or on those of one context."""
+    return min(stage.micro or stage.batch, max(1, stage.batch * machine.context // machine.gpus))
+
+
 def _stage(
     recipe: Recipe, nets: Networks, machine: Machine, number: int, frames: int, sizes: Mapping[str, tuple[int, ...]]
 ) -> StagePlan:
     stage, seed, text = recipe.stages[number], recipe.seed, frozenset(sizes) - {"x"}
-    samples = min(stage.micro or stage.batch, max(1, stage.batch * machine.context // machine.gpus))
+    samples = _samples(stage, machine)
     hardest = evolve(stage, method=all_off_diagonal(stage.method), batch=samples, micro=None)
     length = drawn(hardest, nets, frames, text, _by_frames, seed, number, HARDEST_OF)
     iteration = max(range(HARDEST_OF), key=lambda i: sum(length[i].values()))
@@ -187,7 +218,7 @@ def _stage(
         return {**forward, **{f"{name} backward": cost for name, cost in _backward(found.parts, forward)}}
 
     own, ratio, theirs = parts(stage.method), None, None
-    if "student" in stage.method.trains:
+    if "student backward" in found.parts:
         plain = sum(parts(flow_matching(role="student")).values())
         ratio, theirs = sum(own.values()) / plain, sum(parts(reference(stage.method)).values()) / plain
     return StagePlan(number, stage, own, found, samples, ratio, theirs, machine.context)

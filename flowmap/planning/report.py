@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
-from attrs import fields_dict
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from .._types import Role
+from .advice import Advice, setting
 from .draws import DRAWS
 from .plan import GIB, RESERVE, Plan, StagePlan
 
@@ -25,8 +24,10 @@ KINDS = {
 }
 
 
-def text(plan: Plan) -> str:
-    return "\n".join([*_head(plan), *_parameters(plan), *_operations(plan), *_memory(plan), *_fit(plan), *_hours(plan)])
+def text(plan: Plan, advice: Sequence[Advice] = ()) -> str:
+    """advice: what `advise` found for this plan."""
+    parts = _head(plan), _parameters(plan), _operations(plan), _memory(plan), _fit(plan, advice), _hours(plan)
+    return "\n".join(chain.from_iterable(parts))
 
 
 def by_part(stage: StagePlan) -> dict[str, float]:
@@ -114,17 +115,20 @@ def _memory(plan: Plan) -> Iterator[str]:
     yield ""
 
 
-def _fit(plan: Plan) -> Iterator[str]:
+def _fit(plan: Plan, advice: Sequence[Advice]) -> Iterator[str]:
     machine, smallest = plan.machine, plan.smallest
     batches = ", ".join(str(stage.stage.batch) for stage in plan.stages)
     if machine.gpus not in plan.worlds:
         yield f"DOES NOT RUN on {machine.gpus} GPUs: the global batches {batches} divide over {_said(plan.worlds)}"
     elif plan.fits:
-        yield f"FITS: {plan.peak(machine.gpus) / GIB:.1f} of {machine.memory / GIB:.1f} GiB on each of {machine.gpus}"
+        yield f"FITS: {plan.needs / GIB:.1f} of {machine.memory / GIB:.1f} GiB on each of {machine.gpus}"
     else:
-        yield f"DOES NOT FIT: {plan.peak(machine.gpus) / GIB:.1f} GiB on each, which has {machine.memory / GIB:.1f}"
-        for advice in _advice(plan):
-            yield f"  {advice}"
+        yield f"DOES NOT FIT: {plan.needs / GIB:.1f} GiB on each, which has {machine.memory / GIB:.1f}"
+        if advice:
+            yield "Planned again with a change: GiB on each GPU, and 10^15 operations an iteration where they differ"
+            yield from (f"  {_advised(one)}" for one in advice)
+        if (end := plan.shape.end + RESERVE) > machine.memory:
+            yield f"The end takes {end / GIB:.1f} GiB on the first GPU, on any number of them"
     if smallest is None:
         yield f"Too much for any number of such GPUs over which the batches divide, {_said(plan.worlds)}"
     else:
@@ -132,48 +136,22 @@ def _fit(plan: Plan) -> Iterator[str]:
     yield ""
 
 
-def _advice(plan: Plan) -> Iterator[str]:
-    """The setting to change: what the fullest stage has most of decides which."""
-    gpus, backbone = plan.machine.gpus, plan.recipe.backbone
-    stage = max(plan.stages, key=lambda s: sum(s.peak(gpus, plan.shape).values()))
-    peak = stage.peak(gpus, plan.shape)
-    passing = peak["activations"] + peak["cache"]
-    where = f"stage {stage.number}"
-    if plan.smallest is not None and plan.smallest > gpus:
-        yield f"{plan.smallest} GPUs hold it: weights, optimiser and averages are divided among them"
-    if plan.shape.end + RESERVE > plan.machine.memory:
-        yield f"a first GPU with {(plan.shape.end + RESERVE) / GIB:.1f} GiB, which the end takes on any number of them"
-    if passing < sum(peak.values()) - passing:
-        if _setting(backbone, "lora", "there") is None:
-            yield "lora=Lora(rank=256) of the backbone: adapters on one network in place of a whole one for each role"
-        if plan.smallest is None and plan.worlds[-1] <= gpus:
-            yield f"larger batches, which divide over more GPUs than {plan.worlds[-1]}"
-        return
-    if stage.samples > 1:
-        yield f"Stage.micro = {stage.samples // 2} of {where}: {passing / GIB:.1f} GiB are of {stage.samples} samples"
-    if _checkpointing(plan) is False:
-        yield "checkpointing=True of the backbone: what each block holds for its backward pass is computed again"
-    if stage.traced.parts.get("history") and stage.traced.parts.get("rollout backward"):
-        yield (
-            f"anyflow.on_policy(replay=True) of {where}: one chunk's graph at a time, for a second forward pass of the "
-            "rollout"
-        )
-    elif stage.samples == 1:
-        yield (
-            f"--context {2 * plan.machine.context}: more GPUs for the tokens of a sample, one of which is all that "
-            "they hold already; or fewer frames, or a smaller picture"
-        )
+def _advised(advice: Advice) -> str:
+    """What it gives: GiB on each GPU, and operations where they are others."""
+    before, after = advice.before, advice.after
+    operations = [
+        f"; stage {old.number} computes {new.flops / 1e15:.2f} in place of {old.flops / 1e15:.2f}"
+        for old, new in zip(before.stages, after.stages, strict=True)
+        if abs(new.flops - old.flops) > 0.001 * old.flops
+    ]
+    fits = ", fits" if after.fits else ""
+    return f"{advice.what}: {before.needs / GIB:.1f} → {after.needs / GIB:.1f}{fits}{''.join(operations)}"
 
 
 def _checkpointing(plan: Plan) -> bool | None:
     """Of the networks that are trained: False where one of them is not recomputed."""
-    found = [_setting(plan.recipe.spec_of(role), "checkpointing", None) for role in sorted(plan.recipe.trains)]
+    found = [setting(plan.recipe.spec_of(role), "checkpointing", None) for role in sorted(plan.recipe.trains)]
     return None if None in found else all(found)
-
-
-def _setting(backbone: Any, name: str, otherwise: Any) -> Any:
-    """Of a backbone that has it."""
-    return getattr(backbone, name) if name in fields_dict(type(backbone)) else otherwise
 
 
 def _hours(plan: Plan) -> Iterator[str]:

@@ -59,7 +59,7 @@ def test_no_more_than_asked_is_read_ahead() -> None:
     data.expect([[0], [1], [2], [3]])
     data.batch([0])
     data.close()
-    assert slow.asked == [(0,), (1,), (2,)] or slow.asked == [(0,), (1,)]  # the last may be cancelled
+    assert slow.asked in ([(0,)], [(0,), (1,)], [(0,), (1,), (2,)])  # those that did not begin are cancelled
 
 
 def test_reading_goes_on_while_training_works() -> None:

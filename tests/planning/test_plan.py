@@ -158,24 +158,12 @@ def test_the_end_is_on_the_first_gpu(whole):
     kept -= sum(4 * p.numel() for p in nets["teacher"].trained().values())
     assert whole.shape.end == 2 * kept
     tight = evolve(whole, machine=Machine(gpus=4, memory=int(kept)))
-    assert tight.peak(16) >= whole.shape.end and "which the end takes on any number of them" in text(tight)
+    assert tight.peak(16) >= whole.shape.end and "on the first GPU, on any number of them" in text(tight)
 
 
-def test_whole_networks_that_do_not_fit_are_told_of_adapters(judged):
-    found = evolve(judged[0], machine=Machine(gpus=16, memory=int(RESERVE)))
-    passing = found.stages[0].peak(16, found.shape)["activations"]
-    heavy = evolve(
-        found, stages=tuple(evolve(s, traced=evolve(s.traced, lasting=_times(s, 1000))) for s in found.stages)
-    )
-    assert passing < heavy.stages[0].peak(16, heavy.shape)["optimiser"]
-    said = text(heavy)
-    assert (
-        "lora=Lora(rank=256) of the backbone" in said and "larger batches, which divide over more GPUs than 16" in said
-    )
-
-
-def _times(stage, many):
-    return {kind: many * size for kind, size in stage.traced.lasting.items()}
+def test_without_a_pass_on_data_nothing_is_compared_with_flow_matching():
+    (stage,) = plan(recipe(anyflow.on_policy(cotrain=0.0, steps=(2,))), Machine(gpus=4)).stages
+    assert stage.ratio is None is stage.reference_ratio and stage.flops > 0
 
 
 def test_what_is_put_together():
@@ -187,9 +175,9 @@ def test_the_smallest_number_of_gpus_divides_the_batches_and_fits(whole):
     between = (whole.peak(2) + whole.peak(4)) / 2
     tight = evolve(whole, machine=Machine(gpus=2, memory=int(between)))
     assert not tight.fits and tight.smallest == 4
-    assert "4 GPUs hold it" in text(tight) and "DOES NOT FIT" in text(tight)
+    assert "DOES NOT FIT" in text(tight)
     none = evolve(whole, machine=Machine(gpus=2, memory=int(RESERVE)))
-    assert none.smallest is None and "Too much for any number" in text(none) and "Stage.micro = 1" in text(none)
+    assert none.smallest is None and "Too much for any number" in text(none)
     assert "DOES NOT RUN on 3 GPUs" in text(evolve(whole, machine=Machine(gpus=3)))
 
 
