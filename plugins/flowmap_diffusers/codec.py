@@ -70,6 +70,14 @@ class DiffusersCodec:
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Cond:
         """As the pipeline encodes them for its own call, which has defaults that `encode_prompt` alone has not."""
+        made = [self._texts([one]) for one in prompts] if self.row.alone else [self._texts(prompts)]
+        cond = {name: torch.cat([one[name] for one in made]) for name in made[0]}
+        cond = {name: value.long() if name in self.row.masks else value.float() for name, value in cond.items()}
+        if "guidance" in self.row.example:
+            cond["guidance"] = torch.full((len(prompts),), self.guidance, device=cond["text"].device)
+        return cond
+
+    def _texts(self, prompts: Sequence[str]) -> Cond:
         known, called = (signature(f).parameters for f in (self.pipeline.encode_prompt, self.pipeline.__call__))
         asked = {name: called[name].default for name in known if name in called}
         asked |= {"prompt": list(prompts), "batch_size": len(prompts), "do_classifier_free_guidance": False}
@@ -78,11 +86,7 @@ class DiffusersCodec:
             asked["max_sequence_length"] = self.row.tokens
         made = self.pipeline.encode_prompt(**{name: value for name, value in asked.items() if name in known})
         made = made if isinstance(made, tuple) else (made,)
-        cond = self._padded({name: made[at] for name, at in self.row.text.items()})
-        cond = {name: value.long() if name in self.row.masks else value.float() for name, value in cond.items()}
-        if "guidance" in self.row.example:
-            cond["guidance"] = torch.full((len(prompts),), self.guidance, device=cond["text"].device)
-        return cond
+        return self._padded({name: made[at] for name, at in self.row.text.items()})
 
     def _padded(self, cond: dict[str, Any]) -> Cond:
         """A text of as many tokens whatever the prompt, and a mask that says which are its own.
@@ -94,9 +98,8 @@ class DiffusersCodec:
         text, mask = cond["text"], cond.get("mask")
         if mask is None:
             mask = [torch.ones(len(one), dtype=torch.int64, device=one.device) for one in text]
-        return {
-            name: torch.stack([self._long(one) for one in value]) for name, value in (("text", text), ("mask", mask))
-        }
+        long = (torch.stack([self._long(one) for one in value]) for value in (text, mask))
+        return {**cond, **dict(zip(("text", "mask"), long, strict=True))}
 
     def _long(self, one: Tensor) -> Tensor:
         padded = one.new_zeros(self.row.tokens or 0, *one.shape[1:])

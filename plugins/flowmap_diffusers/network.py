@@ -61,6 +61,9 @@ class DiffusersFlowMap(FlowMap):
 
     def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
         self._check(z, t, cond)
+        if self.row.alone and len(z) > 1 and not torch.compiler.is_exporting():
+            ones = [slice(i, i + 1) for i in range(len(z))]
+            return torch.cat([self.forward(z[i], t[i], r[i], {k: v[i] for k, v in cond.items()}) for i in ones])
         if self.lora is not None:
             activate(self.net, self.adapter)
             self.running.adapter = self.adapter

@@ -13,6 +13,16 @@ from flowmap._types import Cond
 from flowmap.path import Convention
 
 
+def texts(c: Call) -> list[Tensor]:
+    """Each of its own length, on which the positions may depend; a graph is of one length."""
+    text, mask = c.cond["text"], c.cond["mask"]
+    if not torch.compiler.is_exporting():
+        return [one[own.bool()] for one, own in zip(text, mask, strict=True)]
+    which = type(c.net).__name__
+    torch._assert_async(mask.all(), f"{which}, exported: every token of the text must be its own, its mask all ones")
+    return [*text]
+
+
 def output(y: Any) -> Tensor:
     """Of a call with return_dict=False: one class gives the tensor itself."""
     made: Tensor = y if isinstance(y, Tensor) else y[0]
@@ -67,13 +77,14 @@ class Row:
     says so. blocks: the lists of repeated blocks. frames: a time a frame can be told. adapted: which linear layers of
     the blocks get adapters, a regular expression. example: shapes without the batch; masks are all ones, of integers.
     text: what `encode_prompt` of the pipeline gives out, by its place; tokens: of it, to which it is padded and masked,
-    where their number depends on the prompts; given: under which names the pipeline takes it back; call: its other
-    arguments, so that it guides by nothing but what is in the condition; parts: of the pipeline, without which it does
-    not run, at toy size. ready: what a network needs once, on its device, before it is traced. only: what the class
-    must be told, or it is a network that the row does not read. null: what guidance replaces. hub: the published
-    pipeline. fps, vae: frames a second, and how many frames and pixels of a side one latent stands for, where no
-    directory says so; side: of a token, in latents; shift: of the sampling grid, at the largest size where the
-    pipeline's depends on it.
+    where their number depends on the prompts; alone: the network has no mask for what is padded, so every sample goes
+    through it on its own, and every prompt through its encoders; given: under which names the pipeline takes it back;
+    call: its other arguments, so that it guides by nothing but what is in the condition; parts: of the pipeline,
+    without which it does not run, at toy size. ready: what a network needs once, on its device, before it is traced.
+    only: what the class must be told, or it is a network that the row does not read. null: what guidance replaces.
+    hub: the published pipeline. fps, vae: frames a second, and how many frames and pixels of a side one latent stands
+    for, where no directory says so; side: of a token, in latents; shift: of the sampling grid, at the largest size
+    where the pipeline's depends on it.
     """
 
     transformer: str
@@ -97,6 +108,7 @@ class Row:
     adapted: str = r"(attn\d?\..*(to_|add_)|ff(_context)?\.net\.|proj_(mlp|out)$)"
     text: Mapping[str, int] = field(factory=lambda: {"text": 0})
     tokens: int | None = None
+    alone: bool = False
     masks: tuple[str, ...] = ()
     null: tuple[str, ...] = ("text",)
     call: Callable[[Cond, Positions], Mapping[str, Any]] = lambda cond, positions: {"guidance_scale": 1.0}

@@ -6,24 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from flowmap.path import Convention
 
 from .. import layout
-from ..row import Call, Row
+from ..row import Call, Row, texts
 
 
 def inputs(c: Call) -> Mapping[str, Any]:
-    return {"x": c.x, "t": c.t, "cap_feats": _texts(c.cond["text"], c.cond["mask"])}
-
-
-def _texts(text: Tensor, mask: Tensor) -> list[Tensor]:
-    """Each of its own length, on which the positions of the image depend; a graph is of one length."""
-    if not torch.compiler.is_exporting():
-        return [one[own.bool()] for one, own in zip(text, mask, strict=True)]
-    torch._assert_async(mask.all(), "Z-Image, exported: every token of the text must be its own, its mask all ones")
-    return [*text]
+    return {"x": c.x, "t": c.t, "cap_feats": texts(c)}
 
 
 def _ready(net: Any, device: torch.device) -> None:
