@@ -6,6 +6,7 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from flowmap._types import Cond, Latent
 from flowmap.path import expand
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
     from .settings import Settings
 
 STEPS = 4
+
+
+def single(time: Tensor) -> Tensor:
+    """[B], where a pipeline tells every frame or token its time; without a condition they are one."""
+    times = time.reshape(len(time), -1)
+    if not torch.equal(times, times[:, :1].expand_as(times)):
+        raise AssertionError(f"the pipeline tells frames different times, {times.tolist()}: it was given a condition")
+    return times[:, 0]
 
 
 def played(spec: Settings, x: Latent, noise: Latent, cond: Cond) -> Played:
@@ -38,6 +47,7 @@ def played(spec: Settings, x: Latent, noise: Latent, cond: Cond) -> Played:
     def replaced(*args: Any, **kwargs: Any) -> Any:
         handed = of_class.bind(net, *args, **kwargs).arguments
         own, time = (handed[name] for name in row.names)
+        time = single(time)
         made = output(type(net).forward(net, *args, **{**kwargs, "return_dict": False}))
         if steps is None:
             t = row.convention.t(time.float() * row.multiplies)
