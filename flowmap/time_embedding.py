@@ -227,7 +227,9 @@ def _as_asked(e: Tensor, x: Tensor, hand: Hand | None) -> Tensor:
 
 def _without_autocast(device: str) -> AbstractContextManager[None]:
     """In bfloat16 t and t + h may be one number. A context only where needed: an exported graph would keep it."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def pair(t: Time, r: Time) -> Tensor:
