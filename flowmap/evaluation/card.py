@@ -144,18 +144,23 @@ def _use(recipe: Recipe, out: Path) -> list[str]:
     if not index.is_file() or manifest is None:
         return [text]
     kind, (frames, _, height, width) = json.loads(index.read_text())["_class_name"], manifest["shape"]["video"]
-    prompt = manifest["prompts"]["first"]
+    own = not isinstance(kind, str)  # code of its own beside the weights, which knows how it is called
+    kind, trusted = ("DiffusionPipeline", ", trust_remote_code=True") if own else (kind, "")
+    size = {"num_frames": frames, "height": height, "width": width}
+    if frames == 1:
+        del size["num_frames"]
+    told = f"{manifest['prompts']['first']!r}, num_inference_steps={1 if few else 4}"
     return [
         f"""{text}
 
 ```python
 from diffusers import {kind}
 
-pipe = {kind}.from_pretrained("path/of/this/directory")
-size = {{"num_frames": {frames}, "height": {height}, "width": {width}}}
-video = pipe({prompt!r}, num_inference_steps={1 if few else 4}, guidance_scale=1.0, **size).frames[0]
+pipe = {kind}.from_pretrained("path/of/this/directory"{trusted})
+size = {json.dumps(size)}
+video = pipe({told}{"" if own else ", guidance_scale=1.0"}, **size).{"images" if frames == 1 else "frames"}[0]
 ```""",
-        *([] if few else [_narrow()]),
+        *([] if few or own else [_narrow()]),
     ]
 
 

@@ -114,7 +114,7 @@ class Diffusers(Settings):
         return {} if self.path is None else encoders(self.path)
 
     def save(self, u: FlowMap, path: Path, *, dtype: torch.dtype = torch.float32) -> None:
-        """A pipeline directory that diffusers loads with the code beside it, adapters fused in."""
+        """A pipeline directory that diffusers loads with the code beside it, adapters fused in; those under `lora/`."""
         from .students import save
 
         save(self, u, path, dtype)
@@ -125,7 +125,14 @@ class Diffusers(Settings):
         return changes(self, u)
 
     def rounded(self, u: DiffusersFlowMap, dtype: torch.dtype) -> FlowMap:
-        raise NotImplementedError("a network of a row does not stand alone yet: what its output loses is not measured")
+        from .students import rounded
+
+        return rounded(self, u, dtype)
+
+    def contents(self, path: Path) -> Mapping[str, str]:
+        from .students import contents
+
+        return contents(self, path)
 
     def load(self, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
         from .students import load

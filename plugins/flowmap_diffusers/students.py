@@ -11,20 +11,24 @@ from typing import Any
 
 import torch
 from attrs import evolve
+from flowmap_lora import files
 from flowmap_lora.roles import parts
+from torch import Tensor
 
 from flowmap import FlowMap
 from flowmap.evaluation.rounding import since_built
+from flowmap.model import origin
 
-from .build import WEIGHTS, exact, positions_of
-from .network import DiffusersFlowMap
+from .build import WEIGHTS, empty, exact, hear, positions_of
+from .network import DiffusersFlowMap, Running
 from .settings import STUDENT, Settings
 
 CODE = Path(__file__).with_name("student.py.txt")
 
 
 def save(spec: Settings, u: FlowMap, path: Path, dtype: torch.dtype) -> None:
-    """`path/`: the transformer with both embedders of each time, adapters fused; from `spec.path` all else; the code.
+    """`path/`: the transformer with both embedders of each time, adapters fused; from `spec.path` all else; the code;
+    `path/lora/`: the adapters on their own.
 
     Class and file have names of their own, so that the plain class does not load it and leave out r. A
     variance-preserving student is written for `flowmap.load` alone: the steps of its pipeline are not those of the
@@ -36,22 +40,59 @@ def save(spec: Settings, u: FlowMap, path: Path, dtype: torch.dtype) -> None:
         raise TypeError(f"save: a {type(u).__name__} is not a network of flowmap_diffusers")
     folder = path / "transformer"
     folder.mkdir(parents=True, exist_ok=True)
-    kept, tensors = exact(spec.row, type(u.net)), {}
-    for name, base, change in parts(u.net, u.adapter):
-        weight = base if change is None else base.float() + change
-        if weight.is_floating_point():
-            weight = weight.to(torch.float32 if kept.search(name) else dtype)
-        tensors[name] = weight.cpu().contiguous()
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(fused(spec, u, dtype), folder / WEIGHTS, metadata={"format": "pt"})
     config = {key: value for key, value in u.net.config.items() if not key.startswith("_")}
     (folder / "config.json").write_text(json.dumps({"_class_name": "Student", **config}, indent=2) + "\n")
     known = {name: getattr(spec, name) for name in ("family", "gamma", "shift", "fps", "guidance")}
     (path / STUDENT).write_text(json.dumps(known, indent=2) + "\n")
     if spec.path is not None:
         _pipeline(spec, Path(spec.path), path)
+    if u.lora is not None and u.role == "student":
+        files.save(path / "lora", u.trained(), u.lora, _about(spec, u))
 
 
-def changes(spec: Settings, u: DiffusersFlowMap) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def fused(spec: Settings, u: DiffusersFlowMap, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors of this role on its own, adapters added into the weights, in `dtype` but for what stays float32."""
+    kept, tensors = exact(spec.row, type(u.net)), {}
+    for name, base, change in parts(u.net, u.adapter):
+        weight = base if change is None else base.float() + change
+        if weight.is_floating_point():
+            weight = weight.to(torch.float32 if kept.search(name) else dtype)
+        tensors[name] = weight.cpu().contiguous()
+    return tensors
+
+
+def rounded(spec: Settings, u: DiffusersFlowMap, dtype: torch.dtype) -> DiffusersFlowMap:
+    """The network that is saved in `dtype`, computing in float32; on the CPU."""
+    net, running = empty(spec, torch.float32), Running()
+    hear(net, spec.row, running, spec.gamma if u.two_times else None, torch.float32)
+    net.load_state_dict(fused(spec, u, dtype), assign=True)
+    told: dict[str, Any] = {"positions": u.positions, "computes": torch.float32, "two_times": u.two_times}
+    return DiffusersFlowMap(net.float().requires_grad_(False), spec.row, u.role, running, **told, steps=u.steps)
+
+
+def contents(spec: Settings, path: Path) -> dict[str, str]:
+    """Of a directory that `save` wrote."""
+    told = {"transformer/": "the network, a class of its own in `student.py`"}
+    if (path / "student.py").is_file():
+        told = {".": "the whole pipeline, `DiffusionPipeline.from_pretrained(DIR, trust_remote_code=True)`", **told}
+    if (path / "lora").is_dir() and spec.lora is not None:
+        made = f"Diffusers(BASE, family={spec.family!r}, lora=Lora({spec.lora.rank}, {spec.lora.alpha:g}))"
+        told["lora/"] = (
+            "the same adapters on their own, for the base that they were trained on, lifted to two times, and for no "
+            f"other network: `{made}.load(DIR / 'lora', ...)` puts them there and refuses another base by its "
+            "fingerprint. The transformer above has them already"
+        )
+    return told
+
+
+def _about(spec: Settings, u: DiffusersFlowMap) -> dict[str, Any]:
+    """What is known of the base that adapters were trained on."""
+    base = {"path": None if spec.path is None else origin(spec.path), "dtype": str(u.computes).split(".")[1]}
+    return {"fingerprint": files.fingerprint(u.net), "gamma": spec.gamma, "guidance": u.guidance, **base}
+
+
+def changes(spec: Settings, u: DiffusersFlowMap) -> Iterator[tuple[Tensor, Tensor]]:
     """(W, ΔW) of every weight that was trained and does not stay float32, one by one."""
     if u.lora is None:
         yield from since_built(spec, u, u.role)
@@ -106,7 +147,23 @@ def code(spec: Settings) -> str:
     )
 
 
-def load(spec: Settings, path: Path, *, device: Any, dtype: Any) -> FlowMap:
-    """The student that `save` wrote."""
-    student = evolve(spec, path=path, lora=None, config={})
-    return student.build(frozenset({"student"}), device=device, dtype=dtype)["student"]
+def load(spec: Settings, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
+    """The student that `save` wrote: of its directory, or of its LoRA file on top of `spec.path`."""
+    if (path / "transformer").is_dir():
+        student = evolve(spec, path=path, lora=None, config={})
+        return student.build(frozenset({"student"}), device=device, dtype=dtype)["student"]
+    file = path / files.LORA_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"{path}: neither a student's directory (transformer/) nor a LoRA file ({file.name})")
+    if spec.lora is None:
+        raise ValueError(f"{file}: Diffusers.lora = None, but this is a LoRA file; give its rank and alpha")
+    files.check_scale(file, spec.lora, "Diffusers")
+    u, said = spec.build(frozenset({"student"}), device=device, dtype=dtype)["student"], files.of(file)
+    assert isinstance(u, DiffusersFlowMap)
+    for name, ours in (("gamma", spec.gamma), ("fingerprint", files.fingerprint(u.net))):
+        if (theirs := said.get(name, ours)) != ours:
+            what = f"has {name} = {theirs}" if name == "gamma" else f"was trained on another base, {said.get('path')!r}"
+            raise ValueError(f"{file}: {what}, and {spec.about().name} has {ours}: give the one that it was trained on")
+    files.put(file, files.load(file), u.trained(), "Diffusers")
+    u.guidance = said.get("guidance")
+    return u

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from attrs import evolve, field, frozen
 from flowmap_diffusers.loading import stored
+from flowmap_lora.files import LORA_FILE
+from flowmap_lora.files import of as of_base
 from torch import Tensor
 
 from flowmap.export.errors import ExportError, ParityError
 from flowmap.model import origin
 
-from . import bases, extract
+from . import extract
 from .build import dtype_of
-from .checkpoints import LORA_FILE, WHOLE_FILE
+from .checkpoints import WHOLE_FILE
 from .fidelity import Times, fidelity
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ class Adapters:
         about = {name.removeprefix(PREFIX): value for name, value in said.items()}
         names = sorted(name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight"))
         pairs = {name: (tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]) for name in names}
-        return cls(pairs, about["lora_alpha"] / about["r"], about, bases.of(folder / "lora" / LORA_FILE))
+        return cls(pairs, about["lora_alpha"] / about["r"], about, of_base(folder / "lora" / LORA_FILE))
 
     def change(self, layer: str, rows: slice = ALL) -> Tensor:
         """ΔW, float64; of a convolution, too."""

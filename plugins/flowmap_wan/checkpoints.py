@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from inspect import signature
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import evolve
+from flowmap_lora.files import LORA_FILE, check_scale, of, put, write
+from flowmap_lora.files import load as load_tensors
 from flowmap_lora.roles import parts
 
 from flowmap import FlowMap
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from .settings import WanSettings
 
 NARROW = torch.bfloat16
-LORA_FILE = "pytorch_lora_weights.safetensors"
 WHOLE_FILE = "whole.safetensors"
 """Beside the LoRA file: what is trained in full, where something is."""
 
@@ -138,7 +138,7 @@ def save_lora(u: WanFlowMap, path: Path, base: str | None = None) -> None:
     )
     if whole := {name: p for name, p in tensors.items() if name not in layers}:
         save_file(whole, path / WHOLE_FILE)
-    bases.write(path / LORA_FILE, bases.about(u, base))
+    write(path / LORA_FILE, bases.about(u, base))
 
 
 def load(spec: WanSettings, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
@@ -156,20 +156,6 @@ def load(spec: WanSettings, path: Path, *, device: torch.device, dtype: torch.dt
     return load_lora(spec, file, device=device, dtype=dtype)
 
 
-def _check_scale(spec: WanSettings, file: Path) -> None:
-    """Rank and alpha are the file's to say: with others the same tensors are another student."""
-    from safetensors import safe_open
-
-    assert spec.lora is not None
-    with safe_open(file, framework="pt") as opened:
-        said = json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
-    for name, ours in (("r", spec.lora.rank), ("lora_alpha", spec.lora.alpha)):
-        if (theirs := said.get(f"transformer.{name}", ours)) != ours:
-            raise ValueError(
-                f"{file}: its {name} is {theirs}, {type(spec).__name__}.lora has {ours}: give the one it was made with"
-            )
-
-
 def load_lora(spec: WanSettings, file: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
     """The base at `spec.path`, lifted, with the adapters in `file`: every tensor must find its place."""
     from safetensors.torch import load_file
@@ -177,18 +163,11 @@ def load_lora(spec: WanSettings, file: Path, *, device: torch.device, dtype: tor
     if spec.lora is None:
         raise ValueError(f"{file}: {type(spec).__name__}.lora = None, but this is a LoRA file; give its rank and alpha")
     student = build(spec, frozenset({"student"}), device=device, dtype=dtype)["student"]
-    _check_scale(spec, file)
+    check_scale(file, spec.lora, type(spec).__name__)
     bases.check(spec, student, file)
-    student.guidance = bases.of(file).get("guidance")
-    tensors = {name.removeprefix("transformer."): value for name, value in load_file(file).items()}
+    student.guidance = of(file).get("guidance")
+    tensors = load_tensors(file)
     if (whole := file.with_name(WHOLE_FILE)).is_file():
         tensors |= load_file(whole)
-    trained = student.trained()
-    if unknown := sorted(tensors.keys() ^ trained.keys()):
-        raise ValueError(f"{file}: {len(unknown)} tensors do not match the adapters of {spec}, such as {unknown[0]!r}")
-    with torch.no_grad():
-        for name, p in trained.items():
-            if p.shape != tensors[name].shape:
-                raise ValueError(f"{file}: {name} is {tuple(tensors[name].shape)}: must be {tuple(p.shape)}")
-            p.copy_(tensors[name])
+    put(file, tensors, student.trained(), str(spec))
     return student

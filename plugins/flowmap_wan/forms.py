@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from attrs import evolve, frozen
 from flowmap_diffusers.folder import files
+from flowmap_lora.files import LORA_FILE, write
 
 from flowmap.export.errors import ExportError
 from flowmap.export.forms import Written
@@ -19,9 +20,9 @@ from flowmap.export.verify import TIMES
 from flowmap.model import origin, require_fit, sha256
 from flowmap.rollout import euler_grid
 
-from . import adapters, bases, extract, readme, unrounded
+from . import adapters, extract, readme, unrounded
 from .build import empty, pretrained
-from .checkpoints import LORA_FILE, fused
+from .checkpoints import fused
 from .fidelity import load
 from .narrowed import narrowed
 from .network import WanFlowMap
@@ -113,7 +114,7 @@ class PeftLora:
             out, transformer_lora_layers=dict(tensors), transformer_lora_adapter_metadata=dict(found.about)
         )
         if found.base:
-            bases.write(out / LORA_FILE, dict(found.base))
+            write(out / LORA_FILE, dict(found.base))
         gate, delta = (transformer_of(student.folder)[key] for key in ("gate_value", "deltatime_type"))
         of = {"path": found.base.get("path"), "gate_value": gate, "deltatime_type": delta}
         (out / "README.txt").write_text(readme.lora(student, of) + readme.extracted(told))

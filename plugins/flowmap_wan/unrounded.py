@@ -10,15 +10,16 @@ import torch
 from attrs import evolve, fields_dict
 from flowmap_diffusers.folder import local
 from flowmap_diffusers.loading import stored
+from flowmap_lora.files import LORA_FILE
+from flowmap_lora.files import of as of_base
 from flowmap_lora.roles import Lora
 
 from flowmap import FlowMap
 from flowmap.model import Sampling
 
-from . import bases, checkpoints
+from . import checkpoints
 from .adapters import Adapters
 from .build import dtype_of
-from .checkpoints import LORA_FILE
 from .network import WanFlowMap
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def of(spec: WanSettings, path: Path, *, device: torch.device, dtype: torch.dtyp
         return None
     file = path / "lora" / LORA_FILE
     # in one of the two types in which a base has its fingerprint
-    narrow = bases.of(file)["dtype"] == "bfloat16" or dtype == torch.bfloat16
+    narrow = of_base(file)["dtype"] == "bfloat16" or dtype == torch.bfloat16
     u = checkpoints.load_lora(base, file, device=device, dtype=torch.bfloat16 if narrow else torch.float32)
     assert isinstance(u, WanFlowMap)
     u.guidance = Sampling.of(path).guidance
@@ -61,7 +62,7 @@ def of(spec: WanSettings, path: Path, *, device: torch.device, dtype: torch.dtyp
 def _base(spec: WanSettings, path: Path, dtype: torch.dtype) -> WanSettings | None:
     """The spec of the base, as it was in training; None where it is not here, or not needed."""
     file = path / "lora" / LORA_FILE
-    if not (path / "transformer").is_dir() or not file.is_file() or "dtype" not in bases.of(file):
+    if not (path / "transformer").is_dir() or not file.is_file() or "dtype" not in of_base(file):
         return None
     adapters, ours = Adapters.on_disk(path), stored(str(path))
     kept = {ours[f"{name}.weight"][:1].dtype for name in adapters.layers if f"{name}.weight" in ours}

@@ -18,8 +18,8 @@ from diffusers import (
     WanPipeline,
 )
 from flowmap_digits import TINY_WAN
-from flowmap_wan import bases
-from flowmap_wan.checkpoints import LORA_FILE
+from flowmap_lora.files import LORA_FILE, fingerprint
+from flowmap_lora.files import of as of_base
 from flowmap_wan.network import Bidirectional
 from flowmap_wan21 import Lora, Wan21
 from safetensors.torch import load_file, save_file
@@ -130,7 +130,7 @@ def test_adapters_know_their_base(tmp_path: Path) -> None:
     pipe.to(torch.bfloat16).save_pretrained(tmp_path / "half")
     evolve(DIGITS, lora=None).save(build(evolve(DIGITS, lora=None))["student"], tmp_path / "lifted")
     lifted = AnyFlowPipeline.from_pretrained(tmp_path / "lifted").transformer
-    assert bases.fingerprint(lifted) == bases.of(tmp_path / "alone.safetensors")["fingerprint"]
+    assert fingerprint(lifted) == of_base(tmp_path / "alone.safetensors")["fingerprint"]
     with torch.no_grad():
         pipe.transformer.blocks[0].attn2.to_q.weight[0, 0] += 0.1
     pipe.save_pretrained(tmp_path / "other")

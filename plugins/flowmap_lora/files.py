@@ -1,0 +1,109 @@
+"""Adapters on disk, as peft and diffusers have them, and what they sit on: on another base they are another student."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowmap.mistaken import read
+from flowmap.model import origin
+
+from .roles import Lora
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+PREFIX = "transformer."
+FILE = "base.json"
+"""Beside the LoRA file; in the file's own metadata it is under `KEY`, for where the file goes alone."""
+KEY = "flowmap"
+ENTRIES = 1 << 16
+"""Of a tensor, as many as are looked at: whoever trains or fuses it changes nearly all."""
+
+
+def save(path: Path, layers: Mapping[str, Tensor], lora: Lora, about: dict[str, Any]) -> None:
+    """`path/`: the LoRA file, rank and alpha in its metadata, and what is known `about` the base.
+
+    layers: `blocks.0.to_q.lora_A.weight` and so on.
+    """
+    from safetensors.torch import save_file
+
+    targets = sorted({name.rpartition(".lora_")[0] for name in layers})
+    said = {"r": lora.rank, "lora_alpha": lora.alpha, "target_modules": targets}
+    metadata = {"lora_adapter_metadata": json.dumps({f"{PREFIX}{key}": value for key, value in said.items()})}
+    path.mkdir(parents=True, exist_ok=True)
+    tensors = {f"{PREFIX}{name}": value.detach().cpu().contiguous() for name, value in layers.items()}
+    save_file(tensors, path / LORA_FILE, metadata={"format": "pt", **metadata})
+    write(path / LORA_FILE, about)
+
+
+def load(file: Path) -> dict[str, Tensor]:
+    """The tensors of a LoRA file, as `save` was given them."""
+    from safetensors.torch import load_file
+
+    return {name.removeprefix(PREFIX): value for name, value in load_file(file).items()}
+
+
+def check_scale(file: Path, lora: Lora, owner: str) -> None:
+    """Rank and alpha are the file's to say: with others the same tensors are another student."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as opened:
+        said = json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    for name, ours in (("r", lora.rank), ("lora_alpha", lora.alpha)):
+        if (theirs := said.get(f"{PREFIX}{name}", ours)) != ours:
+            raise ValueError(f"{file}: its {name} is {theirs}, {owner}.lora has {ours}: give the one it was made with")
+
+
+def put(file: Path, tensors: Mapping[str, Tensor], trained: Mapping[str, nn.Parameter], owner: str) -> None:
+    """Every tensor of a LoRA file into its place in a network; a ValueError where one has none, or another shape."""
+    if unknown := sorted(tensors.keys() ^ trained.keys()):
+        raise ValueError(f"{file}: {len(unknown)} tensors do not match the adapters of {owner}, such as {unknown[0]!r}")
+    with torch.no_grad():
+        for name, p in trained.items():
+            if p.shape != tensors[name].shape:
+                raise ValueError(f"{file}: {name} is {tuple(tensors[name].shape)}: must be {tuple(p.shape)}")
+            p.copy_(tensors[name])
+
+
+def fingerprint(net: nn.Module, without: Collection[str] = ()) -> str:
+    """sha256 of the weights below all adapters, by name and shape, but for the modules `without`.
+
+    Of each tensor every n-th entry, n = ceil(size / 2^16), as bfloat16 rounds it: a base is one in either type.
+    """
+    found = hashlib.sha256()
+    for name, value in sorted((name.replace(".base_layer.", "."), p) for name, p in net.named_parameters()):
+        if ".lora_" in name or name.rpartition(".")[0] in without:
+            continue
+        part = value.detach().flatten()[:: -(-value.numel() // ENTRIES)].to(torch.bfloat16)
+        found.update(f"{name} {tuple(value.shape)}\n".encode())
+        found.update(part.cpu().contiguous().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def write(file: Path, about: dict[str, Any]) -> None:
+    """Into the metadata of a LoRA file, beside what is there, and into `base.json`."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata() or {}
+    save_file(load_file(file), file, metadata={**metadata, KEY: json.dumps(about)})
+    file.with_name(FILE).write_text(json.dumps(about))
+
+
+def of(file: Path) -> dict[str, Any]:
+    """What is known of the base of a LoRA file; nothing, of another's."""
+    from safetensors import safe_open
+
+    found = read(file.with_name(FILE))
+    if not found:
+        with safe_open(file, framework="pt") as opened:
+            found = json.loads((opened.metadata() or {}).get(KEY, "{}"))
+    if found.get("path") is not None:
+        found["path"] = origin(found["path"])  # older ones have it whole
+    return found
