@@ -53,10 +53,12 @@ pipe.transformer.register_forward_pre_hook(narrow, with_kwargs=True)
 
 def facts(recipe: Recipe, data: Data) -> dict[str, Any]:
     """What a sampler must know of the student and its weights do not say."""
+    sample = data.batch([0])
     return {
         "recipe": Path(recipe.name).stem,
         "digest": digest(recipe),
-        "latent_shape": list(data.batch([0]).x.shape[1:]),
+        "latent_shape": list(sample.x.shape[1:]),
+        "conditions": {name: list(value.shape[1:]) for name, value in sample.cond.items()},
         "shift": recipe.backbone.shift,
         "guidance": guidance(recipe),
         "sampler": sampler(recipe),

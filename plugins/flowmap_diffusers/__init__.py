@@ -11,6 +11,7 @@ from .spec import Diffusers, resolve
 
 if TYPE_CHECKING:
     from flowmap import FlowMapSpec
+    from flowmap.export.family import Family
 
 __all__ = ["Diffusers"]
 
@@ -20,6 +21,13 @@ def flowmap_backbones() -> Mapping[str, FlowMapSpec]:
     from .rows import ROWS
 
     return {name: Diffusers(row.hub, family=name) for name, row in ROWS.items()}
+
+
+@hookimpl
+def flowmap_graphs() -> Mapping[str, Family]:
+    from .export import RowFamily
+
+    return {"diffusers": RowFamily()}
 
 
 @hookimpl(trylast=True)  # a name of the hub may have to be asked for there

@@ -64,7 +64,7 @@ def build(
         built[role] = DiffusersFlowMap(net, row, role, running, **told, lora=spec.lora, steps=steps)
     for role, u in built.items():
         u.eval()
-        u.guidance = spec.sampling().guidance
+        u.guidance, u.shapes = spec.sampling().guidance, spec.shapes()
         if role != "teacher":
             u.thaw()
     return built
@@ -94,13 +94,18 @@ def hear(net: Any, row: Row, running: Running, gamma: float | None, dtype: torch
 
 
 def empty(spec: Settings, dtype: torch.dtype) -> Any:
+    """`hollow`, of the size of `spec`."""
+    return hollow(spec.row, spec.network(), dtype)
+
+
+def hollow(row: Row, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
     """The plain network without numbers: parameters on the meta device, and what is no parameter as it is made."""
     from accelerate import init_empty_weights
 
-    cls, _ = spec.row.classes()
+    cls, _ = row.classes()
     with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
-        net: Any = cls(**spec.network())
-    kept = exact(spec.row, cls)
+        net: Any = cls(**config)
+    kept = exact(row, cls)
     for name, p in net.named_parameters():
         p.data = p.data.to(torch.float32 if kept.search(name) else dtype)
     return net.eval()

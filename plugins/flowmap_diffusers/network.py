@@ -38,7 +38,7 @@ class DiffusersFlowMap(FlowMap):
 
     two_times: read r. lora: `net` is a frozen base that other roles use too, each with its own set of adapters; a
     frozen teacher uses none. steps: t of each discrete step of a variance-preserving teacher. computes: the precision
-    of the forward pass.
+    of the forward pass. shapes: of one sample, z and conditions, as far as is known.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class DiffusersFlowMap(FlowMap):
         self.net, self.row, self.role, self.running, self.lora = net, row, role, running, lora
         self.positions, self.computes, self.two_times, self.steps = positions, computes, two_times, steps
         self.adapter: str | None = None
+        self.shapes: Mapping[str, tuple[int, ...]] = row.example
 
     def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
         self._check(z, t, cond)

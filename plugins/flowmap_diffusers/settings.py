@@ -86,6 +86,12 @@ class Settings(Streamed, Referenced):
         known = {**self.row.tiny, **self.config} if folder is None else read(folder / "transformer" / "config.json")
         return bool(known.get("guidance_embeds", True))
 
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of a sample, z and conditions: as a student's directory says, else as the row's example has them."""
+        known = read(Path(self.path) / "flowmap.json") if self.is_student and self.path is not None else {}
+        told = {"z": known["latent_shape"], **known["conditions"]} if "conditions" in known else self.row.example
+        return {name: tuple(told[name]) for name in self.row.example}
+
     def network(self) -> Mapping[str, Any]:
         """What the class is told."""
         config: Mapping[str, Any] = {**self.row.tiny, **self.config}

@@ -127,7 +127,7 @@ class Diffusers(Settings):
     def rounded(self, u: DiffusersFlowMap, dtype: torch.dtype) -> FlowMap:
         from .students import rounded
 
-        return rounded(self, u, dtype)
+        return rounded(u, dtype)
 
     def contents(self, path: Path) -> Mapping[str, str]:
         from .students import contents

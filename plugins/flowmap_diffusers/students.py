@@ -19,7 +19,7 @@ from flowmap import FlowMap
 from flowmap.evaluation.rounding import since_built
 from flowmap.model import origin
 
-from .build import WEIGHTS, empty, exact, hear, positions_of
+from .build import WEIGHTS, exact, hear, hollow, positions_of
 from .network import DiffusersFlowMap, Running
 from .settings import STUDENT, Settings
 
@@ -40,7 +40,7 @@ def save(spec: Settings, u: FlowMap, path: Path, dtype: torch.dtype) -> None:
         raise TypeError(f"save: a {type(u).__name__} is not a network of flowmap_diffusers")
     folder = path / "transformer"
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(fused(spec, u, dtype), folder / WEIGHTS, metadata={"format": "pt"})
+    save_file({name: w.cpu() for name, w in fused(u, dtype).items()}, folder / WEIGHTS, metadata={"format": "pt"})
     config = {key: value for key, value in u.net.config.items() if not key.startswith("_")}
     (folder / "config.json").write_text(json.dumps({"_class_name": "Student", **config}, indent=2) + "\n")
     known = {name: getattr(spec, name) for name in ("family", "gamma", "shift", "fps", "guidance")}
@@ -51,24 +51,43 @@ def save(spec: Settings, u: FlowMap, path: Path, dtype: torch.dtype) -> None:
         files.save(path / "lora", u.trained(), u.lora, _about(spec, u))
 
 
-def fused(spec: Settings, u: DiffusersFlowMap, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors of this role on its own, adapters added into the weights, in `dtype` but for what stays float32."""
-    kept, tensors = exact(spec.row, type(u.net)), {}
+def fused(u: DiffusersFlowMap, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The tensors of this role on its own, adapters added into the weights, in `dtype` but for what stays float32; as
+    they are without one."""
+    kept, tensors = exact(u.row, type(u.net)), {}
     for name, base, change in parts(u.net, u.adapter):
-        weight = base if change is None else base.float() + change
-        if weight.is_floating_point():
+        weight = base if change is None else (base.float() + change).to(base.dtype if dtype is None else torch.float32)
+        if dtype is not None and weight.is_floating_point():
             weight = weight.to(torch.float32 if kept.search(name) else dtype)
-        tensors[name] = weight.cpu().contiguous()
+        tensors[name] = weight.contiguous()
     return tensors
 
 
-def rounded(spec: Settings, u: DiffusersFlowMap, dtype: torch.dtype) -> DiffusersFlowMap:
+def alone(
+    u: DiffusersFlowMap, dtype: torch.dtype | None = None, computes: torch.dtype | None = None
+) -> DiffusersFlowMap:
+    """The network of this role on its own, adapters fused in, frozen. dtype: as `fused`; computes: or as it does."""
+    computes, running = computes or u.computes, Running()
+    net = hollow(u.row, {key: value for key, value in u.net.config.items() if not key.startswith("_")}, computes)
+    embedder = u.net.get_submodule(u.row.times[0])
+    hear(net, u.row, running, getattr(embedder, "gamma", None) if u.two_times else None, computes)
+    tensors = fused(u, dtype)
+    net.load_state_dict(tensors, assign=True)
+    device = next(iter(tensors.values())).device
+    for layer in net.modules():
+        for name, buffer in layer._buffers.items():
+            layer._buffers[name] = None if buffer is None else buffer.to(device)
+    told: dict[str, Any] = {"positions": u.positions, "computes": computes, "two_times": u.two_times}
+    made = DiffusersFlowMap(net.requires_grad_(False), u.row, u.role, running, **told, steps=u.steps)
+    made.guidance, made.shapes = u.guidance, u.shapes
+    return made.eval()
+
+
+def rounded(u: DiffusersFlowMap, dtype: torch.dtype) -> DiffusersFlowMap:
     """The network that is saved in `dtype`, computing in float32; on the CPU."""
-    net, running = empty(spec, torch.float32), Running()
-    hear(net, spec.row, running, spec.gamma if u.two_times else None, torch.float32)
-    net.load_state_dict(fused(spec, u, dtype), assign=True)
-    told: dict[str, Any] = {"positions": u.positions, "computes": torch.float32, "two_times": u.two_times}
-    return DiffusersFlowMap(net.float().requires_grad_(False), spec.row, u.role, running, **told, steps=u.steps)
+    made = alone(u, dtype, torch.float32).to("cpu")
+    made.net.float()
+    return made
 
 
 def contents(spec: Settings, path: Path) -> dict[str, str]:
