@@ -227,9 +227,8 @@ def _as_asked(e: Tensor, x: Tensor, hand: Hand | None) -> Tensor:
 
 def _without_autocast(device: str) -> AbstractContextManager[None]:
     """In bfloat16 t and t + h may be one number. A context only where needed: an exported graph would keep it."""
-    if device == "meta" or not torch.is_autocast_enabled(device):
-        return nullcontext()
-    return torch.autocast(device, enabled=False)
+    there = device != "meta" and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if there else nullcontext()
 
 
 def pair(t: Time, r: Time) -> Tensor:

@@ -15,11 +15,12 @@ ROLES: tuple[Role, ...] = ("student", "teacher")
 
 
 def fit(index: Index, backbone: FlowMapSpec) -> Iterator[Finding]:
-    """A forward pass of the real network on one sample of the data's shapes, on the device "meta": without numbers."""
+    """A forward pass of the real network without its numbers, on one sample of the data's shapes."""
     import torch
 
     from .._types import Batch
     from ..data.check import Finding
+    from ..planning.hollow import Hollow, HollowError, hollowed
     from ..recipe import RecipeError
     from ..training.ranks import fits
 
@@ -30,11 +31,15 @@ def fit(index: Index, backbone: FlowMapSpec) -> Iterator[Finding]:
     except ValueError as error:
         yield Finding("warning", f"not compared with the network of {name}: {error}")
         return
-    x = torch.zeros(1, *index.latent.shape, device=meta)
-    cond = {key: entry.zeros()[None].to(meta) for key, entry in index.cond.items()}
+    hollowed(nets.values())
+    x = Hollow(torch.zeros(1, *index.latent.shape, device=meta))
+    # masks that let all through
+    cond = {key: torch.ones_like(entry.zeros()[None]) for key, entry in index.cond.items()}
     try:
         fits.check(nets, Batch(x, cond, cond), dict.fromkeys(ROLES, name), "the data")
     except RecipeError as error:
         yield from (Finding("refused", text) for text in error.errors)
+    except HollowError as error:
+        yield Finding("warning", f"not compared with the network of {name}: {error}")
     else:
         yield Finding("note", f"the network of {name} takes latents and conditions of these shapes")

@@ -138,6 +138,13 @@ class Generator:
         distinct = [*dict.fromkeys(prompts)]
         texts = {name: value.to(self.device) for name, value in self.codec.encode_prompts(distinct).items()}
         null = {name: value.to(self.device) for name, value in self.null().items()}
+        if uneven := [name for name in null if self.w != 1.0 and null[name].shape[1:] != texts[name].shape[1:]]:
+            ours, other = (list(made[uneven[0]].shape[1:]) for made in (texts, null))
+            raise DataError(
+                f"cond[{uneven[0]!r}] is {ours} for the prompts and {other} for the null prompt, and guidance compares "
+                "them: texts of this model are as long as they are written, so give a null prompt and prompts of as "
+                "many tokens"
+            )
         u = self.u if self.w == 1.0 else Guided(self.u, self.w, null)
         most, made = max(1, ELEMENTS // prod(self.shape)), []
         for start in range(first, last, most):

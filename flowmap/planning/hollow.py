@@ -18,7 +18,7 @@ from torch import Tensor, nn
 CPU, META = torch.device("cpu"), torch.device("meta")
 
 
-class HollowError(RuntimeError):
+class HollowError(Exception):
     """A step needs the value of a tensor that has none."""
 
 

@@ -173,9 +173,14 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made(family, tmp_path_factory.mktemp(family) / "pipeline")
+
+
+def made(family: str, path: Path) -> Path:
+    """A pipeline's directory, by diffusers alone."""
     import diffusers
 
-    row, case, path = ROWS[family], CASES[family], tmp_path_factory.mktemp(family) / "pipeline"
+    row, case = ROWS[family], CASES[family]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = getattr(diffusers, row.transformer)(**row.tiny)
