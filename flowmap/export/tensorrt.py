@@ -31,8 +31,13 @@ from .support import Support
 OPTIONS = ("weight_streaming", "optimization_level")
 INSTALL = "pip install 'flowmap-distill[tensorrt]' --extra-index-url INDEX, where INDEX is NVIDIA's own package index"
 """The library's wheels are at its vendor's; those on the package index only fetch them from there."""
-ASK = "pip install 'flowmap-distill[rtx]', and then pip install --no-deps torch-tensorrt-rtx==2.13.0 dllist psutil"
-"""The same converters, with a library that is on the package index and does not crash where there is no GPU."""
+ASK = (
+    "with torch 2.13, pip install 'flowmap-distill[rtx]', and then pip install --no-deps torch-tensorrt-rtx==2.13.0 "
+    "dllist psutil"
+)
+"""The same converters, with a library that is on the package index and does not crash where there is no GPU. It is made
+for one release of torch, which nothing checks without its dependencies.
+"""
 
 
 @frozen

@@ -11,6 +11,7 @@ import pytest
 import torch
 from attrs import evolve
 from diffusers import (
+    AnyFlowFARPipeline,
     AnyFlowPipeline,
     FlowMapEulerDiscreteScheduler,
     WanPipeline,
@@ -19,6 +20,7 @@ from diffusers import (
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from flowmap_diffusers.loading import stored
 from flowmap_digits import TINY_WAN
+from flowmap_far import Far
 from flowmap_wan import adapters, comfyui, extract
 from flowmap_wan.names import original
 from flowmap_wan21 import Wan21
@@ -84,6 +86,26 @@ def test_and_one_of_plain_wan(fused: Path, tmp_path: Path) -> None:
     assert report.worst is not None and report.worst < 1e-5
     made = plain(FlowMapEulerDiscreteScheduler(shift=LORA.shift), 4, tmp_path / "out" / "fixed_4_steps.safetensors")
     assert off(made, ours(4)) < 1e-5
+
+
+def test_a_causal_student_needs_the_rank_of_what_it_trains_whole(tmp_path: Path) -> None:
+    """The embedding of compressed tokens, of 64 numbers a token: adapters of rank 6 do not come back with rank 6."""
+    spec = Far(TINY_WAN, lora=LORA.lora, text_tokens=12, shift=3.0, partition=(1,) * 5)
+    spec.save(shaken(spec), tmp_path / "student")
+    shutil.rmtree(tmp_path / "student" / "lora")
+    with pytest.raises(ParityError, match="rank = 6: the base with what was extracted is off the student"):
+        flowmap.export(tmp_path / "student", "lora", tmp_path / "out", options={**BASE, "rank": 6})
+    report = flowmap.export(tmp_path / "student", "lora", tmp_path / "out", options={**BASE, "rank": 64})
+    about = report.manifest.config["extracted"]
+    assert report.worst is not None and report.worst < 1e-5 and about["error"] < 1e-6 and not about["left_out"]
+    assert about["layers"]["far_patch_embedding"]["rank"] == 64
+    base = evolve(spec, lora=None)
+    base.save(base.build(frozenset({"student"}), device=CPU, dtype=F32)["student"], tmp_path / "base")
+    theirs = AnyFlowFARPipeline.from_pretrained(tmp_path / "student")
+    pipe = AnyFlowFARPipeline.from_pretrained(tmp_path / "base")
+    assert off(latents(pipe), latents(theirs)) > 0.1
+    pipe.load_lora_weights(tmp_path / "out")
+    assert off(latents(pipe), latents(theirs)) < 1e-5
 
 
 # ---------------------------------------------------------------------- a change that is of more
