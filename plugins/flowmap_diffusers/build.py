@@ -199,7 +199,7 @@ def factors(config: Mapping[str, Any]) -> tuple[int, int]:
 
     def said(kind: str) -> Any:
         names = f"{kind}_compression_ratio", f"scale_factor_{kind}"
-        return getattr(vae, names[0], None) or next((vae.config[name] for name in names if vae.config.get(name)), None)
+        return vars(vae).get(names[0]) or next((vae.config[name] for name in names if vae.config.get(name)), None)
 
     side = int(said("spatial") or 2 ** (len(config["block_out_channels"]) - 1))
     return int(said("temporal") or 1), side * folded(vae)
@@ -211,14 +211,14 @@ def folded(vae: Any) -> int:
 
 
 def scheduler_of(spec: Settings) -> Any:
-    """The pipeline's own, or of the kind that the family has."""
+    """The directory's own, or of the kind that the family has."""
     import diffusers
 
-    if spec.path is not None and not spec.is_student:
-        config, _ = diffusers.SchedulerMixin.load_config(spec.path, subfolder="scheduler", return_unused_kwargs=True)
+    row, kind = spec.row, getattr(diffusers, spec.row.scheduler)
+    if spec.path is not None and not (spec.is_student and not (Path(spec.path) / "scheduler").is_dir()):
+        config = kind.load_config(spec.path, subfolder="scheduler")
         return getattr(diffusers, config["_class_name"]).from_config(config)
-    row = spec.row
-    return getattr(diffusers, row.scheduler)(**row.schedule, **({} if row.vp else {"shift": spec.shift}))
+    return kind(**row.schedule, **({} if row.vp else {"shift": spec.shift}))
 
 
 def steps_of(spec: Settings) -> Tensor | None:
