@@ -64,7 +64,12 @@ def arguments(parser: ArgumentParser) -> None:
     )
     for name, text in ENGINES.items():
         parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", default=None, help=text)
-    parser.add_argument("--steps", type=int, metavar="N", help="of a fixed-step LoRA (--to comfyui); 4 by default")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="of a student for a fixed number of steps (--to comfyui, fixed-steps, some lora); 4 by default",
+    )
     parser.add_argument("--shift", type=float, metavar="S", help="likewise; the student's by default")
     parser.add_argument(
         "--base", metavar="DIR", help="the pipeline that adapters were trained on, to compare with (--to lora, comfyui)"

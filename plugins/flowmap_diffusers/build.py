@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from flowmap import FlowMap
 from flowmap._types import Role
+from flowmap.mistaken import read
 from flowmap.model import Put, Rows, WeightsError, require_fit
 from flowmap.time_embedding import keep_exact, lift
 
 from . import vp
 from .drawn import drawn
+from .folder import fetch
 from .loading import slices, stored
 from .network import DiffusersFlowMap, Running, recomputing
 from .row import Positions, Row
@@ -215,8 +217,8 @@ def scheduler_of(spec: Settings) -> Any:
     import diffusers
 
     row, kind = spec.row, getattr(diffusers, spec.row.scheduler)
-    if spec.path is not None and not (spec.is_student and not (Path(spec.path) / "scheduler").is_dir()):
-        config = kind.load_config(spec.path, subfolder="scheduler")
+    config = {} if spec.path is None else read(fetch(spec.path) / "scheduler" / "scheduler_config.json")
+    if config:
         return getattr(diffusers, config["_class_name"]).from_config(config)
     return kind(**row.schedule, **({} if row.vp else {"shift": spec.shift}))
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowmap.mistaken import ADAPTERS, FUSE, INDEX, read, what
+from flowmap.mistaken import ADAPTERS, EXPORT, FUSE, INDEX, read, what
 from flowmap.validators import article, listed
 
 from .folder import WEIGHTS, files, listing
@@ -34,6 +34,8 @@ def wrong(folder: Path, row: Row, family: str) -> Iterator[str]:
             or f"has no {INDEX}; must be the directory of a diffusers pipeline, or a hub id such as {row.hub!r}"
         )
         return
+    if (steps := read(folder / EXPORT).get("sampler", {}).get("steps")) is not None:
+        yield f"is an export for {steps} steps, which knows no others: give the student that it was made of"
     index, config = read(folder / INDEX), read(folder / "transformer" / "config.json")
     yield from missing(folder, ("transformer", "scheduler"))
     if (kind := config.get("_class_name")) != row.transformer:

@@ -22,6 +22,7 @@ from .settings import STUDENT, Settings
 if TYPE_CHECKING:
     from flowmap import FlowMap
     from flowmap._types import Cond, Latent, Role
+    from flowmap.export.forms import Form
     from flowmap.model import Codec, Put
 
     from .network import DiffusersFlowMap
@@ -133,6 +134,11 @@ class Diffusers(Settings):
         from .students import contents
 
         return contents(self, path)
+
+    def forms(self) -> Mapping[str, Form]:
+        from .forms import FixedSteps, FixedStepsLora
+
+        return {"fixed-steps": FixedSteps(), "lora": FixedStepsLora()}
 
     def load(self, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
         from .students import load

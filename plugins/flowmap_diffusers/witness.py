@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from inspect import signature
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
+from attrs import evolve
 from torch import Tensor
 
 from flowmap._types import Cond, Latent
+from flowmap.export.errors import ExportError
 from flowmap.path import expand
 from flowmap.reference import Heard, Played
 
 from . import vp
-from .build import plain, positions_of, scheduler_of, steps_of
+from .build import plain, positions_of, scheduler_of
 from .row import output
 
 if TYPE_CHECKING:
@@ -30,16 +33,32 @@ def single(time: Tensor) -> Tensor:
     return times[:, 0]
 
 
-def played(spec: Settings, x: Latent, noise: Latent, cond: Cond) -> Played:
+def grid(spec: Settings, steps: int) -> list[float]:
+    """t_0 > ... > t_N = 0 of the pipeline's own schedule: what it hands over at toy size."""
+    tiny = evolve(spec, path=None, lora=None, config={})
+    z, cond = tiny.example(1)
+    try:
+        heard = played(tiny, torch.zeros_like(z), z, cond, steps, scheduler_of(spec)).calls
+    except (ArithmeticError, ValueError, IndexError) as error:
+        raise ExportError(f"steps = {steps}: {spec.row.pipeline} makes no such grid: {error}") from error
+    times = [float(call.t[0]) for call in heard] + [0.0]
+    if len(times) != steps + 1 or any(a <= b for a, b in pairwise(times)):
+        raise ExportError(f"steps = {steps}: {spec.row.pipeline} takes other steps, {times}")
+    return times
+
+
+def played(spec: Settings, x: Latent, noise: Latent, cond: Cond, count: int = STEPS, scheduler: Any = None) -> Played:
+    """By default with the schedule of `spec`."""
     from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
-    row, positions, steps = spec.row, positions_of(spec), steps_of(spec)
+    row, positions, scheduler = spec.row, positions_of(spec), scheduler or scheduler_of(spec)
+    steps = vp.table(scheduler.alphas_cumprod) if row.vp else None
     net = plain(spec, device=torch.device("cpu"), dtype=torch.float32)
     _, cls = row.classes()
     needed = [name for name, p in signature(cls).parameters.items() if p.default is p.empty]
     with torch.random.fork_rng(devices=[]):
         parts = {**dict.fromkeys(needed), **row.parts()}
-    pipeline = cls(**{**parts, "transformer": net, "scheduler": scheduler_of(spec)})
+    pipeline = cls(**{**parts, "transformer": net, "scheduler": scheduler})
     pipeline.set_progress_bar_config(disable=True)
     calls: list[Heard] = []
     of_class = signature(type(net).forward)
@@ -71,7 +90,7 @@ def played(spec: Settings, x: Latent, noise: Latent, cond: Cond) -> Played:
     given = {name: cond[key] for key, name in row.given.items()}
     end = pipeline(
         **{**size, **given, **row.call(cond, positions), "latents": row.latents.to(noise)},
-        num_inference_steps=STEPS,
+        num_inference_steps=count,
         output_type="latent",
         return_dict=False,
     )[0]

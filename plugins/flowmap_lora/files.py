@@ -48,12 +48,24 @@ def load(file: Path) -> dict[str, Tensor]:
     return {name.removeprefix(PREFIX): value for name, value in load_file(file).items()}
 
 
-def check_scale(file: Path, lora: Lora, owner: str) -> None:
-    """Rank and alpha are the file's to say: with others the same tensors are another student."""
+def scale(file: Path) -> float:
+    """alpha / rank."""
+    said = _said(file)
+    found: float = said[f"{PREFIX}lora_alpha"] / said[f"{PREFIX}r"]
+    return found
+
+
+def _said(file: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as opened:
-        said = json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
+        found: dict[str, Any] = json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    return found
+
+
+def check_scale(file: Path, lora: Lora, owner: str) -> None:
+    """Rank and alpha are the file's to say: with others the same tensors are another student."""
+    said = _said(file)
     for name, ours in (("r", lora.rank), ("lora_alpha", lora.alpha)):
         if (theirs := said.get(f"{PREFIX}{name}", ours)) != ours:
             raise ValueError(f"{file}: its {name} is {theirs}, {owner}.lora has {ours}: give the one it was made with")
