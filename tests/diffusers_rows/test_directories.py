@@ -317,17 +317,21 @@ import sys
 sys.modules["flowmap"] = sys.modules["flowmap_diffusers"] = None
 import torch
 from diffusers import DiffusionPipeline
-pipe = DiffusionPipeline.from_pretrained({str(student)!r}, trust_remote_code=True)
-pipe.set_progress_bar_config(disable=True)
 asked = dict(prompt="a seven", output_type="latent", return_dict=False)
 asked.update({dict(CASES[family].size)})
 noise = torch.load("noise.pt")  # some write into what they are given
-torch.save({{n: pipe(num_inference_steps=n, latents=noise.clone(), **asked)[0] for n in {STEPS}}}, "out.pt")
+made = dict()
+for dtype in (torch.bfloat16, torch.float32):
+    pipe = DiffusionPipeline.from_pretrained({str(student)!r}, trust_remote_code=True, torch_dtype=dtype)
+    pipe.set_progress_bar_config(disable=True)
+    made[dtype] = {{n: pipe(num_inference_steps=n, latents=noise.clone(), **asked)[0] for n in {STEPS}}}
+torch.save(made, "out.pt")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     made = torch.load(tmp_path / "out.pt")
     for steps in STEPS:
         ours = sample(loaded, z, cond, steps=steps, shift=found.shift)
-        error = (row.latents.back(made[steps], z.shape) - ours).abs().max() / ours.abs().max()
-        assert float(error) < 1e-5, steps
+        for dtype, close in ((torch.float32, 1e-5), (torch.bfloat16, 0.1)):
+            error = (row.latents.back(made[dtype][steps].float(), z.shape) - ours).abs().max() / ours.abs().max()
+            assert float(error) < close, (steps, dtype, float(error))
