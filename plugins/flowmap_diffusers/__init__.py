@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 
 from flowmap import hookimpl
 
+from . import layout
+from .row import Call, Row
 from .spec import Diffusers, resolve
 
 if TYPE_CHECKING:
     from flowmap import FlowMapSpec
     from flowmap.export.family import Family
 
-__all__ = ["Diffusers"]
+__all__ = ["Call", "Diffusers", "Row", "layout"]
 
 
 @hookimpl

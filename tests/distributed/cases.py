@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from attrs import evolve
 from flowmap_consistency.dmd2 import dmd2
+from flowmap_diffusers import Diffusers
 from flowmap_far import Far
 from flowmap_wan import Lora
 from flowmap_wan.spec import WanSpec
@@ -25,7 +25,7 @@ BATCH, STEPS, LR = 6, 20, 5e-5
 
 
 def recipe(
-    spec: WanSpec,
+    spec: WanSpec | Diffusers,
     *methods: Method,
     micro: int | None = None,
     lora: bool = True,
@@ -35,13 +35,18 @@ def recipe(
     """Global batches of 6, so that 1, 2 and 3 ranks share them."""
     spec = evolve(spec.tiny(), lora=Lora(4, 4.0) if lora else None)
     z, cond = spec.example(10)
-    data = TensorData(z, dict(cond), {"text": torch.zeros(1, *cond["text"].shape[1:])})
+    data = TensorData(z, dict(cond), dict(spec.null(cond)))
     stages = (Stage(m, steps, batch, micro, AdamW(LR), Ema(0.9, 10)) for m in methods)
     return Recipe(spec, tuple(stages), data=data)
 
 
 def on_policy(replay: bool = False) -> Method:
     return anyflow.on_policy(steps=(2, 4), replay=replay)
+
+
+def unguided() -> Method:
+    """Of a network that guidance was distilled into."""
+    return anyflow.on_policy(steps=(2, 4), velocity="teacher", guidance=1.0, teacher_guidance=1.0)
 
 
 def mixture() -> Method:
@@ -83,6 +88,14 @@ SOME = {
     "fine-tuned": recipe(Wan21(), anyflow.teacher(), anyflow.forward(velocity="teacher"), steps=6),
     "whole, fine-tuned": recipe(Wan21(), anyflow.teacher(), lora=False, steps=6),
     "replicated": recipe(Wan21(), on_policy(), steps=6),
+    "LTX-Video, adapters": recipe(Diffusers(family="ltx", checkpointing=True), anyflow.forward(), on_policy(), steps=6),
+    "HunyuanVideo, whole": recipe(
+        Diffusers(family="hunyuan_video"),
+        anyflow.forward(velocity="teacher", guidance=1.0),
+        unguided(),
+        lora=False,
+        steps=4,
+    ),
     "a larger teacher": larger_teacher(recipe(Wan21(), anyflow.teacher(), on_policy(), steps=4)),
 }
 """What takes another way through the ranks, some iterations of each."""
