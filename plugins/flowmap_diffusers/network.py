@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from flowmap_lora.masters import thawed
-from flowmap_lora.roles import Lora, activate, adapter_parameters, add_adapter
+from flowmap_lora.roles import Lora, activate, adapter_parameters, add_adapter, chosen
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -95,15 +95,10 @@ class DiffusersFlowMap(FlowMap):
 
     def targets(self) -> list[str]:
         """The linear layers that get adapters: of the blocks, and for the student of every time embedder."""
+        assert self.lora is not None
         inside = "|".join(re.escape(name) for name in self.row.blocks)
-        wanted = re.compile(rf"({inside})\.\d+\.{self.row.adapted}")
-        times = tuple(f"{path}.{which}." for path in self.row.times for which in ("now", "then"))
-        names = [
-            name.removesuffix(".base_layer")
-            for name, layer in self.net.named_modules()
-            if isinstance(layer, nn.Linear) and ".lora_" not in name
-        ]
-        return [n for n in names if wanted.match(n) or (self.two_times and n.startswith(times))]
+        times = "|".join(rf"{re.escape(path)}\.(now|then)\..*" for path in self.row.times)
+        return chosen(self.net, self.lora, rf"({inside})\.\d+\.{self.row.adapted}.*", times if self.two_times else None)
 
     def trained(self) -> Mapping[str, nn.Parameter]:
         if self.lora is None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,25 @@ def save(path: Path, layers: Mapping[str, Tensor], lora: Lora, about: dict[str, 
     """
     from safetensors.torch import save_file
 
-    targets = sorted({name.rpartition(".lora_")[0] for name in layers})
-    said = {"r": lora.rank, "lora_alpha": lora.alpha, "target_modules": targets}
-    metadata = {"lora_adapter_metadata": json.dumps({f"{PREFIX}{key}": value for key, value in said.items()})}
+    metadata = {"lora_adapter_metadata": json.dumps({f"{PREFIX}{k}": v for k, v in described(layers, lora).items()})}
     path.mkdir(parents=True, exist_ok=True)
     tensors = {f"{PREFIX}{name}": value.detach().cpu().contiguous() for name, value in layers.items()}
     save_file(tensors, path / LORA_FILE, metadata={"format": "pt", **metadata})
     write(path / LORA_FILE, about)
+
+
+def described(layers: Iterable[str], lora: Lora) -> dict[str, Any]:
+    """What peft is told of adapters with these tensors."""
+    targets = sorted({name.rpartition(".lora_")[0] for name in layers})
+    return {"r": lora.rank, "lora_alpha": lora.alpha, "target_modules": targets, **lora.patterns(targets)}
+
+
+def declared(said: Mapping[str, Any], embedders: str) -> Lora:
+    """A `Lora` that makes adapters of just those layers and ranks, of what `described` says. embedders: a regular
+    expression of the layers that have them in any case."""
+    names = [name for name in said["target_modules"] if not re.fullmatch(embedders, name)]
+    ranks = {re.escape(name): rank for name, rank in said.get("rank_pattern", {}).items()}
+    return Lora(said["r"], float(said["lora_alpha"]), targets="|".join(map(re.escape, names)), ranks=ranks)
 
 
 def load(file: Path) -> dict[str, Tensor]:

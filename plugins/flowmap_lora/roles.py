@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
@@ -18,24 +19,84 @@ if TYPE_CHECKING:
     from flowmap.model import Put
 
 
+def _ranks(value: Mapping[str, int]) -> Mapping[str, int]:
+    return dict(value)
+
+
 @frozen
 class Lora:
-    """ΔW = (alpha / rank) B A on self-attention and feed-forward, for the student on both time embedders too."""
+    """ΔW = (alpha / rank) B A on self-attention and feed-forward, for the student on the time embedders too.
+
+    targets: other layers than those, by a regular expression of whole names; the time embedders have adapters all the
+    same. ranks: of some layers another rank, by regular expressions of whole names, the first that matches;
+    alpha / rank, by which B A is scaled, is one for all. seed: of A.
+    """
 
     rank: int = field(default=256, validator=validators.ge(1))
     alpha: float = field(default=256.0, validator=validators.gt(0.0))
     seed: int = 0
+    targets: str | None = field(default=None)
+    ranks: Mapping[str, int] = field(factory=dict, converter=_ranks)
+
+    @targets.validator
+    def _expression(self, attribute: Any, value: str | None) -> None:
+        _compiled("targets", value or "")
+
+    @ranks.validator
+    def _numbers(self, attribute: Any, value: Mapping[str, int]) -> None:
+        for pattern, rank in value.items():
+            _compiled("ranks", pattern)
+            if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+                raise ValueError(f"Lora.ranks[{pattern!r}] = {rank!r}: must be an integer >= 1")
+
+    def rank_of(self, layer: str) -> int:
+        return next((rank for pattern, rank in self.ranks.items() if re.fullmatch(pattern, layer)), self.rank)
+
+    def patterns(self, layers: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """What peft is told of layers whose rank is another."""
+        others = {layer: rank for layer in layers if (rank := self.rank_of(layer)) != self.rank}
+        scaled = {layer: self.alpha / self.rank * rank for layer, rank in others.items()}
+        return {"rank_pattern": others, "alpha_pattern": scaled} if others else {}
 
 
-def add_adapter(net: nn.Module, name: str, lora: Lora, targets: str | list[str]) -> None:
-    """Give `net` a set of adapters, A random from `lora.seed`, B zero, float32; the rest trains or not as before.
+def _compiled(name: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"Lora.{name} = {pattern!r}: must be a regular expression: {error}") from None
 
-    targets: the layers' names, or a regular expression of them, as peft takes it.
+
+def chosen(net: nn.Module, lora: Lora, usual: str, always: str | None = None) -> list[str]:
+    """The linear layers of `net` that get adapters: by `lora.targets`, else `usual`; and `always`.
+
+    A ValueError where an expression of `lora` names none.
     """
+    from torch import nn
+
+    names = [
+        name.removesuffix(".base_layer")
+        for name, layer in net.named_modules()
+        if isinstance(layer, nn.Linear) and ".lora_" not in name
+    ]
+    expressions = {"targets": lora.targets or usual, **{f"ranks[{pattern!r}]": pattern for pattern in lora.ranks}}
+    for said, pattern in expressions.items():
+        if not any(re.fullmatch(pattern, name) for name in names):
+            raise ValueError(
+                f"Lora.{said} = {pattern!r}: no linear layer of {type(net).__name__} has such a name; there are "
+                f"{', '.join(names[:6])} and {max(0, len(names) - 6)} more"
+            )
+    wanted = re.compile("|".join(f"(?:{pattern})" for pattern in (lora.targets or usual, always) if pattern))
+    return [name for name in names if wanted.fullmatch(name)]
+
+
+def add_adapter(net: nn.Module, name: str, lora: Lora, targets: list[str]) -> None:
+    """Give the layers `targets` of `net` a set of adapters, A random from `lora.seed`, B zero, float32; the rest trains
+    or not as before."""
     import torch
     from peft import LoraConfig, inject_adapter_in_model
 
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, bias="none")
+    patterns = {kind: {re.escape(k): v for k, v in found.items()} for kind, found in lora.patterns(targets).items()}
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, **patterns)
     trained = {id(p) for p in net.parameters() if p.requires_grad}
     where = torch.device("meta" if next(net.parameters()).is_meta else "cpu")  # peft follows the base, but not there
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), where:
@@ -60,8 +121,8 @@ def fill_adapter(net: nn.Module, name: str, lora: Lora, put: Put) -> None:
             if not isinstance(layer, LoraLayer) or name not in layer.lora_A:
                 continue
             base = layer.get_base_layer()
-            first = nn.Linear(base.in_features, lora.rank, bias=False)
-            last = nn.Linear(lora.rank, base.out_features, bias=False)
+            first = nn.Linear(base.in_features, layer.r[name], bias=False)
+            last = nn.Linear(layer.r[name], base.out_features, bias=False)
             nn.init.kaiming_uniform_(first.weight, a=math.sqrt(5))  # over what the layer was made with
             nn.init.zeros_(last.weight)
             put(layer.lora_A[name].weight, first.weight.detach().to(base.weight.dtype).__getitem__)

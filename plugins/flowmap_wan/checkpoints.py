@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import evolve
-from flowmap_lora.files import LORA_FILE, check_scale, of, put, write
+from flowmap_lora.files import LORA_FILE, check_scale, described, of, put, write
 from flowmap_lora.files import load as load_tensors
 from flowmap_lora.roles import parts
 
@@ -131,8 +131,7 @@ def save_lora(u: WanFlowMap, path: Path, base: str | None = None) -> None:
     assert u.lora is not None
     tensors = {name: p.detach().contiguous() for name, p in u.trained().items()}
     layers = {name: p for name, p in tensors.items() if ".lora_" in name}
-    targets = sorted({name.rpartition(".lora_")[0] for name in layers})
-    metadata = {"r": u.lora.rank, "lora_alpha": u.lora.alpha, "target_modules": targets}
+    metadata = described(layers, u.lora)
     AnyFlowPipeline.save_lora_weights(
         path, transformer_lora_layers=layers, transformer_lora_adapter_metadata=metadata, weight_name=LORA_FILE
     )

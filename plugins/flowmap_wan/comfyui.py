@@ -169,17 +169,18 @@ def frozen_time(base: Embedder, folder: Path, planned: Schedule) -> Pair:
 def carried(found: Adapters, pair: Pair, dtype: torch.dtype, *, full: bool = False) -> dict[str, Tensor]:
     """Every change under Wan's own names; that of the time in float32, whatever the others are.
 
-    Its pair is filled up with zeros to the rank of the others: loaders that meet two ranks and no alpha have taken that
-    of one for that of all, and scaled the other by their ratio. What is no matrix is there whole, as a difference, and
+    Pairs are filled up with zeros to the largest rank: loaders that meet two ranks and no alpha have taken that of one
+    for that of all, and scaled the other by their ratio. What is no matrix is there whole, as a difference, and
     so is the time where it is asked for in `full`.
     """
     made = {}
     for layer, (a, b) in found.layers.items():
         if not layer.startswith(TIMES):
             made[original(layer)] = a.to(dtype), (found.scale * b.double()).to(dtype)
-    more = max(0, max((len(a) for a, _ in made.values()), default=0) - len(pair.a))
     if not full:
-        made[LAST] = F.pad(pair.a, (0, 0, 0, more)), F.pad(pair.b, (0, more))
+        made[LAST] = pair.a, pair.b
+    rank = max((len(a) for a, _ in made.values()), default=0)
+    made = {k: (F.pad(a, (0, 0, 0, rank - len(a))), F.pad(b, (0, rank - len(a)))) for k, (a, b) in made.items()}
     names = (("down", 0), ("up", 1))
     pairs = {f"{name}.lora_{x}.weight": made[name][i].contiguous() for name in made for x, i in names}
     rest = {difference(name): change.to(dtype) for name, change in found.rest.items() if not name.startswith(TIMES)}

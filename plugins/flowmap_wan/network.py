@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from flowmap_lora.masters import thawed
-from flowmap_lora.roles import Lora, activate, adapter_parameters, add_adapter
+from flowmap_lora.roles import Lora, activate, adapter_parameters, add_adapter, chosen
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -20,7 +20,7 @@ from flowmap.model import ConditionError
 from flowmap.time_embedding import mix
 
 from .block import Block, KeyValue, Mask, Rope, Text, rotation
-from .targets import targets
+from .targets import BLOCKS, TIMES
 
 TIME_SCALE = 1000.0  # the only place that knows it
 
@@ -64,7 +64,8 @@ class WanFlowMap(FlowMap):
             thawed(self.net)
         elif self.adapter is None:
             self.adapter = self.role
-            add_adapter(self.net, self.role, self.lora, targets(times=self.role == "student"))
+            layers = chosen(self.net, self.lora, BLOCKS, TIMES if self.role == "student" else None)
+            add_adapter(self.net, self.role, self.lora, layers)
             for name in self.whole:
                 self.net.get_submodule(name).float().requires_grad_(True)
 

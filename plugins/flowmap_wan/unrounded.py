@@ -10,9 +10,8 @@ import torch
 from attrs import evolve, fields_dict
 from flowmap_diffusers.folder import local
 from flowmap_diffusers.loading import stored
-from flowmap_lora.files import LORA_FILE
+from flowmap_lora.files import LORA_FILE, declared
 from flowmap_lora.files import of as of_base
-from flowmap_lora.roles import Lora
 
 from flowmap import FlowMap
 from flowmap.model import Sampling
@@ -21,6 +20,7 @@ from . import checkpoints
 from .adapters import Adapters
 from .build import dtype_of
 from .network import WanFlowMap
+from .targets import TIMES
 
 if TYPE_CHECKING:
     from .settings import WanSettings
@@ -73,7 +73,7 @@ def _base(spec: WanSettings, path: Path, dtype: torch.dtype) -> WanSettings | No
         if here is not None and here.resolve() != path.resolve() and _same(adapters, here, ours):
             given = {FIELDS[key]: value for key, value in adapters.base.items() if key in FIELDS}
             known = {name: value for name, value in given.items() if name in fields_dict(type(spec))}
-            lora = Lora(adapters.about["r"], float(adapters.about["lora_alpha"]))
+            lora = declared(adapters.about, TIMES)
             return evolve(spec, path=str(here), pretrained=True, lora=lora, **known)
     return None
 
