@@ -24,8 +24,9 @@ from . import vp
 from .drawn import drawn
 from .folder import fetch
 from .loading import slices, stored
-from .network import DiffusersFlowMap, Running, recomputing
+from .network import DiffusersFlowMap, Recomputing, Running
 from .row import Positions, Row
+from .settings import STUDENT
 
 if TYPE_CHECKING:
     from .settings import Settings
@@ -48,6 +49,10 @@ def build(
             f"{spec.path} is a distilled student: teacher and critic must start as the diffusion model that it was "
             "distilled from; give that one as Recipe.teacher"
         )
+    if student and (own := _saved(spec)["gamma"]) != spec.gamma:
+        raise ValueError(
+            f"Diffusers.gamma = {spec.gamma}: must be {own}, as the student in {spec.path} was trained with"
+        )
     base = plain(spec, device=device, dtype=dtype)
     built: dict[Role, DiffusersFlowMap] = {}
     shared: tuple[Any, Running] | None = None
@@ -59,7 +64,7 @@ def build(
             if student and device.type != "meta":
                 Source.of(spec, dtype).into(net, device)  # the second embedders have numbers of their own
             if spec.checkpointing:
-                net.enable_gradient_checkpointing(recomputing(running))
+                net.enable_gradient_checkpointing(Recomputing(running))
             shared = net, running
         net, running = shared
         told: dict[str, Any] = {"positions": positions, "computes": dtype, "two_times": two}
@@ -187,7 +192,12 @@ def positions_of(spec: Settings) -> Positions:
     config = None if spec.path is None else Path(spec.path) / "vae" / "config.json"
     if config is not None and config.is_file():
         temporal, spatial = factors(json.loads(config.read_text()))
-    return Positions(spec.fps or spec.row.fps, temporal, spatial)
+    return Positions(spec.fps or (_saved(spec)["fps"] if spec.is_student else None) or spec.row.fps, temporal, spatial)
+
+
+def _saved(spec: Settings) -> Mapping[str, Any]:
+    """What a student's directory says that it was trained with."""
+    return read(Path(str(spec.path)) / STUDENT)
 
 
 def factors(config: Mapping[str, Any]) -> tuple[int, int]:

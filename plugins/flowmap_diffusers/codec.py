@@ -69,18 +69,21 @@ class DiffusersCodec:
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Cond:
-        """As the pipeline encodes them for its own call, which has defaults that `encode_prompt` alone has not."""
-        made = [self._texts([one]) for one in prompts] if self.row.alone else [self._texts(prompts)]
+        """Each as the pipeline encodes it for a call of its own, which has defaults that `encode_prompt` alone has not.
+
+        One at a time: that of Mochi makes zeros of all of them where the last is empty.
+        """
+        made = [self._texts(one) for one in prompts]
         cond = {name: torch.cat([one[name] for one in made]) for name in made[0]}
         cond = {name: value.long() if name in self.row.masks else value.float() for name, value in cond.items()}
         if "guidance" in self.row.example:
             cond["guidance"] = torch.full((len(prompts),), self.guidance, device=cond["text"].device)
         return cond
 
-    def _texts(self, prompts: Sequence[str]) -> Cond:
+    def _texts(self, prompt: str) -> Cond:
         known, called = (signature(f).parameters for f in (self.pipeline.encode_prompt, self.pipeline.__call__))
         asked = {name: called[name].default for name in known if name in called}
-        asked |= {"prompt": list(prompts), "batch_size": len(prompts), "do_classifier_free_guidance": False}
+        asked |= {"prompt": [prompt], "batch_size": 1, "do_classifier_free_guidance": False}
         asked |= {"device": self.pipeline.device}
         if self.row.tokens is not None:
             asked["max_sequence_length"] = self.row.tokens

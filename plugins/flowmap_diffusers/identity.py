@@ -16,7 +16,8 @@ import torch
 
 from .folder import local
 
-PARTS: Mapping[str, tuple[str, ...]] = {"vae": ("vae",), "text": ("text_encoder", "tokenizer")}
+TEXT = tuple(f"{part}{number}" for part in ("text_encoder", "tokenizer") for number in ("", "_2", "_3"))
+PARTS: Mapping[str, tuple[str, ...]] = {"vae": ("vae",), "text": TEXT}
 UNSEEN = ("_class_name", "_diffusers_version", "_name_or_path", "transformers_version", "torch_dtype", "dtype")
 """Settings that differ between copies of the same network."""
 JSON = ("config.json", "tokenizer.json")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from attrs import frozen
 from flowmap_lora.masters import thawed
 from flowmap_lora.roles import Lora, activate, adapter_parameters, add_adapter, chosen
 from torch import Tensor, nn
@@ -118,16 +119,20 @@ class DiffusersFlowMap(FlowMap):
             raise ValueError(f"{name}: times {list(t.shape)}: must be [B], it has no time for each frame")
 
 
-def recomputing(running: Running) -> Callable[..., Any]:
-    """For diffusers' own checkpointing: a block is walked again with adapters and times of the call that it was in."""
+@frozen
+class Recomputing:
+    """For diffusers' own checkpointing: a block is walked again with adapters and times of the call that it was in.
 
-    def call(block: nn.Module, *args: Any) -> Any:
-        name = running.adapter
+    An object, so that a copy of the network has one that is told of the copy's calls.
+    """
+
+    running: Running
+
+    def __call__(self, block: nn.Module, *args: Any) -> Any:
+        name = self.running.adapter
 
         def walk(*args: Any) -> Any:
             activate(block, name)
             return block(*args)
 
-        return checkpoint(walk, *args, use_reentrant=False, context_fn=running.clock.contexts)
-
-    return call
+        return checkpoint(walk, *args, use_reentrant=False, context_fn=self.running.clock.contexts)

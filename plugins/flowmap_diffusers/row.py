@@ -78,7 +78,7 @@ class Row:
     the blocks get adapters, a regular expression. example: shapes without the batch; masks are all ones, of integers.
     text: what `encode_prompt` of the pipeline gives out, by its place; tokens: of it, to which it is padded and masked,
     where their number depends on the prompts; alone: the network has no mask for what is padded, so every sample goes
-    through it on its own, and every prompt through its encoders; given: under which names the pipeline takes it back;
+    through it on its own; given: under which names the pipeline takes it back;
     call: its other arguments, so that it guides by nothing but what is in the condition; parts: of the pipeline,
     without which it does not run, at toy size. ready: what a network needs once, on its device, before it is traced.
     only: what the class must be told, or it is a network that the row does not read. null: what guidance replaces.

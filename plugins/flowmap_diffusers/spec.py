@@ -110,9 +110,13 @@ class Diffusers(Settings):
         return transformer_hash(Path(self.path))
 
     def encoders(self) -> Mapping[str, str]:
+        """With the guidance that the codec writes into the condition, where the network reads one."""
         from .identity import encoders
 
-        return {} if self.path is None else encoders(self.path)
+        if self.path is None:
+            return {}
+        told = {"guidance": f"{self.guidance:g}"} if self.distilled else {}
+        return {**encoders(self.path), **told}
 
     def save(self, u: FlowMap, path: Path, *, dtype: torch.dtype = torch.float32) -> None:
         """A pipeline directory that diffusers loads with the code beside it, adapters fused in; those under `lora/`."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from inspect import signature
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ from attrs import evolve, frozen
 from flowmap_diffusers import Diffusers
 from flowmap_diffusers.codec import DiffusersCodec
 from flowmap_diffusers.rows import ROWS
+from safetensors.torch import load_file, save_file
 
 from flowmap import FlowMap, Rng, sample
+from flowmap.data.folder import foreign
 from flowmap.model import Codec
 from flowmap.plugins import backbone, manager
 from flowmap.testing.kit import perturb
@@ -293,6 +297,56 @@ def shown_from(pipe: Any, videos: torch.Tensor) -> torch.Tensor:
 
 def load(path: Path) -> FlowMap:
     return backbone(str(path), PLUGINS).load(path, **CPU)
+
+
+def test_an_empty_prompt_changes_no_other(tmp_path: Path) -> None:
+    """MochiPipeline makes zeros of every text of a call whose last prompt is empty, where its directory asks for it."""
+    index = made("mochi", tmp_path / "pipeline") / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "force_zeros_for_empty_prompt": True}))
+    codec = backbone(str(index.parent), PLUGINS).codec(**CPU)
+    together = codec.encode_prompts(PROMPTS)
+    assert together["mask"].any(1).tolist() == [True, True, False]
+    for i, prompt in enumerate(PROMPTS):
+        for name, value in codec.encode_prompts([prompt]).items():
+            assert torch.equal(together[name][i : i + 1], value), (prompt, name)
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2", "transformer/guidance"])
+def test_data_of_another_encoder_or_guidance_is_refused(part: str, tmp_path: Path) -> None:
+    """Any of a pipeline's text encoders, and the guidance that is written into the condition."""
+    spec = backbone(str(made("flux", tmp_path / "pipeline")), PLUGINS)
+    assert isinstance(spec, Diffusers) and foreign(spec.encoders(), spec) == []
+    had = spec.encoders()
+    if part == "transformer/guidance":
+        assert foreign(had, evolve(spec, guidance=3.5)) == [
+            "it has what another guidance made: 6, and the backbone's is 3.5; encode the data with this backbone"
+        ]
+        return
+    file = tmp_path / "pipeline" / part / "model.safetensors"
+    save_file({name: value + 1 for name, value in load_file(file).items()}, file, {"format": "pt"})
+    (said,) = foreign(had, spec)
+    assert said.startswith("it has texts of another text encoder: ")
+
+
+@pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated:FutureWarning")
+def test_a_student_is_told_its_own_step_where_its_pipeline_rounds_times(tmp_path: Path) -> None:
+    """Of 50 steps shifted by 8 some are one in bfloat16, in which these pipelines hand times over."""
+    from diffusers import DiffusionPipeline
+
+    spec = evolve(backbone(str(made("hunyuan_video15", tmp_path / "base")), PLUGINS), shift=8.0)  # type: ignore[misc]
+    spec.save(spec.build(frozenset({"student"}), **CPU)["student"], tmp_path / "student")
+    given: dict[str, Any] = {"trust_remote_code": True, "torch_dtype": torch.bfloat16}
+    pipe, heard = DiffusionPipeline.from_pretrained(tmp_path / "student", **given), list[list[float]]()
+    pipe.set_progress_bar_config(disable=True)
+    net = pipe.transformer
+    net.register_forward_hook(lambda net, args, made: heard.append([float(s) for s in net.times[:2]]))
+    pipe("a seven", num_inference_steps=50, output_type="latent", **CASES["hunyuan_video15"].size)
+    times = (1000 * pipe.scheduler.sigmas).tolist()
+    assert len({*torch.tensor(times[:-1]).bfloat16().tolist()}) < 50
+    assert heard == [[t, r] for t, r in pairwise(times)]
+    pipe.scheduler.set_timesteps(50)
+    with pytest.raises(RuntimeError, match=r"t = 0.5: step 0 of the schedule begins at 1: walk along its steps"):
+        net(**dict.fromkeys(signature(net.forward).parameters, torch.tensor([500.0])))
 
 
 @pytest.mark.slow

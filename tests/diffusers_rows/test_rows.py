@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,13 +133,28 @@ def test_an_adapter_that_is_not_activated_again_fails_its_check(monkeypatch: pyt
     from flowmap_diffusers import build
     from torch.utils.checkpoint import checkpoint
 
-    def recomputing(running: Any) -> Any:
+    def forgetful(running: Any) -> Any:
         return lambda block, *args: checkpoint(block, *args, use_reentrant=False, context_fn=running.clock.contexts)
 
     check = roles.check_checkpointing_leaves_the_gradient
-    monkeypatch.setattr(build, "recomputing", recomputing)
+    monkeypatch.setattr(build, "Recomputing", forgetful)
     with pytest.raises(AssertionError):
         check(Diffusers(family="ltx"))
+
+
+def test_a_copy_of_a_network_recomputes_with_its_own_calls() -> None:
+    """Adapters and times of the network that was copied, which may never have run, are others."""
+    spec = Diffusers(family="ltx", checkpointing=True)
+    u = spec.build(frozenset({"student"}), device=CPU, dtype=torch.float32)["student"]
+    other = copy.deepcopy(u)
+    z, cond = spec.example()
+    t = torch.tensor([0.9, 0.4])
+    gradients = []
+    for net in (other, u):
+        net(z, t, t / 2, cond).square().sum().backward()
+        gradients.append({name: p.grad for name, p in net.trained().items()})
+    for name, wanted in gradients[1].items():
+        assert wanted is not None and torch.equal(gradients[0][name], wanted), name
 
 
 @pytest.mark.parametrize("family", ROWS)

@@ -63,6 +63,20 @@ def test_adapters_on_something_else_are_refused(tmp_path: Path) -> None:
         spec.load(tmp_path / "nothing", **CPU)
 
 
+def test_a_directory_is_read_as_it_was_trained(tmp_path: Path) -> None:
+    """With the weight of r and the frame rate that it says, whoever asks."""
+    spec = Diffusers(family="ltx", lora=LORA, gamma=0.5, fps=12.0)
+    u = trained(spec)
+    spec.save(u, tmp_path)
+    found = Diffusers(tmp_path, family="ltx", gamma=0.5)
+    torch.testing.assert_close(call(found.load(tmp_path, **CPU), spec), call(u, spec), rtol=0, atol=2e-5)
+    faster = evolve(found, fps=25.0).load(tmp_path, **CPU)
+    assert not torch.allclose(call(faster, spec), call(u, spec), rtol=0, atol=1e-3)
+    for other in (Diffusers(tmp_path, family="ltx"), Diffusers(family="ltx")):
+        with pytest.raises(ValueError, match=r"Diffusers.gamma = 0.25: must be 0.5, as the student in .* was trained"):
+            other.load(tmp_path, **CPU)
+
+
 @pytest.mark.parametrize("lora", [LORA, None], ids=["adapters", "whole"])
 @pytest.mark.parametrize("family", ["ltx", "hunyuan_video"])
 def test_what_bfloat16_loses_is_measured_on_the_network_that_is_saved(family: str, lora: Any, tmp_path: Path) -> None:
