@@ -8,7 +8,7 @@ What a step asks of a hollow tensor's value, such as whether a norm is finite, i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -52,6 +52,8 @@ class Hollow(Tensor):
             return torch.ones((), dtype=args[0].dtype).item()
         if operation._schema.is_mutable:  # neither shape nor memory changes
             return _written(operation, args, kwargs)
+        if operation in _INDEXED:
+            args = args[0], [*_counted(args[1])], *args[2:]
         kwargs = {name: _to_meta(value) for name, value in kwargs.items()}
         if "device" in kwargs:
             kwargs["device"] = META
@@ -137,6 +139,18 @@ def _to_meta(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)([_to_meta(v) for v in value])
     return value
+
+
+_INDEXED = torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default
+
+
+def _counted(indices: Iterable[Tensor | None]) -> Iterator[Tensor | None]:
+    """Masks with values as the places where they are true, on which the result's shape depends."""
+    for index in indices:
+        if index is None or isinstance(index, Hollow) or index.dtype != torch.bool:
+            yield index
+        else:
+            yield from index.nonzero().unbind(1)
 
 
 def _to_hollow(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from ..data import Data, TensorData
 from ..data.sized import TellsSizes
 from ..method import Method
 from ..methods.flow_matching import flow_matching
-from ..model import FlowMap
+from ..model import FlowMap, FlowMapSpec, Streamed
 from ..objectives import Networks
 from ..objectives.distribution_matching import CriticMatching, DistributionMatching
 from ..recipe import Recipe, RecipeError, Stage
@@ -172,7 +173,7 @@ def networks(recipe: Recipe, dtype: torch.dtype) -> Networks:
     nets: dict[Role, FlowMap] = {}
     try:
         for spec, of in specs(recipe, judged(recipe)):
-            with META:
+            with nullcontext() if isinstance(spec, Streamed) else META:  # what is streamed has tables with numbers
                 nets |= spec.outline().build(of, device=META, dtype=dtype)
     except ValueError as error:
         raise RecipeError(str(error)) from error
@@ -211,7 +212,7 @@ def _stage(
     length = drawn(hardest, nets, frames, text, _by_frames, seed, number, HARDEST_OF)
     iteration = max(range(HARDEST_OF), key=lambda i: sum(length[i].values()))
     found = trace(hardest, nets, _data(recipe, samples, sizes), seed, number, iteration)
-    tariff = Tariff(dict(found.prices), lambda call: _ask(nets, call, sizes))
+    tariff = Tariff(dict(found.prices), lambda call: _ask(recipe, nets, call, sizes))
 
     def parts(method: Method) -> dict[str, float]:
         forward = mean(drawn(evolve(stage, method=method), nets, frames, text, tariff, seed, number, DRAWS))
@@ -235,14 +236,14 @@ def _by_frames(call: Call) -> float:
     return call.frames + 0.5 * (call.history + call.past)
 
 
-def _ask(nets: Networks, call: Call, sizes: Mapping[str, tuple[int, ...]]) -> float:
+def _ask(recipe: Recipe, nets: Networks, call: Call, sizes: Mapping[str, tuple[int, ...]]) -> float:
     """The operations of a call that the traced step did not make."""
     from .ledger import Ledger
 
     if call.what != "forward" or call.past:
         raise RecipeError(f"no price is known of {call}: the step that was traced makes no such call")
     _, *rest = sizes["x"]
-    cond: dict[str, Tensor] = {name: torch.zeros(1, *size) for name, size in sizes.items() if name != "x"}
+    cond = _cond(recipe.spec_of(call.role), 1, sizes)
     if call.history:
         cond["history"] = torch.zeros(1, call.history, *rest)
     half = torch.full((1,), 0.5)
@@ -252,8 +253,16 @@ def _ask(nets: Networks, call: Call, sizes: Mapping[str, tuple[int, ...]]) -> fl
 
 
 def _data(recipe: Recipe, samples: int, sizes: Mapping[str, tuple[int, ...]]) -> TensorData:
-    cond = {name: torch.zeros(samples, *size) for name, size in sizes.items() if name != "x"}
+    cond = _cond(recipe.backbone, samples, sizes)
     return TensorData(torch.zeros(samples, *sizes["x"]), cond, recipe.backbone.null(cond))
+
+
+def _cond(backbone: FlowMapSpec, samples: int, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Zeros, and ones where the backbone's example has integers: masks of texts without padding, which cost most."""
+    _, like = backbone.example(1)
+    whole = {name for name, value in like.items() if not value.is_floating_point()}
+    zeros = {name: torch.zeros(samples, *size) for name, size in sizes.items() if name != "x"}
+    return {name: torch.ones_like(v, dtype=like[name].dtype) if name in whole else v for name, v in zeros.items()}
 
 
 def _sizes(recipe: Recipe) -> tuple[int, dict[str, tuple[int, ...]]]:

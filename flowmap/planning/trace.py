@@ -213,8 +213,10 @@ def _optimising(optimizer: torch.optim.Optimizer, ledger: Ledger) -> Iterator[No
 
 
 def _tensors_of(u: nn.Module) -> Iterator[Tensor]:
+    """With tables that are no buffers: complex ones would lose their imaginary part."""
     yield from u.parameters()
     yield from u.buffers()
+    yield from (value for module in u.modules() for value in vars(module).values() if isinstance(value, Tensor))
 
 
 def _tensors_in(value: Any) -> Iterator[Tensor]:

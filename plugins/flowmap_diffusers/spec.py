@@ -18,6 +18,7 @@ from flowmap.reference import Played
 from . import checks
 from .folder import fetch, local
 from .settings import STUDENT, Settings
+from .sizes import PUBLISHED
 
 if TYPE_CHECKING:
     from flowmap import FlowMap
@@ -91,15 +92,18 @@ class Diffusers(Settings):
         return played(self, x, noise, cond)
 
     def outline(self) -> Diffusers:
-        """Of a directory's `transformer/config.json`."""
+        """Of a directory's `transformer/config.json`, or of a published network, whose size is known."""
         if self.path is None:
             return self
-        if not (Path(self.path) / "transformer" / "config.json").is_file():
+        folder = local(self.path)
+        if folder is not None and (folder / "transformer" / "config.json").is_file():
+            return evolve(self, path=None, config=dict(self.network()))
+        if self.path not in PUBLISHED:
             raise ValueError(
-                f"Diffusers.path = {self.path!r}: the size of this network is not known without its files: give a "
-                "directory with a transformer/config.json"
+                f"Diffusers.path = {self.path!r}: the size of this network is not known without its files; known are "
+                f"{', '.join(PUBLISHED)}, and directories with a transformer/config.json"
             )
-        return evolve(self, path=None, config=dict(self.network()))
+        return evolve(self, path=None, config=dict(PUBLISHED[self.path]))
 
     def fingerprint(self) -> str | None:
         """Of the transformer's files, where they are local: other weights are another run."""

@@ -46,8 +46,7 @@ def stage(method):
 
 
 def hollow(of, dtype=torch.float32):
-    with META:
-        nets = of.build(ROLES, device=META, dtype=dtype)
+    nets = of.build(ROLES, device=META, dtype=dtype)
     hollowed(nets.values())
     return nets
 
@@ -63,9 +62,14 @@ def planned(found: Traced) -> float:
 
 def measured(method, of, dtype=torch.float32, iteration=1) -> float:
     """The same of a real step, from every allocation and release that torch's profiler saw."""
-    nets = of.build(ROLES, device=CPU, dtype=dtype)
-    trainer = Trainer(nets, stage(method), data())
-    parameters = {id(p): p.nbytes for u in nets.values() for p in (*u.parameters(), *u.buffers())}
+    return measured_step(of.build(ROLES, device=CPU, dtype=dtype), stage(method), data(), iteration)
+
+
+def measured_step(nets, of: Stage, samples: TensorData, iteration: int) -> float:
+    trainer = Trainer(nets, of, samples)
+    tables = (v for u in nets.values() for m in u.modules() for v in vars(m).values() if isinstance(v, torch.Tensor))
+    there = (*(t for u in nets.values() for t in (*u.parameters(), *u.buffers())), *tables)
+    parameters = {id(p): p.nbytes for p in there}
     averages = sum(t.nbytes for a in trainer.averages.values() for t in a.tensors.values())
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
         trainer.step(iteration)

@@ -39,6 +39,16 @@ def test_what_is_real_stays_real():
     assert off.tolist() == [0] and empty(2, 7)[off].shape == (1, 7)
 
 
+def test_a_mask_with_values_says_how_many_it_leaves():
+    mask = torch.tensor([[True, False, True], [False, False, True]])
+    assert empty(2, 3, 7)[mask].shape == (3, 7) and empty(3, 7)[mask[0]].shape == (2, 7)
+    assert empty(5, 2, 3)[:, mask].shape == (5, 3)
+    x = empty(2, 3, 7)
+    assert x.index_put((mask,), empty(3, 7)) is not x
+    with pytest.raises(HollowError, match="index"):
+        x[empty(2, 3, dtype=torch.bool)]
+
+
 def test_a_question_of_values_is_refused_with_the_operation():
     with pytest.raises(HollowError, match="nonzero"):
         (empty(3) > 0).nonzero()

@@ -23,6 +23,12 @@ from .helpers import CPU, FRAMES, SIDE, TEXT, data, spec
 
 DOCS = Path(__file__).parents[2] / "docs" / "plans"
 LARGE = ("anyflow_wan1b", "anyflow_wan14b", "anyflow_far1b", "anyflow_far14b")
+ROWS = {  # with the memory that the committed plan is for
+    "anyflow_ltx": "80GiB",
+    "anyflow_hunyuan": "141GiB",
+    "anyflow_cogvideox5b": "80GiB",
+    "anyflow_qwen_image": "141GiB",
+}
 SIZED = Sized(LatentFolder("nowhere"), x=(FRAMES, 16, SIDE, SIDE), cond={"text": TEXT})
 
 
@@ -238,7 +244,7 @@ def test_an_option_of_a_plan_without_one_is_refused(capsys):
     assert "--gpus belongs to a plan" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("name", [*LARGE, *ROWS])
 def test_the_committed_plans_have_the_parameters_of_the_recipes(name):
     found = recipes.load(name)
     nets = networks(found, torch.bfloat16)
@@ -253,9 +259,10 @@ def test_the_committed_plans_have_the_parameters_of_the_recipes(name):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_committed_plan_is_what_the_command_prints(capsys):
-    assert main(["distill", "anyflow_wan1b", "--plan", "--gpus", "8", "--memory", "80GiB"]) == 0
-    assert capsys.readouterr().out == (DOCS / "anyflow_wan1b.txt").read_text()
+@pytest.mark.parametrize("name, memory", [("anyflow_wan1b", "80GiB"), *ROWS.items()])
+def test_the_committed_plan_is_what_the_command_prints(name, memory, capsys):
+    assert main(["distill", name, "--plan", "--gpus", "8", "--memory", memory]) == 0
+    assert capsys.readouterr().out == (DOCS / f"{name}.txt").read_text()
 
 
 def test_memory_is_given_with_a_unit():

@@ -8,10 +8,11 @@ from attrs import evolve
 from flowmap import TensorData, distill
 from flowmap.cli import recipes
 
-LARGE = ("anyflow_wan1b", "anyflow_wan14b", "anyflow_far1b", "anyflow_far14b")
+WAN = ("anyflow_wan1b", "anyflow_wan14b", "anyflow_far1b", "anyflow_far14b")
+ROWS = ("anyflow_ltx", "anyflow_hunyuan", "anyflow_cogvideox5b", "anyflow_qwen_image")
 
 
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("name", WAN + ROWS)
 def test_two_steps_of_every_stage(name, tmp_path):
     recipe = recipes.load(name)
     backbone = recipe.backbone.tiny()
@@ -24,7 +25,7 @@ def test_two_steps_of_every_stage(name, tmp_path):
     assert (tmp_path / "student" / "flowmap.json").is_file()
 
 
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("name", WAN)
 def test_the_settings_are_the_published_ones(name):
     recipe = recipes.load(name)
     zero, one, two = recipe.stages
@@ -42,3 +43,38 @@ def test_the_settings_are_the_published_ones(name):
         assert (stage.ema.decay, stage.ema.start) == (decay, start)
     assert recipe.backbone.lora.rank == recipe.backbone.lora.alpha == 256
     assert recipe.data.x == (21, 16, 60, 104) and recipe.data.cond == {"text": (512, 4096)}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_what_was_not_published_is_anyflows(name):
+    """Iterations, batch, optimiser, averages and adapters of the 1.3B or 14B of Wan2.1; γ, but no sizes."""
+    recipe, like = recipes.load(name), recipes.load("anyflow_wan1b" if name == "anyflow_ltx" else "anyflow_wan14b")
+    assert (recipe.backbone.lora, recipe.backbone.gamma) == (like.backbone.lora, like.backbone.gamma)
+    assert recipe.dtype == like.dtype and recipe.backbone.checkpointing
+    theirs = {stage.method.name: stage for stage in like.stages}
+    for stage in recipe.stages:
+        of = theirs[stage.method.name]
+        for setting in ("steps", "batch", "micro", "optimizer", "ema"):
+            assert getattr(stage, setting) == getattr(of, setting), setting
+
+
+def test_guidance_that_is_built_in_is_learnt_as_it_is():
+    """w = 1 everywhere, towards the teacher's velocity, and no call without a prompt."""
+    recipe = recipes.load("anyflow_hunyuan")
+    one, two = recipe.stages
+    assert one.method.name == "anyflow_forward"
+    (dmd, matching), forward = (o for _, o in two.method.updates[0].terms), one.method.updates[0].terms[0][1]
+    assert dmd.w == 1.0 and recipe.backbone.distilled and recipe.backbone.sampling().guidance == 6.0
+    for objective in (matching, forward):
+        assert (objective.velocity, objective.guidance.w, objective.guidance.drop) == ("teacher", 1.0, 0.0)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_sizes_are_those_that_the_network_takes(name):
+    """Of the published network: channels and widths of its conditions, and a shift of its family."""
+    recipe = recipes.load(name)
+    row, config, (_, channels, height, width) = recipe.backbone.row, recipe.backbone.outline().config, recipe.data.x
+    assert recipe.data.cond.keys() | {"z"} == row.example.keys()
+    assert channels * row.side**2 in {config["in_channels"], row.side**2 * config["in_channels"]}
+    assert height % row.side == width % row.side == 0 and recipe.backbone.shift == row.shift
+    assert recipe.data.cond["text"][1] in config.values()

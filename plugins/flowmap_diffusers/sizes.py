@@ -1,0 +1,65 @@
+"""Published transformers as data: what can be known of them without their files. By hub id, what the class is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+LTX: Mapping[str, Any] = {
+    "in_channels": 128,
+    "out_channels": 128,
+    "num_attention_heads": 32,
+    "attention_head_dim": 64,
+    "cross_attention_dim": 2048,
+    "num_layers": 28,
+    "caption_channels": 4096,
+}
+"""arXiv:2501.00103, 1.9 G parameters."""
+HUNYUAN_VIDEO: Mapping[str, Any] = {
+    "in_channels": 16,
+    "out_channels": 16,
+    "num_attention_heads": 24,
+    "attention_head_dim": 128,
+    "num_layers": 20,
+    "num_single_layers": 40,
+    "num_refiner_layers": 2,
+    "patch_size": 2,
+    "patch_size_t": 1,
+    "guidance_embeds": True,
+    "text_embed_dim": 4096,
+    "pooled_projection_dim": 768,
+    "rope_axes_dim": (16, 56, 56),
+}
+"""arXiv:2412.03603, 12.8 G."""
+COGVIDEOX_5B: Mapping[str, Any] = {
+    "in_channels": 16,
+    "out_channels": 16,
+    "num_attention_heads": 48,
+    "attention_head_dim": 64,
+    "time_embed_dim": 512,
+    "text_embed_dim": 4096,
+    "num_layers": 42,
+    "patch_size": 2,
+    "sample_width": 90,
+    "sample_height": 60,
+    "sample_frames": 49,
+    "max_text_seq_length": 226,
+    "use_rotary_positional_embeddings": True,
+}
+"""arXiv:2408.06072, 5.6 G."""
+QWEN_IMAGE: Mapping[str, Any] = {
+    "in_channels": 64,
+    "out_channels": 16,
+    "num_layers": 60,
+    "attention_head_dim": 128,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 3584,
+    "axes_dims_rope": (16, 56, 56),
+}
+"""arXiv:2508.02324, 20 G."""
+PUBLISHED: Mapping[str, Mapping[str, Any]] = {
+    "Lightricks/LTX-Video": LTX,
+    "hunyuanvideo-community/HunyuanVideo": HUNYUAN_VIDEO,
+    "THUDM/CogVideoX-5b": COGVIDEOX_5B,
+    "Qwen/Qwen-Image": QWEN_IMAGE,
+}
