@@ -87,6 +87,7 @@ class DiffusersCodec:
         asked |= {"device": self.pipeline.device}
         if self.row.tokens is not None:
             asked["max_sequence_length"] = self.row.tokens
+        asked |= {} if prompt else self.row.empty
         made = self.pipeline.encode_prompt(**{name: value for name, value in asked.items() if name in known})
         made = made if isinstance(made, tuple) else (made,)
         return self._padded({name: made[at] for name, at in self.row.text.items()})

@@ -256,6 +256,45 @@ def test_the_network_hears_of_a_prompt_what_the_codec_says(
     assert not cond["text"][:, length:].any()
 
 
+GUIDED: Mapping[str, Mapping[str, Any]] = {
+    **dict.fromkeys(("qwen_image", "hunyuan_video", "flux"), {"true_cfg_scale": 3.0, "negative_prompt": ""}),
+    **dict.fromkeys(("hunyuan_video15", "motif_video"), {}),  # by a guider
+    "z_image": {"guidance_scale": 2.0},
+}
+
+
+def test_the_empty_prompt_is_the_pipeline_s_unconditional_branch(
+    spec: Diffusers, codec: Codec, family: str, folder: Path
+) -> None:
+    from diffusers import DiffusionPipeline
+
+    if family == "flux2":
+        pytest.skip("its pipeline has no unconditional branch")
+    pipe, heard = DiffusionPipeline.from_pretrained(folder), list[dict[str, Any]]()
+
+    def look(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        heard.append(signature(type(module).forward).bind(module, *args, **kwargs).arguments)
+
+    pipe.set_progress_bar_config(disable=True)
+    pipe.transformer.register_forward_pre_hook(look, with_kwargs=True)
+    assert isinstance(codec, DiffusersCodec)
+    told = {**CASES[family].size, **spec.row.call({"guidance": torch.tensor([6.0])}, codec.positions)}
+    told |= GUIDED.get(family, {"guidance_scale": 3.0, "negative_prompt": ""})
+    pipe(prompt="a seven", num_inference_steps=2, output_type="latent", **told)
+    cond = codec.encode_prompts([""])
+
+    def same(text: torch.Tensor, mask: torch.Tensor | None) -> bool:
+        near = torch.allclose(cond["text"][0, : len(text)], text, atol=1e-4)
+        return near and (mask is None or torch.equal(mask.long(), cond["mask"][0, : len(mask)]))
+
+    branches = []
+    for call in heard:
+        texts = [*(call["cap_feats"] if "cap_feats" in call else call["encoder_hidden_states"])]
+        mask = call.get("encoder_attention_mask")
+        branches += zip(texts, [None] * len(texts) if mask is None else mask, strict=True)
+    assert [same(*branch) for branch in branches].count(True) == len(branches) // 2
+
+
 def test_latents_are_those_of_the_pipeline(spec: Diffusers, codec: Codec, family: str, folder: Path) -> None:
     """What the pipeline shows of a latent is what the codec decodes it to; and encoding is its inverse."""
     import diffusers

@@ -28,7 +28,7 @@ ROW = Row(
           "caption_channels": 16, "rope_max_seq_len": 64},
     example={"z": (3, 4, 4, 8), "text": (5, 16), "mask": (5,)}, masks=("mask",), text={"text": 0, "mask": 1},
     given={"text": "prompt_embeds", "mask": "prompt_attention_mask"}, frames=True, fps=16.0, side=4,
-    only={"guidance_embeds": False},
+    empty={"complex_human_instruction": None}, only={"guidance_embeds": False},
     call=lambda cond, positions: {"guidance_scale": 1.0, "use_resolution_binning": False},
     hub="Efficient-Large-Model/SANA-Video_2B_480p_diffusers", shift=8.0,
 )  # fmt: skip
