@@ -76,16 +76,16 @@ class Row:
     schedule. scheduler, schedule: the pipeline's class of it, and its arguments but for the shift, where no directory
     says so. blocks: the lists of repeated blocks. frames: a time a frame can be told. adapted: which linear layers of
     the blocks get adapters, a regular expression. example: shapes without the batch; masks are all ones, of integers.
-    text: what `encode_prompt` of the pipeline gives out, by its place; empty: what it is told otherwise where it encodes
-    the empty prompt, for a pipeline that encodes prompts and the absence of one in two ways; tokens: of it, to which it is padded and masked,
-    where their number depends on the prompts; alone: the network has no mask for what is padded, so every sample goes
-    through it on its own; given: under which names the pipeline takes it back;
-    call: its other arguments, so that it guides by nothing but what is in the condition; parts: of the pipeline,
-    without which it does not run, at toy size. ready: what a network needs once, on its device, before it is traced.
-    only: what the class must be told, or it is a network that the row does not read. null: what guidance replaces.
-    hub: the published pipeline. fps, vae: frames a second, and how many frames and pixels of a side one latent stands
-    for, where no directory says so; side: of a token, in latents; shift: of the sampling grid, at the largest size
-    where the pipeline's depends on it.
+    text: what `encode_prompt` of the pipeline gives out, by its place; empty: what it is told otherwise where it
+    encodes the empty prompt, for a pipeline that encodes prompts and the absence of one in two ways; tokens: of it, to
+    which it is padded and masked, where their number depends on the prompts; alone: the network has no mask for what is
+    padded, so every sample goes through it on its own; given: under which names the pipeline takes it back; call: its
+    other arguments, so that it guides by nothing but what is in the condition; parts: of the pipeline, without which it
+    does not run, at toy size. ready: what a network needs once, on its device, before it is traced. only: what the
+    class must be told, or it is a network that the row does not read. null: what guidance replaces. hub: the published
+    pipeline. fps, vae: frames a second, and how many frames and pixels of a side one latent stands for, where no
+    directory says so; side: of a token, in latents; shift: of the sampling grid, at the largest size where the
+    pipeline's depends on it.
     """
 
     transformer: str
@@ -106,7 +106,7 @@ class Row:
     schedule: Mapping[str, Any] = field(factory=dict)
     blocks: tuple[str, ...] = ("transformer_blocks",)
     frames: bool = False
-    adapted: str = r"(attn\d?\..*(to_|add_)|ff(_context)?\.net\.|proj_(mlp|out)$)"
+    adapted: str = r"((cross_)?attn\d?\..*(to_|add_)|ffn?(_context)?\.net\.|proj_(mlp|out)$)"
     text: Mapping[str, int] = field(factory=lambda: {"text": 0})
     empty: Mapping[str, Any] = field(factory=dict)
     tokens: int | None = None

@@ -98,6 +98,8 @@ def test_a_directory_that_is_not_what_is_read(case: str, ltx: Path) -> None:
 def test_the_shift_is_the_directory_s_unless_that_depends_on_the_size(ltx: Path) -> None:
     assert backbone(str(ltx), PLUGINS).shift == Diffusers(ltx, family="ltx").shift == 3.0
     assert Diffusers(ltx, family="ltx", shift=2.0).shift == 2.0
+    write(ltx / "scheduler" / "scheduler_config.json", {"flow_shift": 5.0})  # as UniPC calls it
+    assert Diffusers(ltx, family="ltx").shift == 5.0
     change(ltx / "scheduler" / "scheduler_config.json", use_dynamic_shifting=True)
     assert backbone(str(ltx), PLUGINS).shift == Diffusers(family="ltx").shift == Diffusers(family="ltx").row.shift
 

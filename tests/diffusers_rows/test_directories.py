@@ -256,9 +256,10 @@ def test_the_network_hears_of_a_prompt_what_the_codec_says(
     assert not cond["text"][:, length:].any()
 
 
+TRUE: Mapping[str, Any] = {"true_cfg_scale": 3.0, "negative_prompt": ""}
 GUIDED: Mapping[str, Mapping[str, Any]] = {
-    **dict.fromkeys(("qwen_image", "hunyuan_video", "flux"), {"true_cfg_scale": 3.0, "negative_prompt": ""}),
-    **dict.fromkeys(("hunyuan_video15", "motif_video"), {}),  # by a guider
+    **dict.fromkeys(("qwen_image", "hunyuan_video", "flux"), TRUE),
+    **{family: {} for family in ("hunyuan_video15", "motif_video")},  # by a guider
     "z_image": {"guidance_scale": 2.0},
 }
 
@@ -336,6 +337,16 @@ def shown_from(pipe: Any, videos: torch.Tensor) -> torch.Tensor:
 
 def load(path: Path) -> FlowMap:
     return backbone(str(path), PLUGINS).load(path, **CPU)
+
+
+def test_buffers_of_a_file_are_read(tmp_path: Path) -> None:
+    """The positions of SD3, which are no parameters."""
+    file = made("sd3", tmp_path / "pipeline") / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors["pos_embed.pos_embed"] += 1.0
+    save_file(tensors, file, {"format": "pt"})
+    net = backbone(str(tmp_path / "pipeline"), PLUGINS).build(frozenset({"teacher"}), **CPU)["teacher"].net
+    assert torch.equal(net.pos_embed.pos_embed, tensors["pos_embed.pos_embed"])  # type: ignore[operator, union-attr]
 
 
 def test_an_empty_prompt_changes_no_other(tmp_path: Path) -> None:

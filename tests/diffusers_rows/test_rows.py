@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from attrs import evolve
 from flowmap_diffusers import Diffusers, layout, rows
 from flowmap_diffusers.build import plain
 from flowmap_diffusers.rows import ROWS
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowmap.path import Convention
 from flowmap.testing import BACKBONE_CHECKS, check_backbone
@@ -140,6 +141,16 @@ def test_an_adapter_that_is_not_activated_again_fails_its_check(monkeypatch: pyt
     monkeypatch.setattr(build, "Recomputing", forgetful)
     with pytest.raises(AssertionError):
         check(Diffusers(family="ltx"))
+
+
+@pytest.mark.parametrize("family", ROWS)
+def test_every_linear_layer_of_the_blocks_has_adapters_but_what_modulates(family: str) -> None:
+    u = Diffusers(family=family).build(frozenset({"student"}), device=CPU, dtype=torch.float32)["student"]
+    names = {n.removesuffix(".base_layer") for n, layer in u.net.named_modules() if isinstance(layer, nn.Linear)}
+    names = {name for name in names if ".lora_" not in name}
+    own = {name for name in names if name.startswith((*u.row.blocks, *u.row.times))}
+    left = {name for name in own - {*u.targets()} if not re.search(r"\.(norm\d?(_context)?|\w+_mod(ulation)?)\.", name)}
+    assert left == set()
 
 
 def test_a_copy_of_a_network_recomputes_with_its_own_calls() -> None:

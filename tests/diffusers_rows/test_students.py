@@ -11,6 +11,7 @@ from attrs import evolve
 from flowmap_diffusers import Diffusers
 from flowmap_diffusers.rows import ROWS
 from flowmap_lora import Lora
+from safetensors.torch import load_file
 
 from flowmap import FlowMap
 from flowmap._types import Batch
@@ -89,6 +90,10 @@ def test_what_bfloat16_loses_is_measured_on_the_network_that_is_saved(family: st
     narrow = spec.rounded(u, torch.bfloat16)
     loaded = spec.load(tmp_path, **CPU)
     torch.testing.assert_close(call(narrow, spec), call(loaded, spec))
+    (file,) = (tmp_path / "transformer").glob("*.safetensors")
+    for name, weight in load_file(file).items():
+        embeds = any(name.startswith(f"{path}.") for path in spec.row.times)
+        assert weight.dtype == (torch.float32 if embeds else torch.bfloat16), name
     lost = measure(spec, u, probe)
     assert lost.weights is not None and lost.outputs is not None and 0 < lost.outputs < 1
     off = (call(narrow, spec) - call(u, spec)).norm() / (call(u, spec) - call(began, spec)).norm()
