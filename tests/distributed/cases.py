@@ -96,6 +96,7 @@ SOME = {
         lora=False,
         steps=4,
     ),
+    "Qwen-Image, whole": recipe(Diffusers(family="qwen_image", checkpointing=True), on_policy(), lora=False, steps=4),
     "a larger teacher": larger_teacher(recipe(Wan21(), anyflow.teacher(), on_policy(), steps=4)),
 }
 """What takes another way through the ranks, some iterations of each."""
