@@ -115,6 +115,10 @@ class DiffusersFlowMap(FlowMap):
             raise ConditionError(f"{name} was given {sorted(cond)} as its condition: it reads {sorted(needed)}")
         if z.ndim != 5 or any(n % self.row.side for n in z.shape[-2:]):
             raise ValueError(f"{name}: latents {list(z.shape)}: must be [B, F, C, H, W], H and W ÷ {self.row.side}")
+        if z.shape[1] % (frames := self.net.config.get("patch_size_t") or 1):
+            raise ValueError(
+                f"{name}: latents {list(z.shape)}: must have F ÷ {frames}, as its tokens are of {frames} frames"
+            )
         if t.ndim != 1 and not self.row.frames:
             raise ValueError(f"{name}: times {list(t.shape)}: must be [B], it has no time for each frame")
 

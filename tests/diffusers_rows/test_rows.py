@@ -298,6 +298,17 @@ def test_mistakes_are_sentences(tmp_path: Path) -> None:
         u(z, t, t, {"text": cond["text"]})
 
 
+def test_frames_that_are_no_whole_tokens_are_refused() -> None:
+    """CogVideoX 1.5, whose pipeline fills the frames of a video up."""
+    spec = Diffusers(family="cogvideox", lora=None, config={"patch_size_t": 2, "patch_bias": False})
+    z, cond = spec.example()
+    u = spec.build(frozenset({"teacher"}), device=CPU, dtype=torch.float32)["teacher"]
+    t = torch.tensor([0.5, 0.5])
+    assert u(z[:, :2], t, t, cond).shape == z[:, :2].shape
+    with pytest.raises(ValueError, match=r"latents \[2, 3, 4, 4, 6\]: must have F ÷ 2, as its tokens are of 2 frames"):
+        u(z, t, t, cond)
+
+
 def test_meta_networks_are_filled_with_what_building_gives() -> None:
     """Bit for bit, adapters too: what several processes that share a network rely on."""
     for spec in (Diffusers(family="ltx"), Diffusers(family="hunyuan_video", lora=None)):
