@@ -106,12 +106,15 @@ class Diffusers(Settings):
         return evolve(self, path=None, config=dict(PUBLISHED[self.path]))
 
     def fingerprint(self) -> str | None:
-        """Of the transformer's files, where they are local: other weights are another run."""
-        if self.path is None or not Path(self.path).is_dir():
+        """Of the transformer's files, where they are local, and of a schedule that u depends on, or its grid: others make
+        another run."""
+        if self.path is None or not (here := Path(self.path)).is_dir():
             return None
         from .identity import transformer_hash
 
-        return transformer_hash(Path(self.path))
+        schedule = here / "scheduler" / "scheduler_config.json"
+        own = self.row.vp or self._shift is None
+        return transformer_hash(here, *([schedule] if own and schedule.is_file() else []))
 
     def encoders(self) -> Mapping[str, str]:
         """With the guidance that the codec writes into the condition, where the network reads one."""

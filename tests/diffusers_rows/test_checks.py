@@ -104,6 +104,18 @@ def test_the_shift_is_the_directory_s_unless_that_depends_on_the_size(ltx: Path)
     assert backbone(str(ltx), PLUGINS).shift == Diffusers(family="ltx").shift == Diffusers(family="ltx").row.shift
 
 
+def test_another_schedule_is_another_run(ltx: Path) -> None:
+    """Where it says the shift; not where the shift was given."""
+    before, given = Diffusers(ltx, family="ltx").fingerprint(), Diffusers(ltx, family="ltx", shift=2.0).fingerprint()
+    change(ltx / "scheduler" / "scheduler_config.json", shift=4.0)
+    assert Diffusers(ltx, family="ltx").fingerprint() not in (before, None)
+    assert Diffusers(ltx, family="ltx", shift=2.0).fingerprint() == given
+    of_steps = Diffusers(ltx, family="cogvideox", shift=1.0)
+    known = of_steps.fingerprint()
+    change(ltx / "scheduler" / "scheduler_config.json", snr_shift_scale=3.0)
+    assert of_steps.fingerprint() != known
+
+
 def test_a_name_of_the_hub_is_its_row_s() -> None:
     found = backbone("Lightricks/LTX-Video", PLUGINS)
     assert isinstance(found, Diffusers) and found.family == "ltx"
