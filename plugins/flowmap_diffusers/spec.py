@@ -106,8 +106,7 @@ class Diffusers(Settings):
         return evolve(self, path=None, config=dict(PUBLISHED[self.path]))
 
     def fingerprint(self) -> str | None:
-        """Of the transformer's files, where they are local, and of a schedule that u depends on, or its grid: others make
-        another run."""
+        """Of the transformer's files, where they are local, and of the schedule where u or its grid is made of it."""
         if self.path is None or not (here := Path(self.path)).is_dir():
             return None
         from .identity import transformer_hash
