@@ -73,7 +73,7 @@ class Method:
 
     @property
     def guides(self) -> Mapping[Role, float]:
-        """Under which guidance its objectives ask a network, by role; the student's own, on data, is none such."""
+        """Under which guidance its objectives ask a network, by role; on data that is the student."""
         return guides(o for u in self.updates for _, o in u.terms)
 
     @property

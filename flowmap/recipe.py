@@ -231,14 +231,20 @@ class Recipe:
         return tuple(dict.fromkeys(found))
 
     def _guided_twice(self) -> list[str]:
-        """Who asks a network for guidance that it has built in."""
+        """Who asks a network for guidance that it has built in.
+
+        A student learns another guidance on data; a diffusion network that it was distilled into has no null branch.
+        """
         asked = [(f"stage {i} ({stage.method.name})", stage.method.guides) for i, stage in enumerate(self.stages)]
         asked += [("the evaluation", self.evaluation.guides)] if isinstance(self.evaluation, Guides) else []
         found = []
         for who, guides in asked:
             for role, w in guides.items():
                 spec = self.backbone if role == "student" else self.teacher or self.backbone
-                if (twice := guided_twice(spec.sampling().guidance, w)) is not None:
+                own = spec.sampling()
+                if role == "student" and own.kind != "euler":
+                    continue
+                if (twice := guided_twice(own.guidance, w)) is not None:
                     found.append(f"{who} guides the {role}, {spec.about().name}, which {twice}")
         return found
 

@@ -89,7 +89,9 @@ class FlowMapMatching(Ordered):
 
     @property
     def guides(self) -> Mapping[Role, float]:
-        return {"teacher": self.guidance.w} if self.velocity == "teacher" else {}
+        if self.velocity == "teacher":
+            return {"teacher": self.guidance.w}
+        return {} if self.guidance.w == 1.0 else {self.role: self.guidance.w}
 
     def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
         u_θ, guide, n = nets[self.role], self.guidance, len(batch)

@@ -10,6 +10,7 @@ from typing import Any
 import flowmap_diffusers
 import pytest
 import torch
+from attrs import evolve
 from flowmap_diffusers import Diffusers
 
 from flowmap import Recipe, Stage, TensorData
@@ -123,6 +124,11 @@ def test_a_name_of_the_hub_is_its_row_s() -> None:
         backbone("nobody/nothing", PLUGINS)
 
 
+def both() -> tuple[Any, ...]:
+    """With and without guidance of the teacher; both co-train on data, under the default w."""
+    return anyflow.on_policy(teacher_guidance=1.0), anyflow.on_policy()
+
+
 def recipe(family: str, w: float, **said: Any) -> Recipe:
     spec = Diffusers(family=family, **said)
     z, cond = spec.example(4)
@@ -138,6 +144,12 @@ def test_guidance_of_a_network_that_has_it_built_in_is_refused(family: str) -> N
     assert said.startswith("stage 0 (anyflow_forward) guides the teacher, random weights")
     assert said.endswith("has guidance 6 built in, and guidance 3 would come on top of it: take 1, which is none")
     assert recipe(family, 3.0, config={"guidance_embeds": False}).wrong() == ()
+    on_data = evolve(recipe(family, 1.0), stages=tuple(Stage(m, 2, batch=4) for m in (anyflow.forward(), *both())))
+    assert [said.partition(" guides the ")[0] for said in on_data.wrong()] == [
+        "stage 0 (anyflow_forward)", "stage 1 (anyflow_on_policy)", "stage 2 (anyflow_on_policy)",
+        "stage 2 (anyflow_on_policy)",
+    ]  # fmt: skip
+    assert all("has guidance 6 built in" in said for said in on_data.wrong())
     assert recipe("ltx", 3.0).wrong() == ()
 
 
