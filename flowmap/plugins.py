@@ -140,6 +140,11 @@ def backbone(name: str, pm: pluggy.PluginManager | None = None) -> FlowMapSpec:
     """The spec for a registered name, a directory or a hub id."""
     pm = pm or installed()
     registered = collect(pm, "flowmap_backbones")
+    if name in registered and (Path(name) / mistaken.INDEX).is_file():
+        raise PluginError(
+            f"{name!r} is a registered backbone, and a pipeline's directory here: write {os.path.join('.', name)!r} "
+            "for the directory, or go elsewhere for the other"
+        )
     if name in registered:
         return cast("FlowMapSpec", registered[name])
     try:

@@ -17,6 +17,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from flowmap._types import Cond, Latent
 
 from .build import folded, positions_of
+from .folder import downloaded
 from .loading import no_bar
 from .row import Positions, Row
 
@@ -58,9 +59,7 @@ class DiffusersCodec:
             raise ValueError("Diffusers.path = None: random weights have no text encoder and no VAE")
         folder = Path(spec.path)
         if not folder.is_dir():
-            from huggingface_hub import snapshot_download
-
-            folder = Path(snapshot_download(spec.path, ignore_patterns=["transformer/*"]))
+            folder = downloaded(spec.path, ignore_patterns=["transformer/*"])
         parts = components(folder, dtype)
         _, kind = spec.row.classes()
         known = signature(kind.__init__).parameters

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from flowmap.mistaken import CHECKPOINTS, INDEX
 
@@ -40,9 +41,21 @@ def fetch(path: str) -> Path:
     """`local`, where need be with the settings of the parts downloaded, without weights."""
     if (found := local(path)) is not None:
         return found
+    return downloaded(path, allow_patterns=[INDEX, "*/*config.json"])
+
+
+def downloaded(name: str, **patterns: Any) -> Path:
+    """The files of a hub id, from there or from an earlier time; a ValueError where they are not to be had."""
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(path, allow_patterns=[INDEX, "*/*config.json"]))
+    try:
+        return Path(snapshot_download(name, **patterns))
+    except OSError as error:
+        why = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{name!r} is no directory here, and cannot be fetched from the hub ({type(error).__name__}: {why}): give "
+            "a directory, or go online"
+        ) from error
 
 
 def listing(folder: Path) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -181,14 +182,27 @@ def _pipeline(student: Saved, u: DiffusersFlowMap, out: Path) -> None:
     (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
+def _size(u: DiffusersFlowMap) -> dict[str, int]:
+    """Of training, as the pipeline is told it."""
+    (frames, _, height, width), p = u.shapes["z"], u.positions
+    size = {"height": height * p.spatial, "width": width * p.spatial}
+    known = signature(u.row.classes()[1].__call__).parameters
+    named = next((name for name in ("num_frames", "frames") if name in known), None)
+    return size if named is None else {**size, named: (frames - 1) * p.temporal + 1}
+
+
 def _scheduled(u: DiffusersFlowMap, shift: float) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in {"shift": shift, **u.row.schedule}.items())
 
 
 def _readme(spec: Settings, u: DiffusersFlowMap, times: list[float], lines: list[str]) -> str:
-    n, told = len(times) - 1, ", ".join(f"{t:.6g}" for t in times)
+    n, every = len(times) - 1, ", ".join(f"{t:.6g}" for t in times)
     imported = u.row.pipeline if len(lines) < 3 else f"FlowMatchEulerDiscreteScheduler, {u.row.pipeline}"
-    called = {"num_inference_steps": n, **u.row.call({"guidance": torch.tensor([spec.guidance])}, u.positions)}
+    called = {
+        **_size(u),
+        "num_inference_steps": n,
+        **u.row.call({"guidance": torch.tensor([spec.guidance])}, u.positions),
+    }
     given = ", ".join(f"{name}={value!r}" for name, value in called.items())
     made = "".join(f"    {line}\n" for line in lines)
     return f"""A student for {n} steps, and no other number: the time that a step ends at is frozen into the network.
@@ -197,5 +211,5 @@ def _readme(spec: Settings, u: DiffusersFlowMap, times: list[float], lines: list
 
 {made}    pipe("a prompt", {given})
 
-Its times, of which 1 is noise and 0 data: {told}.
+Its times, of which 1 is noise and 0 data: {every}.
 """

@@ -7,16 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .folder import files
+from .folder import downloaded, files
 
 
 def stored(path: str) -> dict[str, Any]:
     """Every tensor of the transformer in a pipeline's directory or hub id."""
     folder = Path(path)
     if not (folder / "transformer").is_dir():
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(path, allow_patterns=["transformer/*"]))
+        folder = downloaded(path, allow_patterns=["transformer/*"])
     if not (weights := files(folder)):
         raise ValueError(f"{folder}: its transformer has no safetensors, which several processes could share")
     return slices(weights)

@@ -14,7 +14,7 @@ from flowmap.mistaken import read
 from flowmap.model import Streamed
 from flowmap.reference import Referenced
 
-from .folder import local
+from .folder import fetch, local
 
 if TYPE_CHECKING:
     from .row import Row
@@ -96,7 +96,7 @@ class Settings(Streamed, Referenced):
         """What the class is told."""
         config: Mapping[str, Any] = {**self.row.tiny, **self.config}
         if self.path is not None:
-            config = self.row.classes()[0].load_config(self.path, subfolder="transformer")
+            config = read(fetch(self.path) / "transformer" / "config.json")
         for name, value in self.row.only.items():
             if config.get(name, value) != value:
                 raise ValueError(

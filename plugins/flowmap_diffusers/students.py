@@ -20,6 +20,7 @@ from flowmap.evaluation.rounding import since_built
 from flowmap.model import origin
 
 from .build import WEIGHTS, exact, hear, hollow, positions_of
+from .folder import downloaded
 from .network import DiffusersFlowMap, Running
 from .settings import STUDENT, Settings
 
@@ -126,9 +127,7 @@ def _pipeline(spec: Settings, base: Path, path: Path) -> None:
     import diffusers
 
     if not base.is_dir():
-        from huggingface_hub import snapshot_download
-
-        base = Path(snapshot_download(str(base), ignore_patterns=["transformer/*"]))
+        base = downloaded(str(base), ignore_patterns=["transformer/*"])
     index = json.loads((base / "model_index.json").read_text())
     for name in index:
         if name != "transformer" and (base / name).is_dir():
@@ -168,6 +167,7 @@ def code(spec: Settings) -> str:
 
 def load(spec: Settings, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
     """The student that `save` wrote: of its directory, or of its LoRA file on top of `spec.path`."""
+    path = Path(path)
     if (path / "transformer").is_dir():
         student = evolve(spec, path=path, lora=None, config={})
         return student.build(frozenset({"student"}), device=device, dtype=dtype)["student"]

@@ -9,6 +9,8 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from flowmap_diffusers.folder import downloaded
+
 INDEX = "model_index.json"
 CARRIED = (".json", ".safetensors", ".model", ".txt")
 """Suffixes of what a part is read from: no pickles."""
@@ -47,7 +49,5 @@ def _carry(part: Path, to: Path) -> None:
 def _local(base: str) -> Path:
     if Path(base).is_dir():
         return Path(base)
-    from huggingface_hub import snapshot_download
-
     wanted = [INDEX, *(f"*/*{suffix}" for suffix in CARRIED)]
-    return Path(snapshot_download(base, allow_patterns=wanted, ignore_patterns=["transformer*/*"]))
+    return downloaded(base, allow_patterns=wanted, ignore_patterns=["transformer*/*"])

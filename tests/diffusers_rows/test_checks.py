@@ -129,6 +129,20 @@ def both() -> tuple[Any, ...]:
     return anyflow.on_policy(teacher_guidance=1.0), anyflow.on_policy()
 
 
+def test_a_directory_that_is_called_like_a_backbone(ltx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ltx.parent)
+    with pytest.raises(PluginError, match=r"'ltx' is a registered backbone, and a pipeline's directory here: write"):
+        backbone("ltx", PLUGINS)
+    found = backbone("./ltx", PLUGINS)
+    assert isinstance(found, Diffusers) and found.path == "./ltx"
+
+
+def test_what_cannot_be_fetched_is_named() -> None:
+    spec = Diffusers("nobody/nothing", family="ltx")
+    with pytest.raises(ValueError, match=r"'nobody/nothing' is no directory here, and cannot be fetched from the hub"):
+        spec.build(frozenset({"teacher"}), device=torch.device("cpu"), dtype=torch.float32)
+
+
 def recipe(family: str, w: float, **said: Any) -> Recipe:
     spec = Diffusers(family=family, **said)
     z, cond = spec.example(4)
