@@ -169,6 +169,14 @@ def test_sample_is_the_same_for_the_same_seed(run: Path, tmp_path: Path) -> None
     assert made[0] == made[1] != made[2]
 
 
+def test_a_teacher_is_not_sampled_as_a_student_is(capsys, tmp_path):
+    from flowmap_digits import TINY_WAN
+
+    assert main(["sample", str(TINY_WAN), "--prompt", "x", "--out", str(tmp_path / "x.png")]) == 2
+    assert "is a diffusion model and no student" in capsys.readouterr().err
+    assert not (tmp_path / "x.png").exists()
+
+
 def test_sample_names_the_sizes_that_there_are(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     request = ["sample", str(run / "student"), "--prompt", "x", "--out", str(tmp_path / "x.png")]
     assert main([*request, "--size", "5x16x24"]) == 0

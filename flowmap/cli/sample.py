@@ -59,10 +59,16 @@ def run(options: Namespace) -> None:
     elif options.encoders is not None:
         raise UsageError(f"--encoders is for an export, and {options.student} is a student, which has its own")
     path, context = located(path), None if options.context is None else frames_of(Path(options.context))
+    spec = backbone(str(path))
+    if exported is None and not (path / "flowmap.json").is_file() and spec.sampling().kind == "euler":
+        raise UsageError(
+            f"{path} is a diffusion model and no student, and would be asked for few steps without guidance: `flowmap "
+            "data synth` lets a teacher make samples, `flowmap distill` makes a student of it"
+        )
     asked = options.prompt, options.steps, options.seed, options.size, options.out
     more = {} if exported is None else _exported(exported)
     try:
-        grid_of_samples(backbone(str(path)), path, *asked, context, **more)
+        grid_of_samples(spec, path, *asked, context, **more)
     except ProfileError as error:
         raise UsageError(_outside(error, options.size)) from error
     except ValueError as error:
