@@ -20,11 +20,11 @@ from .objectives import Networks, equipped
 from .observers import Observers, tracked
 from .recipe import Precision, Recipe, RecipeError, digest, not_data
 from .training import stages
-from .training.fingerprint import final_hash
+from .training.final_hash import final_hash
 from .training.interrupt import Interrupt
 from .training.ranks import fits
 from .training.ranks.agree import rank, ranks
-from .training.ranks.context import unsplit
+from .training.ranks.context_groups import unsplit
 from .training.ranks.distributed import Distribution, first_alone, joined, own_device, world
 from .training.ranks.networks import precision, spread, trained, whole_again
 from .training.ranks.sharding import whole

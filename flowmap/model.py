@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ._types import Cache, Cond, Latent, Rng, Role, Time, concat, nullify, require_null
 from .casting import changed
-from .context import Context
+from .context_parallel import Context
 from .path import data_from_velocity, expand
 
 

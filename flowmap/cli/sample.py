@@ -46,7 +46,7 @@ def run(options: Namespace) -> None:
     if options.context is not None and not Path(options.context).is_file():
         raise UsageError(f"context {options.context!r}: there is no such file")
     wait_passively(options.console)
-    from ..data.videos import frames_of
+    from ..data.video_folder import frames_of
     from ..evaluation.sampling import grid_of_samples
     from ..export.api import is_export
     from ..export.errors import ProfileError

@@ -13,7 +13,7 @@ from .shards import LatentShards
 from .sized import Sized
 from .source import Data, Source
 from .tensors import TensorData
-from .videos import BadClipsError, VideoFolder
+from .video_folder import BadClipsError, VideoFolder
 
 __all__ = [
     "BadClipsError",

@@ -10,7 +10,7 @@ from attrs import evolve, frozen
 
 from ..data.sized import Sized
 from ..recipe import Recipe, Stage
-from ..training.ranks.context import unsplit
+from ..training.ranks.context_groups import unsplit
 from .plan import RESERVE, Machine, Plan, StagePlan, plan
 from .trace import replaced
 

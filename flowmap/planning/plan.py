@@ -21,7 +21,7 @@ from ..model import FlowMap, FlowMapSpec, Streamed
 from ..objectives import Networks
 from ..objectives.distribution_matching import CriticMatching, DistributionMatching
 from ..recipe import Recipe, RecipeError, Stage
-from ..training.ranks.context import unsplit
+from ..training.ranks.context_groups import unsplit
 from ..training.ranks.networks import precision, specs
 from .draws import DRAWS, Tariff, drawn, mean
 from .hollow import META, hollowed

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from flowmap.context import Share
+from flowmap.context_parallel import Share
 
 Rope: TypeAlias = tuple[Tensor, Tensor]  # (cos, sin), each [tokens, head_dim / 2], float32
 Spans: TypeAlias = Sequence[tuple[int, tuple[tuple[int, int], ...]]]

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from flowmap import FlowMap
 from flowmap._types import Cache, Cond, Latent, Role, Time
-from flowmap.context import Context, Share, overlap
+from flowmap.context_parallel import Context, Share, overlap
 from flowmap.model import ConditionError
 from flowmap.time_embedding import mix
 

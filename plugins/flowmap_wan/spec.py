@@ -21,7 +21,7 @@ from .sizes import PUBLISHED, SCHEDULER, SIZES
 if TYPE_CHECKING:
     from flowmap import FlowMap
     from flowmap._types import Cond, Role
-    from flowmap.context import Context
+    from flowmap.context_parallel import Context
     from flowmap.export.forms import Form
     from flowmap.model import Codec, Put
 
@@ -62,7 +62,7 @@ class WanSpec(WanSettings):
         fill(self, nets, put, dtype)
 
     def splits(self, ranks: int) -> None:
-        from .context import divides
+        from .context_parallel import divides
 
         try:
             heads = self.outline().config.get("num_attention_heads", ranks)
@@ -71,7 +71,7 @@ class WanSpec(WanSettings):
         divides(ranks, heads)
 
     def split(self, nets: Mapping[Role, FlowMap], context: Context) -> None:
-        from .context import split
+        from .context_parallel import split
 
         split(nets, context)
 

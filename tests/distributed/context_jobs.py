@@ -19,11 +19,11 @@ from torch import Tensor, distributed
 
 from flowmap import FlowMap, Recipe, Rng, TensorData, distill
 from flowmap._types import Cond, Latent
-from flowmap.context import Context
+from flowmap.context_parallel import Context
 from flowmap.methods import anyflow
 from flowmap.methods.meanflow import meanflow
 from flowmap.training.ranks.agree import rank
-from flowmap.training.ranks.context import context
+from flowmap.training.ranks.context_groups import context
 from flowmap.training.ranks.distributed import Distribution, joined
 from flowmap.training.run import primary
 

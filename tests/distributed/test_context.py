@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 
 from flowmap import Recipe, TensorData, distill
 from flowmap.cli import main
-from flowmap.context import Context, overlap
+from flowmap.context_parallel import Context, overlap
 from flowmap.recipe import RecipeError
-from flowmap.training.ranks.context import context, unsplit
+from flowmap.training.ranks.context_groups import context, unsplit
 from flowmap.training.ranks.distributed import Distribution
 from tests.fault import harness
 from tests.fault.harness import KILLED, _port, final_hash, newest, run, status, tensors_of

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ..._types import Role
-from ...context import Context
+from ...context_parallel import Context
 from ...model import FlowMap, FlowMapSpec, Splits
 from ...objectives import Networks
 from ...recipe import Recipe, RecipeError
 from .agree import ranks
-from .context import context
+from .context_groups import context
 from .distributed import Distribution
 from .sharding import pieces
 

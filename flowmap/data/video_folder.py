@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from .. import validators
 from .._types import Cond
 from ..model import Codec, FlowMapSpec
-from .clips import Clip, find, frames_of, frames_said
+from .decode import Clip, find, frames_of, frames_said
 from .format import INDEX, BadSamplesError, DataError, Plan, told
 from .journal import JOB
 from .place import require_directory

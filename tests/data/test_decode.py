@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from flowmap.data import DataError
-from flowmap.data.clips import Clip, find, frames_of
+from flowmap.data.decode import Clip, find, frames_of
 from flowmap.evaluation.previews import write_video
 
 
@@ -137,7 +137,7 @@ def test_a_playlist_would_be_opened_otherwise(tmp_path: Path, mp4: bytes) -> Non
 
 def test_frames_are_bounded(tmp_path: Path, mp4: bytes, monkeypatch: Any) -> None:
     (tmp_path / "a.mp4").write_bytes(mp4)
-    monkeypatch.setattr("flowmap.data.clips.MOST_PIXELS", 1000)
+    monkeypatch.setattr("flowmap.data.decode.MOST_PIXELS", 1000)
     with pytest.raises(DataError, match="must have at most 1000 pixels a frame"):
         frames_of(tmp_path / "a.mp4")
 

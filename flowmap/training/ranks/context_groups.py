@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from torch import distributed
 
-from ...context import Context
+from ...context_parallel import Context
 from ...model import Splits
 from ...recipe import Recipe
 from .agree import rank

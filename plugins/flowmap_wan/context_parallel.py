@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from flowmap import FlowMap
 from flowmap._types import Role
-from flowmap.context import Context
+from flowmap.context_parallel import Context
 
 from .network import WanFlowMap
 

@@ -21,10 +21,10 @@ from flowmap import VideoFolder
 from flowmap.cli import main
 from flowmap.data import BadClipsError, DataError, LatentShards, fingerprint
 from flowmap.data.check import check
-from flowmap.data.clips import Clip
+from flowmap.data.decode import Clip
 
 from .made import content
-from .test_clips import add
+from .test_decode import add
 
 BACKBONE = Wan21(TINY_WAN, text_tokens=12)
 CPU = torch.device("cpu")
