@@ -27,9 +27,9 @@ from flowmap._types import Shared, Time
 from flowmap.method import Method
 from flowmap.methods import anyflow
 from flowmap.objectives.flow_map_matching import FlowMapMatching
+from flowmap.reweights import Balanced, Beta, Reweight
 from flowmap.rollout import ode_step, sample
 from flowmap.training.run import environment
-from flowmap.weights import Balanced, Beta, Reweight
 
 from . import plane
 from .metrics2d import directions, sliced_w2

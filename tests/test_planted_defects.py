@@ -32,7 +32,7 @@ from tests import (
     test_time_embedding,
     test_times,
     test_types,
-    test_weights,
+    test_reweights,
 )
 from tests.methods import test_costs
 from tests.objectives import test_distribution_matching as dmd
@@ -235,18 +235,18 @@ DEFECTS: list[Defect] = [
     # weights
     (
         "a mean over all samples and not over the diagonal",
-        *("flowmap.weights", 'shared.mean("diagonal", own, on)', 'shared.mean("diagonal", own, on | True)'),
-        test_weights.test_balanced_gives_every_sample_what_the_diagonal_has_on_average,
+        *("flowmap.reweights", 'shared.mean("diagonal", own, on)', 'shared.mean("diagonal", own, on | True)'),
+        test_reweights.test_balanced_gives_every_sample_what_the_diagonal_has_on_average,
     ),
     (
         "a weight with a gradient",
-        *("flowmap.weights", "factor = reweight(loss.detach(), noise", "factor = reweight(loss, noise"),
-        test_weights.test_no_gradient_flows_through_the_weights,
+        *("flowmap.reweights", "factor = reweight(loss.detach(), noise", "factor = reweight(loss, noise"),
+        test_reweights.test_no_gradient_flows_through_the_weights,
     ),
     (
         "not a number without a diagonal",
-        *("flowmap.weights", "on | ~μ.isfinite() | ~own.isfinite()", "on"),
-        partial(test_weights.test_before_there_has_been_a_diagonal_a_loss_is_what_it_is, torch.tensor([4.0, 1.0])),
+        *("flowmap.reweights", "on | ~μ.isfinite() | ~own.isfinite()", "on"),
+        partial(test_reweights.test_before_there_has_been_a_diagonal_a_loss_is_what_it_is, torch.tensor([4.0, 1.0])),
     ),
     # distribution matching
     ("DMD away from the teacher", DMD, "g = (fake - real)", "g = (real - fake)", descends),
@@ -279,7 +279,7 @@ DEFECTS: list[Defect] = [
     # the scale of Balanced
     (
         "the scale of the diagonal raised, and nothing else",
-        *("flowmap.weights", "μ / (own + self.c)", "μ / (loss + self.c)"),
+        *("flowmap.reweights", "μ / (own + self.c)", "μ / (loss + self.c)"),
         partial(teachers_velocity.test_the_gradient_falls_with_the_error, "sample"),
     ),
     (
@@ -469,8 +469,8 @@ DEFECTS: list[Defect] = [
     ),
     (
         "one mean for all reweights",
-        *("flowmap.weights", "with shared.at(number):", "with shared.at():"),
-        test_weights.test_two_in_a_row_have_a_mean_each,
+        *("flowmap.reweights", "with shared.at(number):", "with shared.at():"),
+        test_reweights.test_two_in_a_row_have_a_mean_each,
     ),
     (
         "one mean for all parts",
@@ -623,8 +623,8 @@ def test_a_defect_of_streaming_is_seen(old: str, new: str, test: Callable[[Path]
 
 
 def test_planting_is_undone_and_a_line_that_is_not_there_is_an_error() -> None:
-    with planted("flowmap.weights", "μ / (own + self.c)", "loss"):
+    with planted("flowmap.reweights", "μ / (own + self.c)", "loss"):
         pass
-    test_weights.test_balanced_gives_every_sample_what_the_diagonal_has_on_average()
-    with pytest.raises(AssertionError, match="has 'nowhere' 0 times"), planted("flowmap.weights", "nowhere", ""):
+    test_reweights.test_balanced_gives_every_sample_what_the_diagonal_has_on_average()
+    with pytest.raises(AssertionError, match="has 'nowhere' 0 times"), planted("flowmap.reweights", "nowhere", ""):
         pass

@@ -10,9 +10,9 @@ from ..method import Method, Update
 from ..objectives import Objective
 from ..objectives.distribution_matching import CriticMatching, DistributionMatching
 from ..objectives.flow_map_matching import FlowMapMatching
+from ..reweights import Balanced, Beta
 from ..rollout import FlowMapBackwardSimulation
 from ..times import Diagonal, LogitNormal, Triangle
-from ..weights import Balanced, Beta
 from .citations import ANYFLOW, DMD, MEANFLOW
 from .flow_matching import flow_matching
 

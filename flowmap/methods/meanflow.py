@@ -8,8 +8,8 @@ from ..derivative import Derivative, ForwardMode, Predicted
 from ..guidance import Exact
 from ..method import Method, Update
 from ..objectives.flow_map_matching import FlowMapMatching
+from ..reweights import Adaptive
 from ..times import LogitNormal, Triangle
-from ..weights import Adaptive
 from .citations import IMPROVED_MEANFLOW, MEANFLOW
 
 

@@ -10,9 +10,9 @@ from attrs import field, frozen
 from .. import validators
 from .._types import Batch, Latent, Mean, Rng, Role, Shared, Time
 from ..path import expand, interpolate
+from ..reweights import Reweight, reweighted
 from ..rollout import FlowMapBackwardSimulation, Rollout
 from ..times import Diagonal, LogitNormal, TimeSampler
-from ..weights import Reweight, reweighted
 from . import Loss, Networks, nonfinite
 
 

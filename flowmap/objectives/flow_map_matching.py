@@ -29,8 +29,8 @@ from ..derivative import CentralDifference, Derivative
 from ..guidance import Exact, Guidance
 from ..model import FlowMap
 from ..path import expand, interpolate
+from ..reweights import Ramp, Reweight, expected, reweighted
 from ..times import Diagonal, TimeSampler, roles
-from ..weights import Ramp, Reweight, expected, reweighted
 from . import Loss, Networks, Ordered, nonfinite
 from .rounding import rounding
 

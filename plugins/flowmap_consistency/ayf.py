@@ -7,8 +7,8 @@ from flowmap.derivative import Derivative, EndDerivative, EndForwardMode, Forwar
 from flowmap.guidance import Exact
 from flowmap.method import Method, Update
 from flowmap.objectives.flow_map_matching import FlowMapMatching
+from flowmap.reweights import Normalised, Ramp
 from flowmap.times import Gap
-from flowmap.weights import Normalised, Ramp
 
 from .citations import AYF
 from .lagrangian import LagrangianMatching

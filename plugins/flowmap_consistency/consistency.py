@@ -14,9 +14,9 @@ from flowmap._types import Latent, Mean, Role, Shared, Time
 from flowmap.method import Method, Update
 from flowmap.objectives import Loss, Networks, nonfinite
 from flowmap.path import expand, interpolate
+from flowmap.reweights import Reweight, reweighted, unbalanced
 from flowmap.rollout import euler_grid
 from flowmap.times import TimeSampler
-from flowmap.weights import Reweight, reweighted, unbalanced
 
 from .citations import CONSISTENCY, IMPROVED, LCM
 from .scale import Scale

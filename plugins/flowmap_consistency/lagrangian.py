@@ -15,8 +15,8 @@ from flowmap.guidance import Exact, Guidance
 from flowmap.objectives import Loss, Networks, nonfinite
 from flowmap.objectives.rounding import rounding
 from flowmap.path import interpolate
+from flowmap.reweights import Reweight, reweighted, unbalanced
 from flowmap.times import TimeSampler, Triangle, roles
-from flowmap.weights import Reweight, reweighted, unbalanced
 
 
 @frozen

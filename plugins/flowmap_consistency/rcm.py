@@ -16,9 +16,9 @@ from flowmap.method import Method, Update
 from flowmap.methods.citations import DMD
 from flowmap.objectives.distribution_matching import CriticMatching, DistributionMatching
 from flowmap.path import shift as shifted
+from flowmap.reweights import Ramp
 from flowmap.rollout import consistency_step, walk
 from flowmap.times import Density, Diagonal, LogitNormal, Uniform
-from flowmap.weights import Ramp
 
 from .citations import RCM, SCM
 from .scale import Scale

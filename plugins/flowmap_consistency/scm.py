@@ -17,8 +17,8 @@ from flowmap.method import Method, Update
 from flowmap.objectives import Loss, Networks, nonfinite
 from flowmap.objectives.rounding import rounding
 from flowmap.path import expand, interpolate
+from flowmap.reweights import Ramp, Reweight, reweighted, unbalanced
 from flowmap.times import Diagonal, LogitNormal, TimeSampler
-from flowmap.weights import Ramp, Reweight, reweighted, unbalanced
 
 from . import trigflow
 from .citations import CONSISTENCY, SCM

@@ -24,8 +24,8 @@ from flowmap.method import Method, Update
 from flowmap.objectives import Objective
 from flowmap.objectives.flow_map_matching import FlowMapMatching
 from flowmap.objectives.mixture import Mixture
+from flowmap.reweights import Adaptive, Reweight
 from flowmap.times import Diagonal, Triangle
-from flowmap.weights import Adaptive, Reweight
 
 from .citations import FLOW_MAP_MATCHING, SELF_DISTILLATION
 from .lagrangian import LagrangianMatching

@@ -14,8 +14,8 @@ from flowmap._types import Mean, Role, Shared, Time, nullify
 from flowmap.guidance import Exact, Guidance
 from flowmap.objectives import Loss, Networks, nonfinite
 from flowmap.path import expand, interpolate, shift, unshift
+from flowmap.reweights import Reweight, reweighted, unbalanced
 from flowmap.times import TimeSampler, Triangle, roles
-from flowmap.weights import Reweight, reweighted, unbalanced
 
 
 class Split(Protocol):

@@ -24,9 +24,9 @@ from torch import Tensor
 from flowmap import Batch, FlowMap, Rng
 from flowmap._types import Cache, Cond, Latent, Shared, Time
 from flowmap.method import Update
+from flowmap.reweights import reweighted
 from flowmap.rollout import euler_grid
 from flowmap.testing import GaussianFlowMap, GuidedGaussianFlowMap
-from flowmap.weights import reweighted
 
 MEAN, STD = 0.5, 0.3
 

@@ -24,10 +24,10 @@ from flowmap.methods.meanflow import improved
 from flowmap.objectives import Objective
 from flowmap.objectives.flow_map_matching import FlowMapMatching
 from flowmap.objectives.mixture import Mixture
+from flowmap.reweights import Adaptive, Normalised, Ramp
 from flowmap.testing import GaussianFlowMap, GuidedGaussianFlowMap, counting
 from flowmap.times import Diagonal, Dyadic, Gap, LogitNormal, Triangle
 from flowmap.training.loop import Trainer
-from flowmap.weights import Adaptive, Normalised, Ramp
 from tests.consistency.oracle import Bent, pull
 from tests.consistency.test_calls import NONE, calls
 from tests.objectives.test_flow_map_matching import MEAN, STD, Wide

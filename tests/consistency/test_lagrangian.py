@@ -13,9 +13,9 @@ from flowmap import Batch, Rng
 from flowmap._types import Shared, Time
 from flowmap.derivative import EndDifference, EndForwardMode
 from flowmap.guidance import Exact
+from flowmap.reweights import Adaptive, Normalised
 from flowmap.testing import CountingFlowMap, GaussianFlowMap, GuidedGaussianFlowMap
 from flowmap.times import Gap, LogitNormal, TimeSampler, Triangle
-from flowmap.weights import Adaptive, Normalised
 from tests.consistency.oracle import Bent, pull
 from tests.objectives.test_flow_map_matching import MEAN, STD, Spy, Wide, data, told
 from tests.toys import Toy

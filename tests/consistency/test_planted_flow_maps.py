@@ -11,7 +11,7 @@ from flowmap_consistency.semigroup import Anywhere, Middle
 
 from flowmap.derivative import EndForwardMode
 from flowmap.times import Triangle
-from tests import test_derivative, test_times, test_weights
+from tests import test_derivative, test_times, test_reweights
 from tests.consistency import test_flow_map_methods as methods
 from tests.consistency import test_lagrangian as lagrangian
 from tests.consistency import test_semigroup as semigroup
@@ -172,8 +172,8 @@ DEFECTS: list[tuple[str, str, str, str, Test]] = [
     ),
     (
         "a norm that is squared",
-        *("flowmap.weights", "1 / (loss.sqrt() + self.c)", "1 / (loss + self.c)"),
-        test_weights.test_normalised_makes_every_gradient_of_the_same_size,
+        *("flowmap.reweights", "1 / (loss.sqrt() + self.c)", "1 / (loss + self.c)"),
+        test_reweights.test_normalised_makes_every_gradient_of_the_same_size,
     ),
     ("one noise for every micro-batch", MIXTURE, "_rng(own, mine, len(batch))", "Rng(own.key)", micro),
     (

@@ -18,9 +18,9 @@ from flowmap.derivative import ForwardMode
 from flowmap.method import Method, Update
 from flowmap.objectives.distribution_matching import CriticMatching, DistributionMatching
 from flowmap.path import data_from_velocity
+from flowmap.reweights import Ramp, reweighted
 from flowmap.testing import GaussianFlowMap
 from flowmap.times import Diagonal, LogitNormal, Uniform
-from flowmap.weights import Ramp, reweighted
 from tests.consistency.test_scm import Wide
 
 N = 256

@@ -17,9 +17,9 @@ from flowmap._types import Cache, Cond, Latent, Shared, Time
 from flowmap.derivative import CentralDifference, ForwardMode
 from flowmap.method import Update
 from flowmap.path import data_from_velocity
+from flowmap.reweights import Ramp
 from flowmap.testing import GaussianFlowMap, GuidedGaussianFlowMap
 from flowmap.times import Diagonal, LogitNormal, TimeSampler
-from flowmap.weights import Ramp
 
 MEAN, STD = 0.5, 0.3
 Form = Literal["scm", "rcm"]

@@ -11,7 +11,7 @@ from flowmap_consistency.lagrangian import LagrangianMatching
 from flowmap_consistency.scm import ContinuousConsistency
 from flowmap_consistency.semigroup import SemigroupMatching
 
-from flowmap.weights import Balanced, Beta
+from flowmap.reweights import Balanced, Beta
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from flowmap.method import Method, Update
 from flowmap.methods import anyflow
 from flowmap.objectives.flow_map_matching import FlowMapMatching
 from flowmap.objectives.mixture import Mixture
+from flowmap.reweights import Balanced
 from flowmap.times import Diagonal, Triangle
 from flowmap.training.ranks.distributed import Distribution
-from flowmap.weights import Balanced
 
 BATCH, STEPS, LR = 6, 20, 5e-5
 

@@ -17,9 +17,9 @@ from flowmap.objectives.distribution_matching import CriticMatching, Distributio
 from flowmap.objectives.flow_map_matching import FlowMapMatching
 from flowmap.plugins import collect, manager
 from flowmap.recipe import describe
+from flowmap.reweights import Adaptive, Balanced, Beta
 from flowmap.rollout import FlowMapBackwardSimulation
 from flowmap.times import Diagonal, LogitNormal, Triangle
-from flowmap.weights import Adaptive, Balanced, Beta
 
 ROLLOUT = FlowMapBackwardSimulation((2, 4, 8, 16, 50), shift=5.0)
 

@@ -16,9 +16,9 @@ from flowmap.guidance import Exact, Fused
 from flowmap.objectives.flow_map_matching import TIMES as OF_PAIRS
 from flowmap.objectives.flow_map_matching import FlowMapMatching
 from flowmap.path import interpolate
+from flowmap.reweights import Adaptive, Balanced, Beta, Ramp
 from flowmap.testing import CountingFlowMap, GaussianFlowMap
 from flowmap.times import Diagonal, TimeSampler, Triangle
-from flowmap.weights import Adaptive, Balanced, Beta, Ramp
 from tests.toys import Toy
 
 MEAN, STD = 0.5, 0.3

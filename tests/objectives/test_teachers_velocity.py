@@ -16,10 +16,10 @@ from flowmap.derivative import CentralDifference, ForwardMode
 from flowmap.guidance import Exact
 from flowmap.objectives.flow_map_matching import TIMES, FlowMapMatching
 from flowmap.path import interpolate
+from flowmap.reweights import Balanced, Beta, expected
 from flowmap.testing import GaussianFlowMap
 from flowmap.testing.gaussian import GuidedGaussianFlowMap
 from flowmap.times import Diagonal, Triangle
-from flowmap.weights import Balanced, Beta, expected
 
 MEAN, STD, NULL = 1.0, 0.5, {"label": torch.zeros(1, dtype=torch.float64)}
 

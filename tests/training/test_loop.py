@@ -22,9 +22,9 @@ from flowmap.methods import anyflow
 from flowmap.objectives import Loss, Networks, nonfinite
 from flowmap.objectives.flow_map_matching import FlowMapMatching
 from flowmap.objectives.mixture import Mixture
+from flowmap.reweights import Balanced, Beta
 from flowmap.times import Diagonal, Triangle
 from flowmap.training.loop import MAX_SKIPPED, Trainer, TrainingError, rate
-from flowmap.weights import Balanced, Beta
 from tests.toys import Toy, data
 
 CPU = torch.device("cpu")

@@ -11,8 +11,8 @@ from torch import Tensor
 from flowmap import Rng
 from flowmap._types import Shared
 from flowmap.path import shift
+from flowmap.reweights import Adaptive, Balanced, Beta, Gaussian, Normalised, Ramp, Reweight, reweighted
 from flowmap.times import Triangle
-from flowmap.weights import Adaptive, Balanced, Beta, Gaussian, Normalised, Ramp, Reweight, reweighted
 
 t_of_interest = torch.tensor([0.1, 0.5, 2 / 3, 0.9], dtype=torch.float64)
 
