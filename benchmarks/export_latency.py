@@ -36,7 +36,7 @@ from flowmap import FlowMap
 from flowmap.atomic import write_text
 from flowmap.export.graph import lint, program
 from flowmap.export.spec import ShapeProfile
-from flowmap.rollout import euler_grid
+from flowmap.times import euler_grid
 
 from .large_step_report import hardware
 

@@ -39,8 +39,8 @@ from flowmap.methods.flow_matching import flow_matching
 from flowmap.model import Wrapped
 from flowmap.objectives.distribution_matching import CriticMatching, DistributionMatching
 from flowmap.objectives.flow_map_matching import FlowMapMatching
-from flowmap.rollout import euler_grid, walk
-from flowmap.times import Diagonal, Triangle
+from flowmap.rollout import walk
+from flowmap.times import Diagonal, Triangle, euler_grid
 from flowmap.training.loop import Trainer
 
 from . import large_memory

@@ -11,7 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowmap import Rng
-from flowmap.rollout import euler_grid, walk
+from flowmap.rollout import walk
+from flowmap.times import euler_grid
 
 from .conftest import ROOT
 from .held import peak

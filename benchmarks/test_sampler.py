@@ -10,7 +10,7 @@ from attrs import evolve
 from flowmap_digits.videos import all_prompts
 
 from flowmap import Rng, sample
-from flowmap.rollout import euler_grid
+from flowmap.times import euler_grid
 
 from .paired import Paired, timed
 

@@ -220,7 +220,7 @@ class FlowMapSpec(ABC):
 
     @property
     def shift(self) -> float:
-        """Of the grid that samples are made on, `flowmap.rollout.euler_grid`; a field of that name will do."""
+        """Of the grid that samples are made on, `flowmap.times.euler_grid`; a field of that name will do."""
         return 1.0
 
     @abstractmethod

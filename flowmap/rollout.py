@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from . import validators
 from ._types import Cache, Cond, Latent, Rng, Time, to_device
 from .model import FlowMap, Kind
-from .path import renoise, shift
+from .path import renoise
+from .times import euler_grid
 
 CHUNK = 0xC4A2
 """Before the number of a chunk in the key of its stream: forks by a small number are anybody's."""
@@ -69,13 +70,6 @@ def guided_euler_step(w: float, null: Cond) -> Step:
         return z - (t - r).reshape(-1, *(1,) * (z.ndim - 1)) * u.velocity(z, t, cond, null, w)
 
     return step
-
-
-def euler_grid(steps: int, s: float = 1.0) -> Tensor:
-    """(1 = t_0, ..., t_steps = 0), t_i = shift(1 - i / steps), float32."""
-    if steps < 1:
-        raise ValueError(f"steps = {steps}: must be at least 1")
-    return shift(torch.linspace(1, 0, steps + 1), s)
 
 
 def generate(

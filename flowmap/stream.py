@@ -14,7 +14,8 @@ from ._types import Cond, Latent, Rng
 from .evaluation.sampling import encode_context, latent_shape, step_of
 from .model import Codec, FlowMap
 from .plugins import backbone
-from .rollout import Step, chunks_after, euler_grid, generate
+from .rollout import Step, chunks_after, generate
+from .times import euler_grid
 
 
 def stream(

@@ -1,4 +1,7 @@
-"""Where to train: distributions of (t, r), 0 <= r <= t <= 1, float32. The shift comes after the draw."""
+"""Where to train: distributions of (t, r), 0 <= r <= t <= 1, float32. The shift comes after the draw.
+
+And where to sample: `euler_grid`.
+"""
 
 from __future__ import annotations
 
@@ -143,3 +146,10 @@ def roles(t: Time, r: Time) -> dict[str, Tensor]:
     diagonal = t == r
     edge = (r == 0) & ~diagonal
     return {"diagonal": diagonal, "edge": edge, "free": ~diagonal & ~edge}
+
+
+def euler_grid(steps: int, s: float = 1.0) -> Tensor:
+    """(1 = t_0, ..., t_steps = 0), t_i = shift(1 - i / steps), float32."""
+    if steps < 1:
+        raise ValueError(f"steps = {steps}: must be at least 1")
+    return shift(torch.linspace(1, 0, steps + 1), s)

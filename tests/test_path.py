@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flowmap import path
-from flowmap.rollout import euler_grid
+from flowmap.times import euler_grid
 
 inside = st.floats(0.01, 0.99)
 

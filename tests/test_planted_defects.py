@@ -26,13 +26,13 @@ from tests import (
     test_derivative,
     test_guidance,
     test_path,
+    test_reweights,
     test_rollout,
     test_seeding,
     test_stream,
     test_time_embedding,
     test_times,
     test_types,
-    test_reweights,
 )
 from tests.methods import test_costs
 from tests.objectives import test_distribution_matching as dmd

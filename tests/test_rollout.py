@@ -21,7 +21,6 @@ from flowmap.rollout import (
     Rollout,
     Step,
     consistency_step,
-    euler_grid,
     euler_step,
     generate,
     guided_euler_step,
@@ -30,6 +29,7 @@ from flowmap.rollout import (
     walk,
 )
 from flowmap.testing import CountingFlowMap, GaussianFlowMap, GuidedGaussianFlowMap
+from flowmap.times import euler_grid
 from tests.toys import CHANNELS, CHUNK, TEXT, Toy
 
 MEAN, STD = 0.5, 0.3

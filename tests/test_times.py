@@ -10,8 +10,18 @@ from torch import Tensor
 
 from flowmap import Rng
 from flowmap.path import shift
-from flowmap.rollout import euler_grid
-from flowmap.times import Diagonal, Dyadic, Gap, LogitNormal, TimeSampler, Triangle, Truncated, Uniform, roles
+from flowmap.times import (
+    Diagonal,
+    Dyadic,
+    Gap,
+    LogitNormal,
+    TimeSampler,
+    Triangle,
+    Truncated,
+    Uniform,
+    euler_grid,
+    roles,
+)
 
 LIKE, N = torch.zeros(1), 100_000
 QUANTILES = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])

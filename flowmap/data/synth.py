@@ -15,7 +15,8 @@ from torch import Tensor
 from .._types import Cond, Latent, Rng, Role
 from ..guidance import Guided
 from ..model import Codec, FlowMap, FlowMapSpec, Sampling, guided_twice
-from ..rollout import STEPS, Step, euler_grid, walk
+from ..rollout import STEPS, Step, walk
+from ..times import euler_grid
 from .format import DataError, Plan
 from .shards import LatentShards
 from .writer import Made, Progress, stored, write

@@ -19,6 +19,7 @@ from ..objectives import Networks, within
 from ..recipe import AdamW, Stage
 from .ema import Average
 from .micro import MicroBatch, micro_batches
+from .progress import nonfinite
 from .ranks.agree import during, rank, ranks
 from .ranks.reduction import add_up, clip, norm, read
 from .skips import MAX_SKIPPED, Skips
@@ -124,7 +125,7 @@ class Trainer:
                 lr, when = _settings(self.stage, role).lr, f"iteration {iteration} of {self.where}"
                 raise TrainingError(skips.origin(self._index).told(role, lr, when))
             skips.looked()
-        return {name: value for name, value in found.items() if value or f"/{NONFINITE}/" not in name}
+        return {name: value for name, value in found.items() if value or not nonfinite(name)}
 
     @property
     def where(self) -> str:

@@ -15,16 +15,17 @@ from typing import Any
 
 import attrs
 import torch
-from attrs import define, field
+from attrs import Factory, define, field
 from tqdm import tqdm
 
 from ..atomic import write_json
 from ..recipe import Recipe, RecipeError, describe, digest
 from .interrupt import Preempted
+from .progress import Progress, nonfinite
 from .store import status
 from .store.lock import Lock, me
 from .store.metrics import Metrics
-from .store.status import NONFINITE, Status
+from .store.status import Status
 
 PACKAGES = ("flowmap-distill", "torch", "diffusers", "transformers", "peft", "safetensors", "numpy")
 DATA = "data.json"
@@ -55,7 +56,7 @@ class Run:
     _lock: Lock | None = field(default=None, init=False)
     _metrics: Metrics | None = field(default=None, init=False)
     _early: list[str] = field(factory=list, init=False)  # notes from before the start
-    _bar: Any = field(default=None, init=False)
+    _bar: Progress = field(default=Factory(lambda run: Progress(run.speaks), takes_self=True), init=False)
     _guard: Any = field(factory=threading.RLock, init=False)  # notes come from the threads of trackers, too
 
     def __enter__(self) -> Run:
@@ -148,34 +149,23 @@ class Run:
             tqdm.write(f"flowmap: {text}", file=sys.stderr)
 
     def stage(self, number: int, name: str, first: int, steps: int) -> None:
-        self.close()
-        often = 0.5 if sys.stderr.isatty() else 10.0  # seconds; a log file gets few lines
-        self._bar = tqdm(
-            total=steps,
-            initial=first,
-            desc=f"stage {number} {name}",
-            mininterval=often,
-            dynamic_ncols=True,
-            disable=not self.speaks,
-        )
+        self._bar.stage(number, name, first, steps)
         self._update(stage=number, method=name, step=first, steps=steps)
 
     def step(self, number: int, iteration: int, logs: Mapping[str, float] | None) -> None:
-        self._bar.update()
+        self._bar.step()
         with self._guard:
             if self._status is not None:
                 self._status = attrs.evolve(self._status, step=iteration + 1)
         if logs is None:
             return
         found = {k: v for k, v in logs.items() if v == v}  # as in metrics.jsonl: a mean of no sample is no number
-        shown = {k.rpartition("/")[2]: f"{v:.3f}" for k, v in found.items() if "loss" in k or "dmd/gradient" in k}
-        bad = {k: v for k, v in found.items() if f"/{NONFINITE}/" in k}
-        shown |= {f"{k.rpartition('/')[2]} not finite": f"{100 * v:.2g}%" for k, v in bad.items()}
+        bad = {k: v for k, v in found.items() if nonfinite(k)}
         with self._guard:
             if bad and self._status is not None:
                 now = {f"{number}/{name}": share for name, share in bad.items()}
                 self._status = attrs.evolve(self._status, nonfinite={**self._status.nonfinite, **now})
-        self._bar.set_postfix(shown, refresh=False)
+        self._bar.show(found)
         if self._metrics is not None:
             error = self._metrics.add({"stage": number, "iteration": iteration, "time": time.time(), **logs})
             self._told(error, "metrics.jsonl")
@@ -183,8 +173,7 @@ class Run:
             self._update()
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
 
     def _update(self, **changes: Any) -> None:
         with self._guard:

@@ -15,8 +15,7 @@ from flowmap.method import Method, Update
 from flowmap.objectives import Loss, Networks, nonfinite
 from flowmap.path import expand, interpolate
 from flowmap.reweights import Reweight, reweighted, unbalanced
-from flowmap.rollout import euler_grid
-from flowmap.times import TimeSampler
+from flowmap.times import TimeSampler, euler_grid
 
 from .citations import CONSISTENCY, IMPROVED, LCM
 from .scale import Scale

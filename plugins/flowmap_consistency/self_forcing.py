@@ -14,8 +14,8 @@ from flowmap.method import Method, Update
 from flowmap.methods.citations import DMD
 from flowmap.objectives import Loss, Networks, nonfinite
 from flowmap.objectives.distribution_matching import CriticMatching, DistributionMatching
-from flowmap.rollout import ConsistencySimulation, euler_grid, guided_euler_step
-from flowmap.times import Diagonal
+from flowmap.rollout import ConsistencySimulation, guided_euler_step
+from flowmap.times import Diagonal, euler_grid
 
 from .chunked import decreasing, draw, levels, sweep
 from .citations import CAUSVID, DMD2, SELF_FORCING

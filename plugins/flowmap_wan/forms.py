@@ -18,7 +18,7 @@ from flowmap.export.forms import Written
 from flowmap.export.spec import DTYPES
 from flowmap.export.verify import TIMES
 from flowmap.model import origin, require_fit, sha256
-from flowmap.rollout import euler_grid
+from flowmap.times import euler_grid
 
 from . import adapters, extract, readme, unrounded
 from .build import empty, pretrained

@@ -13,7 +13,8 @@ from flowmap._types import Cache, Cond, Latent, Rng, Time
 from flowmap.export.spec import DTYPES
 from flowmap.export.verify import LIMITS, ROLLOUT, TIMES, Parity, compare, relative
 from flowmap.model import FlowMap
-from flowmap.rollout import euler_grid, ode_step
+from flowmap.rollout import ode_step
+from flowmap.times import euler_grid
 
 from .fidelity import SIDE, load, outputs
 

@@ -25,8 +25,8 @@ from flowmap import Batch, FlowMap, Rng
 from flowmap._types import Cache, Cond, Latent, Shared, Time
 from flowmap.method import Update
 from flowmap.reweights import reweighted
-from flowmap.rollout import euler_grid
 from flowmap.testing import GaussianFlowMap, GuidedGaussianFlowMap
+from flowmap.times import euler_grid
 
 MEAN, STD = 0.5, 0.3
 

@@ -11,7 +11,7 @@ from flowmap_consistency.semigroup import Anywhere, Middle
 
 from flowmap.derivative import EndForwardMode
 from flowmap.times import Triangle
-from tests import test_derivative, test_times, test_reweights
+from tests import test_derivative, test_reweights, test_times
 from tests.consistency import test_flow_map_methods as methods
 from tests.consistency import test_lagrangian as lagrangian
 from tests.consistency import test_semigroup as semigroup

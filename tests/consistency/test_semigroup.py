@@ -14,9 +14,8 @@ from flowmap._types import Shared, Time
 from flowmap.guidance import Exact
 from flowmap.path import unshift
 from flowmap.reweights import Adaptive
-from flowmap.rollout import euler_grid
 from flowmap.testing import CountingFlowMap, GaussianFlowMap, GuidedGaussianFlowMap
-from flowmap.times import Dyadic, TimeSampler, Triangle
+from flowmap.times import Dyadic, TimeSampler, Triangle, euler_grid
 from tests.consistency.oracle import Bent, pull
 from tests.consistency.test_lagrangian import guided
 from tests.objectives.test_flow_map_matching import MEAN, STD, Spy, Wide, data, told

@@ -10,7 +10,7 @@ import torch
 from diffusers import WanPipeline
 from flowmap_digits import TINY_WAN
 
-from flowmap.rollout import euler_grid
+from flowmap.times import euler_grid
 
 CODE = Path(__file__).parents[2] / "recipes" / "tiny_wan_assets.py"
 

@@ -27,7 +27,8 @@ from safetensors.torch import load_file, save_file
 from flowmap import FlowMap, Recipe, Rng, Stage, backbone, sample
 from flowmap.evaluation import card
 from flowmap.methods import anyflow
-from flowmap.rollout import euler_grid, guided_euler_step
+from flowmap.rollout import guided_euler_step
+from flowmap.times import euler_grid
 from tests.wan21.test_network import CPU, LORA, R, T, build, shake
 
 DIGITS = Wan21(TINY_WAN, lora=Lora(rank=4, alpha=8.0), text_tokens=12, shift=1.0)
