@@ -84,7 +84,8 @@ class FixedStepsLora:
     def write(self, student: Saved, asked: Asked, out: Path) -> Written:
         u, times = _loaded(student), grid(_settings(student), _steps(asked))
         layers, scale, base = adapters(student.folder / "lora" / files.LORA_FILE)
-        own = of_now(_without(fused(u), layers, scale), u.row.times)
+        of_time = {name: pair for name, pair in layers.items() if name.startswith(tuple(f"{p}." for p in u.row.times))}
+        own = of_now(_without(fused(u), of_time, scale), u.row.times)
         made = changes(u, plain_class(u, own), times)
         dtype = DTYPES[asked.precision]
         tensors = carried(layers, scale, made, u.row.times, dtype)
@@ -129,7 +130,7 @@ def carried(
 def _without(
     tensors: dict[str, Tensor], layers: Mapping[str, tuple[Tensor, Tensor]], scale: float
 ) -> dict[str, Tensor]:
-    """Of the base, whose embedders stay float32."""
+    """With the embedders of the base, which stay float32."""
     found = dict(tensors)
     for name, (a, b) in layers.items():
         weight = found[f"{name}.weight"]

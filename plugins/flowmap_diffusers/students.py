@@ -78,6 +78,7 @@ def alone(
     for layer in net.modules():
         for name, buffer in layer._buffers.items():
             layer._buffers[name] = None if buffer is None else buffer.to(device)
+    u.row.ready(net, device)
     told: dict[str, Any] = {"positions": u.positions, "computes": computes, "two_times": u.two_times}
     made = DiffusersFlowMap(net.requires_grad_(False), u.row, u.role, running, **told, steps=u.steps)
     made.guidance, made.shapes = u.guidance, u.shapes

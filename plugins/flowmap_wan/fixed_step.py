@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from attrs import frozen
+from flowmap_diffusers.fixed_steps import LIMIT, least
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,10 +33,6 @@ from flowmap.time_embedding import mix
 from .network import TIME_SCALE
 
 GRID = 1000
-LIMIT = 1e-5
-"""Of the relative error of an embedding, in float32."""
-SMALLEST = 2.0**-20
-"""Directions of H that are weaker than this beside its strongest are rounding."""
 
 
 @frozen
@@ -115,9 +112,7 @@ def solve(base: Embedder, times: Sequence[float], e: Tensor) -> Pair:
     """ΔW for plain Wan's second layer; an `ExportError` where its embedder does not tell the times apart."""
     t = torch.tensor(times[:-1], dtype=torch.float64)
     h = base.hidden(t)
-    u, s, vh = torch.linalg.svd(h, full_matrices=False)
-    k = int((s > SMALLEST * s[0]).sum())
-    a, b = vh[:k].float(), ((e - base(t)).T @ u[:, :k] / s[:k]).float()
+    a, b = least(h, e - base(t))
     made = F.linear(h.float(), base.w2.float() + b @ a, base.b2.float())
     error = float((made - e).abs().max() / e.abs().max())
     if not error <= LIMIT:

@@ -32,9 +32,10 @@ RECIPE = Recipe(
 """
 
 
-FLOAT64 = ("cogvideox", "flux", "flux2", "motif_video", "skyreels_v2", "z_image")
+FLOAT64 = ("cogvideox", "flux", "flux2", "motif_video", "skyreels_v2")
 UNCLEAN = {
     **dict.fromkeys(FLOAT64, "float64 tensor: "),
+    "z_image": "complex64 tensor: ",
     "qwen_image": "complex64 tensor: u.net.pos_embed.pos_freqs",
     "mochi": "higher-order operator: einsum (wrap_with_autocast)",
 }
