@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from . import validators
 from ._types import Cache, Cond, Latent, Role, Time
+from .clock import Clock, Features
 from .model import FlowMap, FlowMapSpec, sha256
 from .path import Convention
-from .time_embedding import Clock, Delta, Features, check_submodule, keep_exact, lift, pair
+from .time_embedding import Delta, check_submodule, keep_exact, lift, pair
 
 DTYPES = (torch.float32, torch.bfloat16)
 Times: TypeAlias = Literal["one", "pair", "two", "clock"]

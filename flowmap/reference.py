@@ -18,11 +18,16 @@ from .model import FlowMapSpec
 @frozen(eq=False)
 class Heard:
     """One call that a sampler made of its network, as the backbone reads it: z_t, t, and the velocity that the plain
-    network gives for what it was handed, positions and conditions included."""
+    network gives for what it was handed, positions and conditions included.
+
+    u: of a network that has two times of its own, what the plain one gives at (t, r), for some r < t.
+    """
 
     z: Latent
     t: Time
     v: Latent
+    r: Time | None = None
+    u: Latent | None = None
 
 
 @frozen(eq=False)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from flowmap.time_embedding import Clock, keep_exact, lift
+from flowmap.clock import Clock
+from flowmap.time_embedding import keep_exact, lift
 from tests.test_planted_defects import planted
 
 K = 8
@@ -314,7 +315,7 @@ def test_a_planted_defect_is_seen(defect: str) -> None:
     old, new, test = DEFECTS[defect]
     test()
     with (
-        planted("flowmap.time_embedding", old, new),
+        planted("flowmap.clock", old, new),
         pytest.raises((AssertionError, ValueError, pytest.fail.Exception)),
     ):
         test()

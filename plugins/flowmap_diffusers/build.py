@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .settings import Settings
 
 WAVES = ("time_proj", "timesteps_proj")
-"""What diffusers calls the sinusoids beside an embedder."""
+"""What diffusers calls the sinusoids beside an embedder; those of r are the same."""
 
 WEIGHTS = "diffusion_pytorch_model.two_times.safetensors"
 """Of a student; a name that the plain class does not read."""
@@ -87,13 +87,14 @@ def plain(spec: Settings, *, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def hear(net: Any, row: Row, running: Running, gamma: float | None, dtype: torch.dtype) -> None:
-    """Every embedder of the time reads the clock; gamma None: of one time. dtype: that the network computes in."""
-    for path in row.times:
+    """Every embedder of the time reads the clock. gamma None: of one time; a network with two of its own is not
+    lifted in any case. dtype: that the network computes in."""
+    for path in row.embedders:
         owner = path.rpartition(".")[0]
         found = [name for name, _ in net.get_submodule(owner).named_children() if name in WAVES]
         features = f"{owner}.{found[0]}".lstrip(".") if found else None
-        if gamma is None:
-            keep_exact(net, path, clock=running.clock, features=features)
+        if gamma is None or row.second:
+            keep_exact(net, path, clock=running.clock, features=features, second=path not in row.times)
         else:
             lift(net, path, gamma, clock=running.clock, features=features)
         if found:  # some ask the parameters of the embedder, which are float32 here, for the type that they go on in
@@ -120,7 +121,7 @@ def hollow(row: Row, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
 
 def exact(row: Row, cls: Any) -> re.Pattern[str]:
     """Of what stays float32 in a network of any precision: the embedders of the time, and what diffusers keeps so."""
-    paths = [rf"{re.escape(path)}\." for path in row.times]
+    paths = [rf"{re.escape(path)}\." for path in row.embedders]
     return re.compile("|".join([*paths, *(rf"(^|\.){re.escape(m)}(\.|$)" for m in cls._keep_in_fp32_modules or ())]))
 
 
@@ -139,7 +140,7 @@ class Source:
     @classmethod
     def of(cls, spec: Settings, dtype: torch.dtype) -> Source:
         plain = empty(spec, dtype)
-        told = exact(spec.row, type(plain)), dtype, spec.row.times
+        told = exact(spec.row, type(plain)), dtype, spec.row.embedders
         if spec.path is None:
             return cls(drawn(plain, spec.seed), *told)
         if spec.is_student:  # whose file is none of the plain class

@@ -31,7 +31,8 @@ def wrong(folder: Path, row: Row, family: str) -> Iterator[str]:
     if not (folder / INDEX).is_file():
         yield (
             what(folder)
-            or f"has no {INDEX}; must be the directory of a diffusers pipeline, or a hub id such as {row.hub!r}"
+            or f"has no {INDEX}; must be the directory of a diffusers pipeline, or a hub id such as "
+            f"{row.hub or 'OWNER/NAME'!r}"
         )
         return
     if (steps := read(folder / EXPORT).get("sampler", {}).get("steps")) is not None:

@@ -143,6 +143,11 @@ def _checked(student: Saved, asked: Asked, to: str) -> None:
     steps = _steps(asked)
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST:
         raise ExportError(f"steps = {steps!r}: must be an integer from 1 to {MOST}")
+    if _settings(student).row.second:
+        raise ExportError(
+            f"{student.folder}: its network has two times of its own, of which the teacher's pipeline tells it one: "
+            "load it with its code, trust_remote_code=True"
+        )
     if not (student.folder / "model_index.json").is_file():
         raise ExportError(f"{student.folder}: has no model_index.json: a student of random weights has no pipeline")
     if student.sampler["sampler"] != "flow_map":

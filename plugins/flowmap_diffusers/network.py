@@ -15,9 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from flowmap import FlowMap
 from flowmap._types import Cache, Cond, Latent, Role, Time
+from flowmap.clock import Clock
 from flowmap.model import ConditionError
 from flowmap.path import expand
-from flowmap.time_embedding import Clock
 
 from . import vp
 from .row import Call, Positions, Row, output
@@ -75,7 +75,7 @@ class DiffusersFlowMap(FlowMap):
         with self.running.clock.at(now, then) as told:
             own, time = self.row.layout.to(self._cast(x)), told / self.row.multiplies
             call = Call(self.net, own, time, given, tuple(z.shape), self.positions)
-            y = output(self.net(**self.row.inputs(call), return_dict=False))
+            y = output(self.net(**self.row.called(call), return_dict=False))
         y = self.row.layout.back(y, tuple(z.shape)).to(z.dtype)
         return self.row.convention.velocity(y) if self.steps is None else vp.velocity(z, y, expand(t, z))
 
@@ -98,7 +98,7 @@ class DiffusersFlowMap(FlowMap):
         """The linear layers that get adapters: of the blocks, and for the student of every time embedder."""
         assert self.lora is not None
         inside = "|".join(re.escape(name) for name in self.row.blocks)
-        times = "|".join(rf"{re.escape(path)}\.(now|then)\..*" for path in self.row.times)
+        times = "|".join(rf"{re.escape(path)}\.(now|then)\..*" for path in self.row.embedders)
         return chosen(self.net, self.lora, rf"({inside})\.\d+\.{self.row.adapted}.*", times if self.two_times else None)
 
     def trained(self) -> Mapping[str, nn.Parameter]:

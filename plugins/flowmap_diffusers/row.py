@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any
 
 import torch
@@ -70,7 +71,8 @@ class Row:
     """A class.
 
     inputs: the keyword arguments that the network is called with; names: of the latent and the time among them. times:
-    the modules that embed the time, each a `TimestepEmbedding` beside its sinusoids, or one that makes its own. layout:
+    the modules that embed the time, each a `TimestepEmbedding` beside its sinusoids, or one that makes its own; second:
+    of a network that has two times of its own, the module that embeds r by the argument that it is given r in. layout:
     of latents, in and out; latents: of those of the pipeline. convention: of time and velocity; multiplies: by what the
     network multiplies its time before it embeds it. vp: a variance-preserving teacher, which predicts v on a discrete
     schedule. scheduler, schedule: the pipeline's class of it, and its arguments but for the shift, where no directory
@@ -104,6 +106,7 @@ class Row:
     vp: bool = False
     scheduler: str = "FlowMatchEulerDiscreteScheduler"
     schedule: Mapping[str, Any] = field(factory=dict)
+    second: Mapping[str, str] = field(factory=dict)
     blocks: tuple[str, ...] = ("transformer_blocks",)
     frames: bool = False
     adapted: str = r"((cross_)?attn\d?\..*(to_|add_)|ffn?(_context)?\.net\.|proj_(mlp|out)$)"
@@ -124,6 +127,16 @@ class Row:
     licence: str | None = None
 
     @property
+    def embedders(self) -> tuple[str, ...]:
+        """Of t and of r."""
+        return (*self.times, *self.second.values())
+
+    def called(self, c: Call) -> Mapping[str, Any]:
+        """The keyword arguments of a call at r = t; another r is told to its embedder, by the clock."""
+        given = self.inputs(c)
+        return {**given, **dict.fromkeys(self.second, given[self.names[1]])}
+
+    @property
     def image(self) -> bool:
         """Whether it makes one frame."""
         return self.example["z"][0] == 1
@@ -133,6 +146,10 @@ class Row:
         import diffusers
 
         return getattr(diffusers, self.transformer), getattr(diffusers, self.pipeline)
+
+    def default(self, name: str) -> Any:
+        """What the transformer's class is told where a directory says nothing."""
+        return signature(self.classes()[0].__init__).parameters[name].default
 
 
 def unguided(cond: Cond, positions: Positions) -> Mapping[str, Any]:

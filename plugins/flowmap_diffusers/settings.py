@@ -98,9 +98,10 @@ class Settings(Streamed, Referenced):
         if self.path is not None:
             config = read(fetch(self.path) / "transformer" / "config.json")
         for name, value in self.row.only.items():
-            if config.get(name, value) != value:
+            own = config[name] if name in config else value if self.path is None else self.row.default(name)
+            if own != value:
                 raise ValueError(
-                    f"Diffusers(family={self.family!r}): its transformer has {name} = {config[name]!r}: must be "
-                    f"{value!r}, other networks of the class are not read"
+                    f"Diffusers(family={self.family!r}): its transformer has {name} = {own!r}: must be {value!r}, "
+                    "other networks of the class are not read by this family"
                 )
         return {key: value for key, value in config.items() if not key.startswith("_")}

@@ -172,8 +172,10 @@ def resolve(name: str) -> Diffusers | None:
             return Diffusers(name, family=family)
     if (folder := _found(name)) is None or not (folder / INDEX).is_file():
         return None
-    kind = read(folder / INDEX).get("_class_name")
-    return next((Diffusers(name, family=family) for family, row in ROWS.items() if row.pipeline == kind), None)
+    kind, config = read(folder / INDEX).get("_class_name"), read(folder / "transformer" / "config.json")
+    found = {family: row.only for family, row in ROWS.items() if row.pipeline == kind}
+    fits = {family: sum(config.get(name) == value for name, value in only.items()) for family, only in found.items()}
+    return Diffusers(name, family=max(fits, key=fits.__getitem__)) if fits else None
 
 
 def _found(name: str) -> Path | None:

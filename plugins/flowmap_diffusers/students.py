@@ -156,7 +156,8 @@ def code(spec: Settings) -> str:
     return Template(CODE.read_text()).substitute(
         pipeline=row.pipeline,
         transformer=row.transformer,
-        paths=row.times,
+        paths={path: (int(path not in row.times),) if row.second else (0, 1) for path in row.embedders},
+        second=(*row.second,),
         gamma=spec.gamma,
         scale=row.convention.scale,
         multiplies=row.multiplies,

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .settings import Settings
 
 STEPS = 4
+R = 0.3
+"""r / t, at which a network with two times of its own is looked at."""
 
 
 def single(time: Tensor) -> Tensor:
@@ -67,10 +69,16 @@ def played(spec: Settings, x: Latent, noise: Latent, cond: Cond, count: int = ST
         handed = of_class.bind(net, *args, **kwargs).arguments
         own, time = (handed[name] for name in row.names)
         time = single(time)
-        made = output(type(net).forward(net, *args, **{**kwargs, "return_dict": False}))
+        then = dict.fromkeys(row.second, time)  # pipelines leave it out
+        made = output(type(net).forward(net, *args, **{**kwargs, **then, "return_dict": False}))
+        more: tuple[Tensor, ...] = ()
         if steps is None:
             t = row.convention.t(time.float() * row.multiplies)
             z, v = row.layout.back(own, x.shape), row.convention.velocity(row.layout.back(made, x.shape))
+            if then:
+                earlier = {**kwargs, **dict.fromkeys(then, R * time), "return_dict": False}
+                u = row.layout.back(output(type(net).forward(net, *args, **earlier)), x.shape)
+                more = row.convention.t(R * time.float() * row.multiplies), row.convention.velocity(u)
             told = row.convention.velocity((z - x) / expand(t, z))
         else:
             t = steps[time.long()].float()
@@ -78,7 +86,7 @@ def played(spec: Settings, x: Latent, noise: Latent, cond: Cond, count: int = ST
             z = row.layout.back(own, x.shape) / vp.scale(s)
             v = vp.velocity(z, row.layout.back(made, x.shape), s)
             told = vp.prediction(z, (z - x) / s, s)
-        calls.append(Heard(z.clone(), t, v))  # some pipelines step in place
+        calls.append(Heard(z.clone(), t, v, *more))  # some pipelines step in place
         asked = handed.get("return_dict", True)
         return Transformer2DModelOutput(row.layout.to(told)) if asked else (row.layout.to(told),)
 

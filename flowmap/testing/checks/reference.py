@@ -20,11 +20,15 @@ def check_u_is_the_network_as_its_sampler_calls_it(spec: FlowMapSpec) -> None:
     """Positions, masks or units that differ from those of sampling make another network, a few per cent off."""
     _, cond, played = _played(spec)
     require(played.calls, "the model's own sampler does not call the network")
-    teacher = build(spec, "teacher")["teacher"]
+    two = any(call.u is not None for call in played.calls)
+    u = build(spec, "teacher", "student") if two else build(spec, "teacher")
     with torch.no_grad():
         for call in played.calls:
             at = f"at t = {float(call.t[0]):.3f} the teacher is not the network as the model's own sampler calls it"
-            close(teacher(call.z, call.t, call.t, cond), call.v, at, 1e-4)
+            close(u["teacher"](call.z, call.t, call.t, cond), call.v, at, 1e-4)
+            if call.r is not None and call.u is not None:
+                at = f"at t, r = {float(call.t[0]):.3f}, {float(call.r[0]):.3f} the student is not the network's own u"
+                close(u["student"](call.z, call.t, call.r, cond), call.u, at, 1e-4)
 
 
 def _played(spec: FlowMapSpec) -> tuple[Latent, Cond, Played]:
