@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .export.family import Family
     from .method import Method
     from .model import FlowMapSpec
+    from .published.layout import Layout
     from .recipe import Recipe, Stage
     from .training.loop import Trainer
     from .training.tracking import Tracker
@@ -49,6 +50,12 @@ def flowmap_exporters() -> Mapping[str, Exporter]:
 @hookspec
 def flowmap_graphs() -> Mapping[str, Family]:
     """How kinds of networks become graphs that can be exported, by name; the name stands in the manifest."""
+    raise NotImplementedError
+
+
+@hookspec
+def flowmap_layouts() -> Mapping[str, Layout]:
+    """Layouts of published weights by name. `flowmap import --layout NAME`."""
     raise NotImplementedError
 
 

@@ -36,18 +36,21 @@ class Sampling:
     """What a sampler must know of networks as they come.
 
     kind: "euler" of a diffusion model; the others of a student. guidance: what is built in, so that one call a step is
-    guided; 1 is none, and None some, of a scale that nobody wrote down.
+    guided; 1 is none, and None some, of a scale that nobody wrote down. times: the noise levels, decreasing, before 0,
+    that a student was made for, where it was not made for any number of steps.
     """
 
     kind: Kind = "euler"
     guidance: float | None = 1.0
+    times: tuple[float, ...] | None = None
 
     @classmethod
     def of(cls, student: Path) -> Sampling:
         """What `distill` wrote beside the student in this directory; of another's student, as far as is known."""
         file = student / "flowmap.json"
         facts = json.loads(file.read_text()) if file.is_file() else {}
-        return cls(facts.get("sampler", "flow_map"), facts.get("guidance"))
+        times = facts.get("times")
+        return cls(facts.get("sampler", "flow_map"), facts.get("guidance"), None if times is None else tuple(times))
 
 
 def guided_twice(built_in: float | None, w: float) -> str | None:

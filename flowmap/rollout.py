@@ -175,14 +175,17 @@ def sample(
     step: Step = ode_step,
     rng: Rng | None = None,
     context: Latent | None = None,
+    grid: Tensor | None = None,
 ) -> Latent:
     """Any-step sampling: z_1 -> x in `steps` jumps on the shifted grid; the state is float32 throughout.
 
+    grid: (1, ..., 0) in place of that one, for a student of fixed noise levels, `flowmap.times.grid_of`.
     rng: of a step that draws, such as `consistency_step`. By default each sample draws by its own noise: the same noise
     gives the same sample in any batch, and other noise another. context: the clean latents of the first frames, where
     the video is to go on from them; see `walk`.
     """
-    grid, noise = euler_grid(steps, shift).to(noise.device), noise.to(torch.promote_types(noise.dtype, torch.float32))
+    grid = (euler_grid(steps, shift) if grid is None else grid).to(noise.device)
+    noise = noise.to(torch.promote_types(noise.dtype, torch.float32))
     return walk(u, noise, cond, grid, rng, context=context, step=step)
 
 

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from ._types import Cond, Latent, Rng
-from .evaluation.sampling import encode_context, latent_shape, step_of
-from .model import Codec, FlowMap
+from .evaluation.sampling import encode_context, latent_shape
+from .model import Codec, FlowMap, Sampling
 from .plugins import backbone
-from .rollout import Step, chunks_after, generate
-from .times import euler_grid
+from .rollout import STEPS, Step, chunks_after, generate
+from .times import grid_of
 
 
 def stream(
     student: str | Path,
     prompt: str,
     *,
-    steps: int = 4,
+    steps: int | None = None,
     frames: int | None = None,
     size: tuple[int, int] | None = None,
     context: Tensor | None = None,
@@ -33,7 +33,8 @@ def stream(
 ) -> Iterator[Tensor]:
     """The frames [n, 3, H, W] in [0, 1] of a video, chunk after chunk, each chunk's as soon as it is made.
 
-    student: a directory that `distill` wrote. frames, size: of the video, size as (height, width); as in training by
+    student: a directory that `distill` or `flowmap import` wrote. steps: 4, or as many levels as the student was made
+    for. frames, size: of the video, size as (height, width); as in training by
     default. context: frames [n, 3, H, W] in [0, 1] to go on from, one for image-to-video; they come first, through the
     codec like the rest. Concatenated, the video that `flowmap sample` makes from the same seed. A ValueError for what
     the student cannot do, before anything is made.
@@ -44,7 +45,8 @@ def stream(
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: there is no such directory")
     spec = backbone(str(path), pm)
-    grid = euler_grid(steps, spec.shift)
+    own = Sampling.of(path)
+    grid = grid_of(own, steps, spec.shift)
     if context is not None:
         _check(context)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -55,7 +57,7 @@ def stream(
     past, rest = chunks_after(u, shape[0], given.shape[1])
     noise = Rng.seeded(seed).noise_like(torch.zeros(1, *shape, device=device)).split((*past, *rest), dim=1)
     cond = codec.encode_prompts([prompt])
-    return _frames(codec, u, noise[len(past) :], cond, grid.to(device), given.split(past, dim=1), step_of(path))
+    return _frames(codec, u, noise[len(past) :], cond, grid.to(device), given.split(past, dim=1), STEPS[own.kind])
 
 
 @torch.no_grad()

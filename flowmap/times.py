@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import validators
 from ._types import Rng, Time
+from .model import Sampling
 from .path import shift
 
 share = validators.and_(validators.ge(0.0), validators.le(1.0))
@@ -153,3 +154,14 @@ def euler_grid(steps: int, s: float = 1.0) -> Tensor:
     if steps < 1:
         raise ValueError(f"steps = {steps}: must be at least 1")
     return shift(torch.linspace(1, 0, steps + 1), s)
+
+
+STEPS = 4
+"""Of sampling, where neither a user nor the student says."""
+
+
+def grid_of(own: Sampling, steps: int | None, s: float) -> Tensor:
+    """`euler_grid`; but the student's own levels and 0, where `steps` is their number, or None."""
+    if own.times is not None and steps in (None, len(own.times)):
+        return torch.tensor([*own.times, 0.0])
+    return euler_grid(STEPS if steps is None else steps, s)

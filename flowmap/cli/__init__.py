@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from . import about, curve, data, distill, export, sample, status
+from . import about, curve, data, distill, export, importing, sample, status
 from .command import Command
 from .errors import UsageError, after_first, sentence, unknown
 
@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, Command] = {
         sample.COMMAND,
         curve.COMMAND,
         export.COMMAND,
+        importing.COMMAND,
         data.COMMAND,
         about.PLUGINS,
         about.CHECK,
@@ -35,6 +36,7 @@ EPILOG = """examples:
   flowmap sample runs/quickstart/student --prompt "a seven moving up quickly" --steps 1 4 --out seven.mp4
   flowmap curve runs/quickstart --steps 1 2 4          measure quality against the number of steps again
   flowmap export runs/quickstart/student --to onnx --out exported   a file that runs without flowmap
+  flowmap import self_forcing_dmd.pt --base wan --out self_forcing  weights that others published, to go on with
   flowmap data encode clips --backbone wan21 --out data/clips      your own clips, ready for training
   flowmap data check data/clips --backbone wan21       is encoded data sound, and of this model's VAE?
   flowmap plugins                                      what is installed

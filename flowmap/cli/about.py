@@ -13,6 +13,7 @@ HOOKS = {
     "methods": "methods, for the stages of a recipe",
     "stages": "methods for a whole recipe, for distill --method",
     "exporters": "exporters",
+    "layouts": "layouts of published weights, for import",
     "trackers": "trackers, for distill --track",
 }
 
@@ -72,7 +73,7 @@ def _recipe(parser: ArgumentParser) -> None:
 
 
 PLUGINS = Command(
-    "plugins", "list recipes, backbones, methods, exporters, forms and trackers", "flowmap plugins", plugins
+    "plugins", "list recipes, backbones, methods, exporters, forms, layouts and trackers", "flowmap plugins", plugins
 )
 CHECK = Command("check", "run the conformance kit on a backbone", "flowmap check wan21", check, _backbone)
 CITE = Command("cite", "print BibTeX of a recipe's methods and backbone", "flowmap cite quickstart", cite, _recipe)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("student", metavar="STUDENT", help="a run of distill, its student, or an export of it")
     parser.add_argument("--prompt", action="append", required=True, help="may be given several times: a row each")
-    told = "of sampling, 4 by default; several: a column each"
-    parser.add_argument("--steps", type=positive, nargs="+", default=[4], metavar="N", help=told)
+    told = "of sampling; 4 by default, or as many as the student was made for; several: a column each"
+    parser.add_argument("--steps", type=positive, nargs="+", metavar="N", help=told)
     parser.add_argument("--seed", type=whole, default=0, metavar="N", help="of the noise, 0 by default")
     parser.add_argument("--size", type=size, metavar="FxHxW", help="frames, height, width; as in training by default")
     parser.add_argument(
@@ -74,7 +74,7 @@ def run(options: Namespace) -> None:
     except ValueError as error:
         raise UsageError(str(error)) from error
     print(options.out)
-    if len(options.steps) > 1:
+    if len(options.steps or ()) > 1:
         print(f"columns, from the left: {', '.join(map(str, options.steps))} steps")
     for number, prompt in enumerate(options.prompt if len(options.prompt) > 1 else (), 1):
         print(f"row {number}: {prompt}")
@@ -110,16 +110,17 @@ def _exported(path: Path) -> dict[str, Any]:
 
     from ..export.api import export
     from ..export.manifest import Manifest
-    from ..rollout import STEPS
+    from ..model import Sampling
 
     manifest = Manifest.read(path)
+    own = manifest.sampler
     return {
         "u": export.flow_map(path),
         "device": torch.device(manifest.target.device),
         "shape": manifest.latent or None,
         **({"rows": (batch.least, batch.most)} if (batch := manifest.sizes.get("batch")) else {}),
-        "shift": manifest.sampler["shift"],
-        "step": STEPS[manifest.sampler["sampler"]] if "sampler" in manifest.sampler else None,
+        "shift": own["shift"],
+        "own": Sampling(own["sampler"], own.get("built_in_guidance"), own.get("times")) if "sampler" in own else None,
     }
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from .._types import Latent, Rng
 from ..model import Codec, FlowMap, FlowMapSpec, Sampling
-from ..rollout import STEPS, Step, chunks_after, sample
+from ..rollout import STEPS, chunks_after, sample
+from ..times import grid_of
 from .previews import tile, write_video
 
 LONGEST = 16  # video frames to a latent one: more than any codec has
@@ -23,7 +24,7 @@ def grid_of_samples(
     backbone: FlowMapSpec,
     student: Path,
     prompts: Sequence[str],
-    steps: Sequence[int],
+    steps: Sequence[int] | None,
     seed: int,
     size: tuple[int, int, int] | None,
     out: str | Path,
@@ -33,14 +34,15 @@ def grid_of_samples(
     *,
     shape: tuple[int, int, int, int] | None = None,
     shift: float | None = None,
-    step: Step | None = None,
+    own: Sampling | None = None,
     rows: tuple[int, int] = (1, MANY),
 ) -> None:
     """One video with a row a prompt and a column a number of steps; along a row the noise is the same.
 
-    context: frames [n, 3, H, W] in [0, 1] that every video goes on from. u: takes the place of the student's network;
-    shape: of its latents, where no `size` is given; shift, step: of its sampler. Else the student's own. rows: how few
-    and how many prompts `u` takes at once; more are made in several calls.
+    steps: None is the student's own number. context: frames [n, 3, H, W] in [0, 1] that every video goes on from.
+    u: takes the place of the student's network; shape: of its latents, where no `size` is given; shift, own: of its
+    sampler. Else the student's own. rows: how few and how many prompts `u` takes at once; more are made in several
+    calls.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     codec = backbone.codec(device=device, dtype=torch.float32)
@@ -50,25 +52,21 @@ def grid_of_samples(
     given = encode_context(codec, u, shape, context).expand(len(prompts), *(-1,) * len(shape))
     cond = codec.encode_prompts(prompts)
     noise = Rng.seeded(seed).noise_like(torch.zeros(len(prompts), *shape, device=device))
-    step, shift = step or step_of(student), backbone.shift if shift is None else shift
+    own, shift = own or Sampling.of(student), backbone.shift if shift is None else shift
+    grids = [grid_of(own, n, shift) for n in steps or (None,)]
     parts = [slice(k, k + rows[1]) for k in range(0, len(prompts), rows[1])]
 
     def some(a: Tensor, part: slice) -> Tensor:
         own = a[part]
         return torch.cat([own, own[-1:].expand(max(0, rows[0] - len(own)), *own.shape[1:])])
 
-    def latents(part: slice, n: int) -> Latent:
+    def latents(part: slice, grid: Tensor) -> Latent:
         texts = {name: some(value, part) for name, value in cond.items()}
-        x = sample(u, some(noise, part), texts, n, shift=shift, step=step, context=some(given, part))
+        x = sample(u, some(noise, part), texts, grid=grid, step=STEPS[own.kind], context=some(given, part))
         return x[: len(noise[part])]
 
-    made = [codec.decode(torch.cat([latents(part, n) for part in parts])) for n in steps]
-    write_video(tile(torch.stack(made, 1).flatten(0, 1).cpu(), columns=len(steps)), Path(out))
-
-
-def step_of(student: Path) -> Step:
-    """The student's own sampler: as a flow map, where it does not say."""
-    return STEPS[Sampling.of(student).kind]
+    made = [codec.decode(torch.cat([latents(part, grid) for part in parts])) for grid in grids]
+    write_video(tile(torch.stack(made, 1).flatten(0, 1).cpu(), columns=len(grids)), Path(out))
 
 
 def latent_shape(
@@ -127,6 +125,8 @@ def _trained(student: Path) -> tuple[int, int, int, int]:
     """Of the latents that the student was trained on."""
     if not (facts := _facts(student)):
         raise ValueError(f"{student} has no flowmap.json, which says a video's size: say frames, height and width")
+    if "latent_shape" not in facts:  # of weights that others published
+        raise ValueError(f"{student} does not say which size it was trained on: say frames, height and width")
     f, c, h, w = facts["latent_shape"]
     return f, c, h, w
 

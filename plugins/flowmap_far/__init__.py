@@ -15,6 +15,7 @@ from .spec import HUB, Far
 if TYPE_CHECKING:
     from flowmap import FlowMapSpec
     from flowmap.export.family import Family
+    from flowmap.published.layout import Layout
 
 __all__ = ["Far", "Lora"]
 
@@ -32,6 +33,13 @@ def flowmap_graphs() -> Mapping[str, Family]:
     from .export import FarFamily
 
     return {"far": FarFamily()}
+
+
+@hookimpl
+def flowmap_layouts() -> Mapping[str, Layout]:
+    from .published import PUBLISHED
+
+    return PUBLISHED
 
 
 @hookimpl

@@ -1,0 +1,1 @@
+"""Weights that others published, as a directory that `flowmap.backbone` knows."""

@@ -1,0 +1,97 @@
+"""What is in a file of published weights: tensors by name, without what a trainer put around them."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from ..model import WeightsError
+from ..validators import article
+
+WRAPPERS = ("generator_ema", "generator", "model", "state_dict", "module")
+"""Keys under which checkpoints have their weights, beside critics and optimisers; the first that is there is taken."""
+TRAINER = re.compile(r"(?:^|(?<=\.))(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
+"""Parts of a name that PyTorch's wrappers put there, anywhere in it."""
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "module.", "model.", "generator.", "transformer.")
+"""Before every name of a file, several after each other."""
+PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+
+
+@frozen(eq=False)
+class Weights:
+    """The tensors of a file, by name without what a trainer put around. taken: the keys that they lay under."""
+
+    file: Path
+    tensors: Mapping[str, Tensor]
+    taken: tuple[str, ...] = ()
+    prefix: str = ""
+
+
+def read(file: Path) -> Weights:
+    """The tensors of a safetensors file, or of a checkpoint of PyTorch, of which nothing is run."""
+    if not file.is_file():
+        raise WeightsError(f"{file}: there is no such file")
+    if file.suffix == ".safetensors":
+        found: Any = _safetensors(file)
+    elif file.suffix in PICKLES:
+        found = _unpickled(file)
+    else:
+        raise WeightsError(f"{file}: must end in .safetensors, {', '.join(PICKLES)}")
+    taken = []
+    while isinstance(found, dict) and (key := next((k for k in WRAPPERS if isinstance(found.get(k), dict)), None)):
+        found = found[key]
+        taken.append(key)
+    if not isinstance(found, dict) or not found:
+        raise WeightsError(f"{file}: holds {article(type(found).__name__)}: must be tensors by name")
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            keys = f"; a checkpoint has its weights under one of {', '.join(WRAPPERS)}"
+            raise WeightsError(f"{file}: {name!r} is {article(type(value).__name__)}: must be a tensor{keys}")
+    return _named(file, found, tuple(taken))
+
+
+def _named(file: Path, found: Mapping[str, Tensor], taken: tuple[str, ...]) -> Weights:
+    own = {name: TRAINER.sub("", name) for name in found}
+    prefix = ""
+    while add := next((p for p in PREFIXES if all(name.startswith(prefix + p) for name in own.values())), None):
+        prefix += add
+    tensors: dict[str, Tensor] = {}
+    for name, short in own.items():
+        if (short := short.removeprefix(prefix)) in tensors:
+            raise WeightsError(f"{file}: two of its tensors are called {short}, one of them {name}")
+        tensors[short] = found[name]
+    return Weights(file, tensors, taken, prefix)
+
+
+def _safetensors(file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise WeightsError(f"{file}: is damaged: {error}") from None
+
+
+def _unpickled(file: Path) -> Any:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except pickle.UnpicklingError as error:
+        asks = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f", {asks[1]}," if asks else ""
+        raise WeightsError(
+            f"{file}: holds more than tensors{what} which only running what it says could make: refused. Ask its "
+            "publisher for tensors alone, best as safetensors"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise WeightsError(
+            f"{file}: is damaged, or no checkpoint of PyTorch: {str(error).partition(chr(10))[0]}"
+        ) from None

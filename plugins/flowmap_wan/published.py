@@ -1,0 +1,56 @@
+"""Tensors that others published of Wan's network, under the names of diffusers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowmap.model import WeightsError
+from flowmap.published.weights import Weights
+
+from .names import original
+
+SHOWN = 5
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""Of weights that are read; what has 8 bits or fewer needs scales, which are no part of the network."""
+
+
+def fitted(found: Weights, config: Mapping[str, Any], base: str) -> dict[str, Tensor]:
+    """The tensors of `found` by the names of diffusers' `WanTransformer3DModel`, as large as `config` says.
+
+    They may be called as there, or as in Wan's own files. A `WeightsError` that names what is missing, what does not
+    belong there, and what is of another shape or of no floating-point type.
+    """
+    from diffusers import WanTransformer3DModel
+
+    with torch.device("meta"):
+        own = WanTransformer3DModel(**config).state_dict()
+    names = {name: name if diffusers_names(found) else original(name) for name in own}
+    if wrong := "; ".join(_wrong(found.tensors, {names[name]: value for name, value in own.items()})):
+        raise WeightsError(f"{found.file} is not the network of {base}: {wrong}")
+    return {name: found.tensors[theirs] for name, theirs in names.items()}
+
+
+def diffusers_names(found: Weights) -> bool:
+    return any(name.startswith("condition_embedder.") for name in found.tensors)
+
+
+def _wrong(theirs: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Iterator[str]:
+    both = [name for name in own if name in theirs]
+    shapes = [(n, list(theirs[n].shape), list(own[n].shape)) for n in both if theirs[n].shape != own[n].shape]
+    if shapes:
+        yield _some([f"{name} is {there}: must be {here}" for name, there, here in shapes])
+    if types := [f"{n} is {theirs[n].dtype}" for n in both if theirs[n].dtype not in TYPES]:
+        yield f"{_some(types)}: must be one of {', '.join(map(str, TYPES))}"
+    if missing := [name for name in own if name not in theirs]:
+        yield f"it has no {_some(missing)}"
+    if unexpected := [name for name in theirs if name not in own]:
+        yield f"it has {_some(unexpected)}, which the network has not"
+
+
+def _some(of: Sequence[str]) -> str:
+    rest = f" and {len(of) - SHOWN} more" if len(of) > SHOWN else ""
+    return ", ".join(of[:SHOWN]) + rest
