@@ -74,6 +74,8 @@ class FlowMap(nn.Module, ABC):
 
     guidance: float | None = 1.0
     """What is built in, `Sampling.guidance`: more of it is an error."""
+    boundary: float | None = None
+    """A time at which one network gives way to another, `flowmap.experts`: every sampler's grid has it."""
 
     @abstractmethod
     def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
@@ -147,7 +149,7 @@ class Wrapped(FlowMap, ABC):
 
     def __init__(self, u: FlowMap) -> None:
         super().__init__()
-        self.u, self.guidance = u, u.guidance
+        self.u, self.guidance, self.boundary = u, u.guidance, u.boundary
 
     def chunks(self, frames: int) -> tuple[int, ...]:
         return self.u.chunks(frames)

@@ -177,14 +177,15 @@ def sample(
     context: Latent | None = None,
     grid: Tensor | None = None,
 ) -> Latent:
-    """Any-step sampling: z_1 -> x in `steps` jumps on the shifted grid; the state is float32 throughout.
+    """Any-step sampling: z_1 -> x in `steps` jumps on the shifted grid; the state is float32 throughout. Of two
+    experts it takes at least two, and one of them ends at the boundary.
 
     grid: (1, ..., 0) in place of that one, for a student of fixed noise levels, `flowmap.times.grid_of`.
     rng: of a step that draws, such as `consistency_step`. By default each sample draws by its own noise: the same noise
     gives the same sample in any batch, and other noise another. context: the clean latents of the first frames, where
     the video is to go on from them; see `walk`.
     """
-    grid = (euler_grid(steps, shift) if grid is None else grid).to(noise.device)
+    grid = (euler_grid(steps, shift, u.boundary) if grid is None else grid).to(noise.device)
     noise = noise.to(torch.promote_types(noise.dtype, torch.float32))
     return walk(u, noise, cond, grid, rng, context=context, step=step)
 

@@ -46,7 +46,7 @@ def stream(
         raise FileNotFoundError(f"{path}: there is no such directory")
     spec = backbone(str(path), pm)
     own = Sampling.of(path)
-    grid = grid_of(own, steps, spec.shift)
+    grid_of(own, steps, spec.shift)  # a wrong number is said before anything is loaded
     if context is not None:
         _check(context)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -54,6 +54,7 @@ def stream(
     shape = latent_shape(codec, path, frames, size)
     u = spec.load(path, device=device, dtype=dtype)
     given = encode_context(codec, u, shape, context).to(device)
+    grid = grid_of(own, steps, spec.shift, u.boundary)
     past, rest = chunks_after(u, shape[0], given.shape[1])
     noise = Rng.seeded(seed).noise_like(torch.zeros(1, *shape, device=device)).split((*past, *rest), dim=1)
     cond = codec.encode_prompts([prompt])

@@ -14,7 +14,7 @@ from torch import Tensor
 from . import validators
 from ._types import Rng, Time
 from .model import Sampling
-from .path import shift
+from .path import shift, unshift
 
 share = validators.and_(validators.ge(0.0), validators.le(1.0))
 
@@ -149,19 +149,34 @@ def roles(t: Time, r: Time) -> dict[str, Tensor]:
     return {"diagonal": diagonal, "edge": edge, "free": ~diagonal & ~edge}
 
 
-def euler_grid(steps: int, s: float = 1.0) -> Tensor:
-    """(1 = t_0, ..., t_steps = 0), t_i = shift(1 - i / steps), float32."""
+def euler_grid(steps: int, s: float = 1.0, boundary: float | None = None) -> Tensor:
+    """(1 = t_0, ..., t_steps = 0), t_i = shift(1 - i / steps), float32.
+
+    boundary: a time that must be among them, `FlowMap.boundary`. It parts the steps by the share of the way before the
+    shift that lies on either side, at least one on each, and they are even there on each.
+    """
     if steps < 1:
         raise ValueError(f"steps = {steps}: must be at least 1")
-    return shift(torch.linspace(1, 0, steps + 1), s)
+    if boundary is None:
+        return shift(torch.linspace(1, 0, steps + 1), s)
+    if steps < 2:
+        raise ValueError(
+            f"steps = {steps}: must be at least 2, as this network is two experts, which part at t = {boundary:g}, and "
+            "each takes a step"
+        )
+    at = float(unshift(torch.tensor(boundary, dtype=torch.float64), s))
+    above = min(max(round(steps * (1 - at)), 1), steps - 1)
+    grid = shift(torch.cat([torch.linspace(1, at, above + 1), torch.linspace(at, 0, steps - above + 1)[1:]]), s)
+    grid[above] = boundary
+    return grid
 
 
 STEPS = 4
 """Of sampling, where neither a user nor the student says."""
 
 
-def grid_of(own: Sampling, steps: int | None, s: float) -> Tensor:
+def grid_of(own: Sampling, steps: int | None, s: float, boundary: float | None = None) -> Tensor:
     """`euler_grid`; but the student's own levels and 0, where `steps` is their number, or None."""
     if own.times is not None and steps in (None, len(own.times)):
         return torch.tensor([*own.times, 0.0])
-    return euler_grid(STEPS if steps is None else steps, s)
+    return euler_grid(STEPS if steps is None else steps, s, boundary)

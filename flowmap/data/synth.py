@@ -112,7 +112,7 @@ class Synthesis:
         except ValueError as error:
             raise DataError(str(error)) from error
         assert self.steps is not None and self.shift is not None and self.guidance is not None  # settled
-        grid, step = euler_grid(self.steps, self.shift), STEPS[teacher.sampling().kind]
+        grid, step = euler_grid(self.steps, self.shift, u.boundary), STEPS[teacher.sampling().kind]
         return Generator(self, u.eval(), self.guidance, grid.to(device), step, codec, shape, device, dtype)
 
 

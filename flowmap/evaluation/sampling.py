@@ -53,7 +53,7 @@ def grid_of_samples(
     cond = codec.encode_prompts(prompts)
     noise = Rng.seeded(seed).noise_like(torch.zeros(len(prompts), *shape, device=device))
     own, shift = own or Sampling.of(student), backbone.shift if shift is None else shift
-    grids = [grid_of(own, n, shift) for n in steps or (None,)]
+    grids = [grid_of(own, n, shift, u.boundary) for n in steps or (None,)]
     parts = [slice(k, k + rows[1]) for k in range(0, len(prompts), rows[1])]
 
     def some(a: Tensor, part: slice) -> Tensor:

@@ -1,0 +1,76 @@
+"""Two networks that know one side of a time each, as one flow map: Wan2.2 A14B, arXiv:2503.20314."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import final
+
+import torch
+from torch import nn
+
+from ._types import Cache, Cond, Latent, Rng, Time
+from .model import FlowMap
+from .path import expand
+
+
+@final
+class TwoExperts(FlowMap):
+    """One flow map of two, by composition at the boundary b. For t > b > r
+
+        Φ_{r←t} = Φ^low_{r←b} Φ^high_{b←t},
+        u(z_t, t, r) = [(t - b) u^high(z_t, t, b) + (b - r) u^low(z_b, b, r)] / (t - r),    z_b = Φ^high_{b←t}(z_t).
+
+    `high` is asked for b <= r <= t alone, `low` for r <= t <= b, so it is exact where each is on its own side: which
+    of them is asked is not t's to say alone, as the high one has never been told what lies below b. On the diagonal at
+    b it is the high one. One call of one network, but where a batch lies on both sides or a jump crosses: a sampler's
+    grid has b in it, see `euler_grid`. Both must make the same chunks; a history is the pair of theirs.
+    """
+
+    def __init__(self, high: FlowMap, low: FlowMap, boundary: float) -> None:
+        if not 0.0 < boundary < 1.0:
+            raise ValueError(f"TwoExperts: boundary = {boundary}: must be above 0 and below 1")
+        super().__init__()
+        self.high, self.low, self.b, self.boundary = high, low, boundary, boundary
+        self.guidance = high.guidance if high.guidance == low.guidance else None
+
+    def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
+        b, (past, own) = self.b, (None, None) if cache is None else cache
+        below = r < b
+        if not below.any():
+            return self.high(z, t, r, cond, past)
+        if bool((below & (t <= b)).all()):
+            return self.low(z, t, r, cond, own)
+        # times on the other side are moved to b, where an expert makes no step
+        top, stop, start, end = t.clamp_min(b), r.clamp_min(b), t.clamp_max(b), r.clamp_max(b)
+        first, then = top - stop, start - end
+        above = self.high(z, top, stop, cond, past)
+        z_b = torch.where(expand(first > 0, z), z - expand(first, z) * above, z)
+        under = self.low(z_b, start, end, cond, own)
+        share = torch.where(t == r, (~below).to(t), first / torch.where(t == r, 1.0, first + then))
+        u = expand(share, z) * above + expand(1 - share, z) * under
+        return torch.where(expand(share == 1, z), above, torch.where(expand(share == 0, z), under, u))
+
+    def chunks(self, frames: int) -> tuple[int, ...]:
+        sizes, theirs = self.high.chunks(frames), self.low.chunks(frames)
+        if sizes != theirs:
+            raise ValueError(f"the high expert makes chunks of {sizes}, the low one of {theirs}: must be the same")
+        return sizes
+
+    def extend(self, cache: Cache, x: Latent, cond: Cond) -> Cache:
+        high, low = (None, None) if cache is None else cache
+        found = self.high.extend(high, x, cond), self.low.extend(low, x, cond)
+        return None if found == (None, None) else found
+
+    def teacher_forcing(self, x: Latent, cond: Cond, rng: Rng) -> tuple[Latent, Cond]:
+        return self.low.teacher_forcing(x, cond, rng)
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return [*self.high.blocks, *self.low.blocks]
+
+    def trained(self) -> Mapping[str, nn.Parameter]:
+        parts = {"high": self.high.trained(), "low": self.low.trained()}
+        return {f"{expert}.{name}": p for expert, found in parts.items() for name, p in found.items()}
+
+    def thaw(self) -> None:
+        raise ValueError("a pair of experts is trained one expert a run: give the one that is to be trained")
