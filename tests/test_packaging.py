@@ -104,7 +104,7 @@ def test_the_commands_of_readme_and_ci_take_the_tested_versions():
         (path, line) for path in ("README.md", "CONTRIBUTING.md") for line in (ROOT / path).read_text().splitlines()
     ]
     installs = [line for _, line in commands if line.startswith("pip install -e")]
-    assert len(installs) == 4 and all("-c constraints.txt" in line for line in installs)
+    assert len(installs) == 5 and all("-c constraints.txt" in line for line in installs)
     script = (ROOT / ".ci" / "run").read_text()
     exported = script.index("export PIP_CONSTRAINT=$checkout/constraints.txt")
     assert exported < min(script.index(line) for line in ("python3 -m venv", "pip install --quiet", "python -m build"))
