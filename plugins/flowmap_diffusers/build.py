@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from attrs import frozen
 from flowmap_lora.roles import fill_adapter
-from torch import Tensor, nn
+from torch import nn
 
 from flowmap import FlowMap
 from flowmap._types import Role
 from flowmap.mistaken import read
 from flowmap.model import Put, Rows, WeightsError, require_fit
 from flowmap.time_embedding import keep_exact, lift
+from flowmap.validators import listed
 
 from . import vp
 from .drawn import drawn
@@ -43,7 +44,7 @@ def build(
 ) -> Mapping[Role, DiffusersFlowMap]:
     """With adapters one lifted base serves every role; without, the student is lifted, the others embed t alone."""
     row, student = spec.row, spec.is_student
-    positions, steps = positions_of(spec), steps_of(spec)
+    positions, schedule = positions_of(spec), schedule_of(spec)
     if student and "critic" in roles:
         raise ValueError(
             f"{spec.path} is a distilled student: teacher and critic must start as the diffusion model that it was "
@@ -68,7 +69,7 @@ def build(
             shared = net, running
         net, running = shared
         told: dict[str, Any] = {"positions": positions, "computes": dtype, "two_times": two}
-        built[role] = DiffusersFlowMap(net, row, role, running, **told, lora=spec.lora, steps=steps)
+        built[role] = DiffusersFlowMap(net, row, role, running, **told, lora=spec.lora, schedule=schedule)
     for role, u in built.items():
         u.eval()
         u.guidance, u.shapes = spec.sampling().guidance, spec.shapes()
@@ -234,11 +235,14 @@ def scheduler_of(spec: Settings) -> Any:
     return kind(**row.schedule, **({} if row.vp else {"shift": spec.shift}))
 
 
-def steps_of(spec: Settings) -> Tensor | None:
-    """t of every discrete step of a variance-preserving teacher."""
-    if not spec.row.vp:
+def schedule_of(spec: Settings, scheduler: Any = None) -> vp.Schedule | None:
+    """Of a variance-preserving teacher; by default with the scheduler of `spec`."""
+    if not (known := spec.row.predictions):
         return None
-    scheduler = scheduler_of(spec)
-    if (said := scheduler.config.prediction_type) != "v_prediction":
-        raise ValueError(f"{spec.path}: its schedule predicts {said!r}: must be 'v_prediction'")
-    return vp.table(scheduler.alphas_cumprod)
+    scheduler, where = scheduler or scheduler_of(spec), spec.path or spec.family
+    if (said := scheduler.config.prediction_type) not in known:
+        raise ValueError(f"{where}: its scheduler has prediction_type = {said!r}: must be {listed(known)}")
+    try:
+        return vp.Schedule(vp.table(scheduler.alphas_cumprod), said)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}; its scheduler has prediction_type = {said!r}") from error

@@ -38,7 +38,7 @@ class DiffusersFlowMap(FlowMap):
     """u of `net`, whose embedders read `running.clock`.
 
     two_times: read r. lora: `net` is a frozen base that other roles use too, each with its own set of adapters; a
-    frozen teacher uses none. steps: t of each discrete step of a variance-preserving teacher. computes: the precision
+    frozen teacher uses none. schedule: of a variance-preserving teacher. computes: the precision
     of the forward pass. shapes: of one sample, z and conditions, as far as is known.
     """
 
@@ -53,11 +53,11 @@ class DiffusersFlowMap(FlowMap):
         computes: torch.dtype,
         two_times: bool,
         lora: Lora | None = None,
-        steps: Tensor | None = None,
+        schedule: vp.Schedule | None = None,
     ) -> None:
         super().__init__()
         self.net, self.row, self.role, self.running, self.lora = net, row, role, running, lora
-        self.positions, self.computes, self.two_times, self.steps = positions, computes, two_times, steps
+        self.positions, self.computes, self.two_times, self.schedule = positions, computes, two_times, schedule
         self.adapter: str | None = None
         self.shapes: Mapping[str, tuple[int, ...]] = row.example
 
@@ -69,7 +69,7 @@ class DiffusersFlowMap(FlowMap):
         if self.lora is not None:
             activate(self.net, self.adapter)
             self.running.adapter = self.adapter
-        x = z if self.steps is None else expand(vp.scale(t), z) * z
+        x = z if self.schedule is None else expand(vp.scale(t), z) * z
         now, then = self.units(t), self.units(r) if self.two_times else None
         given = {name: self._cast(value) for name, value in cond.items()}
         with self.running.clock.at(now, then) as told:
@@ -77,11 +77,11 @@ class DiffusersFlowMap(FlowMap):
             call = Call(self.net, own, time, given, tuple(z.shape), self.positions)
             y = output(self.net(**self.row.called(call), return_dict=False))
         y = self.row.layout.back(y, tuple(z.shape)).to(z.dtype)
-        return self.row.convention.velocity(y) if self.steps is None else vp.velocity(z, y, expand(t, z))
+        return self.row.convention.velocity(y) if self.schedule is None else self.schedule.velocity(z, y, t)
 
     def units(self, t: Time) -> Time:
         """As the embedders of the network have it."""
-        return self.row.convention.time(t) if self.steps is None else vp.step_of(t, self.steps)
+        return self.row.convention.time(t) if self.schedule is None else self.schedule.step_of(t)
 
     @property
     def blocks(self) -> Sequence[nn.Module]:

@@ -74,20 +74,20 @@ class Row:
     the modules that embed the time, each a `TimestepEmbedding` beside its sinusoids, or one that makes its own; second:
     of a network that has two times of its own, the module that embeds r by the argument that it is given r in. layout:
     of latents, in and out; latents: of those of the pipeline. convention: of time and velocity; multiplies: by what the
-    network multiplies its time before it embeds it. vp: a variance-preserving teacher, which predicts v on a discrete
-    schedule. scheduler, schedule: the pipeline's class of it, and its arguments but for the shift, where no directory
-    says so. blocks: the lists of repeated blocks. frames: a time a frame can be told. adapted: which linear layers of
-    the blocks get adapters, a regular expression. example: shapes without the batch; masks are all ones, of integers.
-    text: what `encode_prompt` of the pipeline gives out, by its place; empty: what it is told otherwise where it
-    encodes the empty prompt, for a pipeline that encodes prompts and the absence of one in two ways; tokens: of it, to
-    which it is padded and masked, where their number depends on the prompts; alone: the network has no mask for what is
-    padded, so every sample goes through it on its own; given: under which names the pipeline takes it back; call: its
-    other arguments, so that it guides by nothing but what is in the condition; parts: of the pipeline, without which it
-    does not run, at toy size. ready: what a network needs once, on its device, before it is traced. only: what the
-    class must be told, or it is a network that the row does not read. null: what guidance replaces. hub: the published
-    pipeline. fps, vae: frames a second, and how many frames and pixels of a side one latent stands for, where no
-    directory says so; side: of a token, in latents; shift: of the sampling grid, at the largest size where the
-    pipeline's depends on it.
+    network multiplies its time before it embeds it. predictions: of a variance-preserving teacher on a discrete
+    schedule, what it may predict, of `vp.PREDICTIONS`; which, its directory's scheduler says. scheduler, schedule: the
+    pipeline's class of it, and its arguments but for the shift, where no directory says so. blocks: the lists of
+    repeated blocks. frames: a time a frame can be told. adapted: which linear layers of the blocks get adapters, a
+    regular expression. example: shapes without the batch; masks are all ones, of integers. text: what `encode_prompt`
+    of the pipeline gives out, by its place; empty: what it is told otherwise where it encodes the empty prompt, for a
+    pipeline that encodes prompts and the absence of one in two ways; tokens: of it, to which it is padded and masked,
+    where their number depends on the prompts; alone: the network has no mask for what is padded, so every sample goes
+    through it on its own; given: under which names the pipeline takes it back; call: its other arguments, so that it
+    guides by nothing but what is in the condition; parts: of the pipeline, without which it does not run, at toy size.
+    ready: what a network needs once, on its device, before it is traced. only: what the class must be told, or it is a
+    network that the row does not read. null: what guidance replaces. hub: the published pipeline. fps, vae: frames a
+    second, and how many frames and pixels of a side one latent stands for, where no directory says so; side: of a
+    token, in latents; shift: of the sampling grid, at the largest size where the pipeline's depends on it.
     """
 
     transformer: str
@@ -103,7 +103,7 @@ class Row:
     latents: Layout = field(default=Factory(lambda row: row.layout, takes_self=True))
     convention: Convention = Convention(1000.0)
     multiplies: float = 1.0
-    vp: bool = False
+    predictions: tuple[str, ...] = ()
     scheduler: str = "FlowMatchEulerDiscreteScheduler"
     schedule: Mapping[str, Any] = field(factory=dict)
     second: Mapping[str, str] = field(factory=dict)
@@ -125,6 +125,11 @@ class Row:
     side: int = 2
     shift: float = 1.0
     licence: str | None = None
+
+    @property
+    def vp(self) -> bool:
+        """Whether it is variance preserving, on a discrete schedule."""
+        return bool(self.predictions)
 
     @property
     def embedders(self) -> tuple[str, ...]:

@@ -80,7 +80,7 @@ def alone(
             layer._buffers[name] = None if buffer is None else buffer.to(device)
     u.row.ready(net, device)
     told: dict[str, Any] = {"positions": u.positions, "computes": computes, "two_times": u.two_times}
-    made = DiffusersFlowMap(net.requires_grad_(False), u.row, u.role, running, **told, steps=u.steps)
+    made = DiffusersFlowMap(net.requires_grad_(False), u.row, u.role, running, **told, schedule=u.schedule)
     made.guidance, made.shapes = u.guidance, u.shapes
     return made.eval()
 

@@ -16,7 +16,7 @@ from flowmap.path import expand
 from flowmap.reference import Heard, Played
 
 from . import vp
-from .build import plain, positions_of, scheduler_of
+from .build import plain, positions_of, schedule_of, scheduler_of
 from .row import output
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def played(spec: Settings, x: Latent, noise: Latent, cond: Cond, count: int = ST
     from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
     row, positions, scheduler = spec.row, positions_of(spec), scheduler or scheduler_of(spec)
-    steps = vp.table(scheduler.alphas_cumprod) if row.vp else None
+    schedule = schedule_of(spec, scheduler)
     net = plain(spec, device=torch.device("cpu"), dtype=torch.float32)
     _, cls = row.classes()
     needed = [name for name, p in signature(cls).parameters.items() if p.default is p.empty]
@@ -72,7 +72,7 @@ def played(spec: Settings, x: Latent, noise: Latent, cond: Cond, count: int = ST
         then = dict.fromkeys(row.second, time)  # pipelines leave it out
         made = output(type(net).forward(net, *args, **{**kwargs, **then, "return_dict": False}))
         more: tuple[Tensor, ...] = ()
-        if steps is None:
+        if schedule is None:
             t = row.convention.t(time.float() * row.multiplies)
             z, v = row.layout.back(own, x.shape), row.convention.velocity(row.layout.back(made, x.shape))
             if then:
@@ -81,11 +81,10 @@ def played(spec: Settings, x: Latent, noise: Latent, cond: Cond, count: int = ST
                 more = row.convention.t(R * time.float() * row.multiplies), row.convention.velocity(u)
             told = row.convention.velocity((z - x) / expand(t, z))
         else:
-            t = steps[time.long()].float()
-            s = expand(t, x)
-            z = row.layout.back(own, x.shape) / vp.scale(s)
-            v = vp.velocity(z, row.layout.back(made, x.shape), s)
-            told = vp.prediction(z, (z - x) / s, s)
+            t = schedule.times[time.long()].float()
+            z = row.layout.back(own, x.shape) / vp.scale(expand(t, x))
+            v = schedule.velocity(z, row.layout.back(made, x.shape), t)
+            told = schedule.said(z, (z - x) / expand(t, x), t)
         calls.append(Heard(z.clone(), t, v, *more))  # some pipelines step in place
         asked = handed.get("return_dict", True)
         return Transformer2DModelOutput(row.layout.to(told)) if asked else (row.layout.to(told),)

@@ -123,6 +123,26 @@ def test_a_planted_defect_fails_its_check(defect: str, other: Any) -> None:
         check(other(family, **changes))
 
 
+SAYS = {"v_prediction": {}, "epsilon": {"rescale_betas_zero_snr": False}, "sample": {}}
+
+
+@pytest.mark.parametrize("kind", SAYS)
+def test_the_scheduler_says_what_a_variance_preserving_network_predicts(
+    kind: str, other: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By diffusers' own steps: with the velocity of one point, said as the scheduler means it, they end there."""
+    spec = other("cogvideox", schedule={**ROWS["cogvideox"].schedule, "prediction_type": kind, **SAYS[kind]})
+    for check in WITNESS:
+        check(spec)
+    from flowmap_diffusers import build, vp, witness
+
+    wrong = vp.Schedule(build.schedule_of(spec).times, "sample" if kind != "sample" else "v_prediction")
+    for module in (build, witness):
+        monkeypatch.setattr(module, "schedule_of", lambda *given: wrong)
+    with pytest.raises(AssertionError):
+        ENDS(spec)
+
+
 def test_a_wrong_change_of_variables_fails_its_check() -> None:
     wrong = planted("flowmap_diffusers.vp", "return ((1 - t) ** 2 + t**2).rsqrt()", "return torch.ones_like(t)")
     with wrong, pytest.raises(AssertionError):
@@ -296,6 +316,16 @@ def test_mistakes_are_sentences(tmp_path: Path) -> None:
     t = torch.tensor([0.5, 0.5])
     with pytest.raises(ValueError, match=r"was given \['text'\] as its condition: it reads \['mask', 'text'\]"):
         u(z, t, t, {"text": cond["text"]})
+
+
+def test_a_prediction_that_is_not_known_or_not_defined_is_a_sentence(other: Any) -> None:
+    own = ROWS["cogvideox"].schedule
+    for changes, said in (
+        ({"schedule": {**own, "prediction_type": "epsilon"}}, "cogvideox: a schedule whose last step is noise alone "),
+        ({"predictions": ("epsilon",)}, "cogvideox: its scheduler has prediction_type = 'v_prediction': must be 'eps"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            other("cogvideox", **changes).build(frozenset({"teacher"}), device=CPU, dtype=torch.float32)
 
 
 def test_frames_that_are_no_whole_tokens_are_refused() -> None:

@@ -43,16 +43,47 @@ def times(a: Tensor) -> Tensor:
     return (1 - a).sqrt() / (a.sqrt() + (1 - a).sqrt())
 
 
+def schedule(name: str, kind: str, last: int | None = None) -> vp.Schedule:
+    return vp.Schedule(vp.table(alphas(name)[:last]), kind)
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_all_three_predictions_are_the_linear_path_s_velocity(name: str) -> None:
-    a = alphas(name)[[10, 300, 600, 900, 998]]
-    t, z = times(a), noise(5, 5)
-    s = expand(t, z)
-    v, eps, data = predictions(vp.scale(s) * z, a[:, None])
+@pytest.mark.parametrize("kind", vp.PREDICTIONS)
+def test_all_three_predictions_are_the_linear_path_s_velocity(name: str, kind: str) -> None:
+    """Up to the last step at which there is data."""
+    own, a = schedule(name, kind, 999), alphas(name)[[0, 10, 300, 600, 900, 998]]
+    t, z = times(a), noise(6, 5)
+    made = dict(zip(vp.PREDICTIONS, predictions(vp.scale(t)[:, None] * z, a[:, None]), strict=True))[kind]
     wanted = GaussianFlowMap(M, S)(z, t, t, {})
-    for found in (vp.velocity(z, v, s), vp.velocity_from_noise(z, eps, s), vp.velocity_from_data(z, data, s)):
-        torch.testing.assert_close(found, wanted, **EXACT)
-    torch.testing.assert_close(vp.prediction(z, wanted, s), v, **EXACT)
+    torch.testing.assert_close(own.velocity(z, made, t), wanted, **EXACT)
+    torch.testing.assert_close(own.said(z, wanted, t), made, **EXACT)
+
+
+@pytest.mark.parametrize("kind", vp.PREDICTIONS)
+def test_beyond_the_schedule_all_three_are_one_network_that_says_v(kind: str) -> None:
+    """Its step is held there, and so is what is made of its prediction: finite, and continuous at the ends."""
+    own = schedule("5b", kind, 999)
+    low, high = own.ends
+    eps = 1e-9
+    t = torch.tensor([0.0, low - eps, low, high, high + eps, 1.0], dtype=torch.float64)
+    z, one = noise(6, 5), noise(1, 5).expand(6, 5)
+    held = t.clamp(low, high)[:, None]
+    x, (alpha, sigma) = vp.scale(t)[:, None] * z, ((1 - held) * vp.scale(held), held * vp.scale(held))
+    v = {"v_prediction": one, "epsilon": (one - sigma * x) / alpha, "sample": (alpha * x - one) / sigma}[kind]
+    found = own.velocity(z, one, t)
+    assert found.isfinite().all()
+    torch.testing.assert_close(found, vp.velocity(z, v, t[:, None]), **EXACT)
+    near = own.velocity(noise(1, 5).expand(6, 5), one, t)
+    torch.testing.assert_close(near[[1, 4]], near[[2, 3]], rtol=0, atol=1e-4)
+
+
+def test_a_prediction_that_a_schedule_leaves_undefined_is_refused() -> None:
+    with pytest.raises(ValueError, match="a schedule whose last step is noise alone has no velocity there of a netw"):
+        schedule("2b", "epsilon")
+    with pytest.raises(ValueError, match="a schedule whose first step is data alone has no velocity there of a netw"):
+        vp.Schedule(torch.tensor([0.0, 0.5, 1.0]), "sample")
+    with pytest.raises(ValueError, match=r"prediction = 'noise': must be 'v_prediction', 'epsilon' or 'sample'"):
+        schedule("2b", "noise")
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -122,3 +153,16 @@ def test_a_step_of_ddim_is_a_jump_on_the_linear_path() -> None:
 def test_a_wrong_change_of_variables_is_seen(old: str, new: str) -> None:
     with planted("flowmap_diffusers.vp", old, new), pytest.raises(AssertionError):
         test_v_is_the_velocity_at_both_ends_of_the_schedule_too("5b")
+
+
+@pytest.mark.parametrize(
+    "kind, old, new",
+    [
+        ("epsilon", "(made - sigma * x) / alpha", "(made - alpha * x) / sigma"),
+        ("sample", "(alpha * x - made) / sigma", "(made - alpha * x) / sigma"),
+        ("epsilon", "return (1 - t) * n, t * n", "return 1 - t, t"),
+    ],
+)
+def test_a_wrong_prediction_is_seen(kind: str, old: str, new: str) -> None:
+    with planted("flowmap_diffusers.vp", old, new), pytest.raises(AssertionError):
+        test_all_three_predictions_are_the_linear_path_s_velocity("5b", kind)

@@ -1,4 +1,4 @@
-"""CogVideoX 2B, 5B and 1.5, Zhipu: variance preserving, predicts v."""
+"""CogVideoX 2B, 5B and 1.5, Zhipu: variance preserving; the published ones predict v."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ ROW = Row(
     tiny={"num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4, "out_channels": 4, "time_embed_dim": 8,
           "text_embed_dim": 16, "num_layers": 2, "sample_width": 6, "sample_height": 4, "sample_frames": 9,
           "patch_size": 2, "max_text_seq_length": 5, "use_rotary_positional_embeddings": True},
-    example={"z": (3, 4, 4, 6), "text": (5, 16)}, given={"text": "prompt_embeds"}, vp=True, fps=8.0,
-    scheduler="CogVideoXDDIMScheduler",
+    example={"z": (3, 4, 4, 6), "text": (5, 16)}, given={"text": "prompt_embeds"}, fps=8.0,
+    scheduler="CogVideoXDDIMScheduler", predictions=("v_prediction", "epsilon", "sample"),
     schedule={"prediction_type": "v_prediction", "timestep_spacing": "trailing", "rescale_betas_zero_snr": True,
               "snr_shift_scale": 1.0, "clip_sample": False},
     hub="THUDM/CogVideoX-5b",
