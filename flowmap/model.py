@@ -7,7 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol, Self, TypeAlias
+from typing import Literal, Protocol, Self, TypeAlias, runtime_checkable
 
 import torch
 from attrs import frozen
@@ -194,6 +194,20 @@ class Codec(Protocol):
         """(F, C, H, W) of a video of that size; an error that says which sizes there are, where it has none."""
 
 
+@runtime_checkable
+class ImageCodec(Codec, Protocol):
+    """A codec that may be of networks which are told the first frame of the video that they make."""
+
+    def encode_images(self, images: Tensor, frames: int) -> Cond:
+        """images [B, 3, height, width] in [0, 1], each the first of a video of `frames` frames -> the entries
+        `FlowMapSpec.images`, each [B, ...]: latents, features, masks; none of networks that take no image."""
+
+
+def conditions_of_images(codec: Codec, images: Tensor, frames: int) -> Cond:
+    """`ImageCodec.encode_images`; no entries of a codec without."""
+    return codec.encode_images(images, frames) if isinstance(codec, ImageCodec) else {}
+
+
 @frozen
 class About:
     """What people want to know of a backbone. name: of what it starts from; model: its hub id, if it has one.
@@ -240,13 +254,22 @@ class FlowMapSpec(ABC):
     def example(self, batch: int = 2) -> tuple[Latent, Cond]:
         """(z, cond) that the networks of this spec accept. The conformance kit asks `tiny().example()`."""
 
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The entries of a condition that are made of an image, the first frame; all others are of its text.
+
+        Guidance leaves them as they are in both branches, and the codec is an `ImageCodec`.
+        """
+        return ()
+
     def null(self, cond: Cond) -> Cond:
         """A null condition for guidance, each entry [1, ...], made up where neither data nor codec gives one.
 
-        By default zeros for every floating-point entry; the others, such as masks and class labels, are not replaced.
-        Override it where zeros are no valid condition: a float mask of zeros often divides by zero.
+        By default zeros for every floating-point entry of the text; the others, such as masks and class labels, are not
+        replaced. Override it where zeros are no valid condition: a float mask of zeros often divides by zero.
         """
-        return {name: torch.zeros_like(value[:1]) for name, value in cond.items() if value.is_floating_point()}
+        texts = {name: value for name, value in cond.items() if name not in self.images}
+        return {name: torch.zeros_like(value[:1]) for name, value in texts.items() if value.is_floating_point()}
 
     def outline(self) -> FlowMapSpec:
         """The same networks at full size with random weights, without a file: what `--plan` builds without memory.

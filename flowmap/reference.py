@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from attrs import frozen
+from attrs import field, frozen
 
 from ._types import Cond, Latent, Time
 from .model import FlowMapSpec
@@ -32,10 +32,12 @@ class Heard:
 
 @frozen(eq=False)
 class Played:
-    """Where the sampler ended, and the calls that it made."""
+    """Where the sampler ended, and the calls that it made. images: the entries `FlowMapSpec.images` as the backbone's
+    codec makes them of the image that the sampler was given, and made its own of."""
 
     end: Latent
     calls: Sequence[Heard]
+    images: Cond = field(factory=dict)
 
 
 class Referenced(FlowMapSpec, ABC):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ._types import Cond, Latent, Rng
-from .evaluation.sampling import encode_context, latent_shape
+from .evaluation.sampling import encode_context, encode_image, latent_shape
 from .model import Codec, FlowMap, Sampling
 from .plugins import backbone
 from .rollout import STEPS, Step, chunks_after, generate
@@ -36,8 +36,8 @@ def stream(
     student: a directory that `distill` or `flowmap import` wrote. steps: 4, or as many levels as the student was made
     for. frames, size: of the video, size as (height, width); as in training by
     default. context: frames [n, 3, H, W] in [0, 1] to go on from, one for image-to-video; they come first, through the
-    codec like the rest. Concatenated, the video that `flowmap sample` makes from the same seed. A ValueError for what
-    the student cannot do, before anything is made.
+    codec like the rest. A student that makes all frames at once is told of its image instead. Concatenated, the video
+    that `flowmap sample` makes from the same seed. A ValueError for what the student cannot do, before any is made.
     """
     if not isinstance(prompt, str):
         raise TypeError(f"prompt is a {type(prompt).__name__}: must be one string")
@@ -53,11 +53,12 @@ def stream(
     codec = spec.codec(device=device, dtype=dtype)
     shape = latent_shape(codec, path, frames, size)
     u = spec.load(path, device=device, dtype=dtype)
-    given = encode_context(codec, u, shape, context).to(device)
+    image = encode_image(spec, codec, shape, context)
+    given = encode_context(codec, u, shape, None if image else context).to(device)
     grid = grid_of(own, steps, spec.shift, u.boundary)
     past, rest = chunks_after(u, shape[0], given.shape[1])
     noise = Rng.seeded(seed).noise_like(torch.zeros(1, *shape, device=device)).split((*past, *rest), dim=1)
-    cond = codec.encode_prompts([prompt])
+    cond = {**codec.encode_prompts([prompt]), **image}
     return _frames(codec, u, noise[len(past) :], cond, grid.to(device), given.split(past, dim=1), STEPS[own.kind])
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ..recipe import Recipe
 
 SIZE = (81, 480, 832)
+PICTURES = (".png", ".jpg", ".jpeg")
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -49,6 +50,8 @@ def arguments(parser: ArgumentParser) -> None:
     synth.add_argument(
         "--shift", type=above_zero, metavar="S", help="of the sampler's times; the backbone's by default"
     )
+    told = "for a teacher that begins with an image: one for all prompts, or a folder, by name one a prompt"
+    synth.add_argument("--context", metavar="FILE_OR_DIR", help=told)
     synth.add_argument("--seed", type=whole, default=0, metavar="N", help="of the noise, 0 by default")
     synth.set_defaults(work=_synth)
 
@@ -168,8 +171,9 @@ def _synth(options: Namespace) -> None:
     from ..data.synth import Synthesis, read_prompts
 
     teacher, judged = (recipe.spec_of("teacher") if recipe else spec), _evaluation(recipe)
+    prompts = read_prompts(Path(options.prompts))
     asked = Synthesis(
-        read_prompts(Path(options.prompts)),
+        prompts,
         options.size or judged.get("shape", SIZE),
         steps=options.steps,
         guidance=options.guidance or judged.get("guidance"),
@@ -178,9 +182,21 @@ def _synth(options: Namespace) -> None:
         each=options.each,
         seed=options.seed,
         shard=options.shard_size,
+        images=() if options.context is None else _images(Path(options.context), len(prompts)),
     )
     out, device, dtype = Path(options.out), _device(), _dtype(options)
     _told(out, lambda bar: asked.run(teacher, out, device=device, dtype=dtype, part=options.shard, progress=bar))
+
+
+def _images(path: Path, prompts: int) -> list[str]:
+    """One a prompt: the files of a folder in the order of their names, or one file again and again."""
+    if path.is_file():
+        return [str(path)] * prompts
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES) if path.is_dir() else []
+    if len(files) != prompts:
+        what = f"has {len(files)} images" if path.is_dir() else "is not there"
+        raise UsageError(f"context {str(path)!r} {what}: must be an image, or a folder with {prompts}, one a prompt")
+    return [str(file) for file in files]
 
 
 def _encode(options: Namespace) -> None:

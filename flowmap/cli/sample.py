@@ -27,8 +27,8 @@ def arguments(parser: ArgumentParser) -> None:
         "--context",
         type=context,
         metavar="FILE",
-        help="an image or a video to go on from, of the video's size; for a student that makes chunk after chunk, such "
-        "as those of the backbone far",
+        help="an image or a video to go on from, of the video's size, for a student that makes chunk after chunk, such "
+        "as those of the backbone far; the image that a student from images to videos begins with",
     )
     parser.add_argument(
         "--encoders",

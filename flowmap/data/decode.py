@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from attrs import frozen
 from torch import Tensor
+from torch.nn import functional as F
 
 from .format import DataError
 
@@ -241,3 +242,13 @@ def _picture(frame: Any, name: str) -> Any:
     if frame.width * frame.height > MOST_PIXELS:
         raise DataError(f"{name} is {frame.width}x{frame.height}: must have at most {MOST_PIXELS} pixels a frame")
     return frame.to_ndarray(format="rgb24")
+
+
+def fit(video: Tensor, height: int, width: int) -> Tensor:
+    """Scale to cover height × width, keeping the aspect ratio, and cut about the centre."""
+    h, w = video.shape[-2:]
+    scale = max(height / h, width / w)
+    size = (max(height, round(h * scale)), max(width, round(w * scale)))
+    video = F.interpolate(video, size, mode="bicubic", antialias=True).clamp(0, 1)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    return video[..., top : top + height, left : left + width]

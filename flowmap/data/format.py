@@ -2,6 +2,7 @@
 
 index.json                 what was encoded with what, shapes and types, the shards with their sizes and hashes
 shard-00000.safetensors    "x" [n, F, C, H, W]; "cond/NAME": of each prompt in the shard the rows that are not padding;
+                           "own/NAME" [n, ...]: of each sample, such as what its first frame is made into;
                            in the file's metadata its head: the prompts, which sample has which, a hash a sample
 null.safetensors           "NAME" [1, ...]: what guidance calls no condition
 
@@ -27,7 +28,7 @@ from torch import Tensor
 FORMAT = 2
 MADE_BY = "`flowmap data synth` and `flowmap data encode` make it"
 AGAIN = "put back a copy of it, or delete it and make the data again"
-INDEX, NULL, HEAD = "index.json", "null.safetensors", "flowmap"
+INDEX, NULL, HEAD, OWN = "index.json", "null.safetensors", "flowmap", "own/"
 SHARD = re.compile(r"shard-[0-9]{5,7}\.safetensors")
 MOST_BYTES = 1 << 28
 """Of an index or a head: of some millions of samples."""

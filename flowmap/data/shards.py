@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .._types import Batch, Cond, Rng
-from .format import DTYPES, HEAD, NULL, DataError, Entry, File, Index, regular, sample_hash
+from .format import DTYPES, HEAD, NULL, OWN, DataError, Entry, File, Index, regular, sample_hash
 
 UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError)
 SUBSTITUTE = 0x5AB57
@@ -143,9 +143,14 @@ def read(root: Path, index: Index, shard: File, row: int) -> Sample:
     try:
         head = head_of(path, shard)
         with safe_open(path, framework="pt") as file:
-            x = _latent(file, index, row, path)
-            prompt = head.rows[row]
-            cond = {name: _text(file, name, entry, head, prompt) for name, entry in index.cond.items()}
+            x = _own(file, "x", "latents", index.latent, row, path)
+            prompt, names = head.rows[row], {*file.keys()}
+            cond = {
+                name: _own(file, key, name, entry, row, path)
+                if (key := f"{OWN}{name}") in names
+                else _text(file, name, entry, head, prompt)
+                for name, entry in index.cond.items()
+            }
     except DataError:
         raise
     except UNREADABLE as error:
@@ -158,16 +163,18 @@ def read(root: Path, index: Index, shard: File, row: int) -> Sample:
     return Sample(x, head.prompts[prompt], cond)
 
 
-def _latent(file: Any, index: Index, row: int, path: Path) -> Tensor:
-    part = file.get_slice("x")
-    if len(part.get_shape()) != 1 + len(index.latent.shape) or row >= part.get_shape()[0]:
-        raise DataError(f"{path} has latents {tuple(part.get_shape())}: sample {row} is not among them")
-    x: Tensor = part[row]
-    if (tuple(x.shape), x.dtype) != (index.latent.shape, DTYPES[index.latent.dtype]):
+def _own(file: Any, key: str, what: str, entry: Entry, row: int, path: Path) -> Tensor:
+    """What every sample has one of: its latents, what its first frame is made into."""
+    part = file.get_slice(key)
+    if len(part.get_shape()) != 1 + len(entry.shape) or row >= part.get_shape()[0]:
+        raise DataError(f"{path} has {what} {tuple(part.get_shape())}: sample {row} is not among them")
+    value: Tensor = part[row]
+    if (tuple(value.shape), value.dtype) != (entry.shape, DTYPES[entry.dtype]):
+        of = "" if key == "x" else f": {what}"
         raise DataError(
-            f"{path}, sample {row} is {x.dtype} {tuple(x.shape)}: must be {index.latent.dtype} {index.latent.shape}"
+            f"{path}, sample {row}{of} is {value.dtype} {tuple(value.shape)}: must be {entry.dtype} {entry.shape}"
         )
-    return x
+    return value
 
 
 def _text(file: Any, name: str, entry: Entry, head: Head, prompt: int) -> Tensor:

@@ -12,11 +12,12 @@ import torch
 from attrs import asdict, evolve, field, frozen, validators
 from torch import Tensor
 
-from .._types import Cond, Latent, Rng, Role
+from .._types import Cond, Latent, Rng, Role, concat
 from ..guidance import Guided
-from ..model import Codec, FlowMap, FlowMapSpec, Sampling, guided_twice
+from ..model import Codec, FlowMap, FlowMapSpec, Sampling, conditions_of_images, guided_twice
 from ..rollout import STEPS, Step, walk
 from ..times import euler_grid
+from .decode import fit, frames_of
 from .format import DataError, Plan
 from .shards import LatentShards
 from .writer import Made, Progress, stored, write
@@ -46,7 +47,8 @@ class Synthesis:
     The noise of sample k is a function of (seed, k) alone, so a part of the samples, another order or another machine
     gives the same. shape: of the videos, (frames, height, width); or of the latents, (F, C, h, w). shift: of the grid,
     by default the backbone's; null_prompt: of guidance's unconditional branch. shard: samples in a file. 81 frames
-    of 480 × 832 are what AnyFlow's pairs have.
+    of 480 × 832 are what AnyFlow's pairs have. images: files, one a prompt, of the first frames that a teacher from
+    images to videos begins with; scaled and cut about the centre.
     """
 
     prompts: tuple[str, ...] = field(converter=_strings, validator=validators.min_len(1), repr=False)
@@ -58,11 +60,19 @@ class Synthesis:
     each: int = field(default=1, validator=positive)
     seed: int = 0
     shard: int = field(default=16, validator=positive)
+    images: tuple[str, ...] = field(default=(), converter=_strings, repr=False)
 
     @shape.validator
     def _sizes(self, attribute: object, shape: tuple[int, ...]) -> None:
         if len(shape) not in (3, 4) or not all(isinstance(n, int) and n >= 1 for n in shape):
             raise ValueError(f"Synthesis.shape = {shape}: must be (frames, height, width) or a latent's (F, C, h, w)")
+
+    @images.validator
+    def _as_many(self, attribute: object, images: tuple[str, ...]) -> None:
+        if images and len(images) != len(self.prompts):
+            raise ValueError(f"{len(images)} images for {len(self.prompts)} prompts: must be one a prompt")
+        if images and len(self.shape) == 4:
+            raise ValueError(f"Synthesis.shape = {self.shape}: with images it must be (frames, height, width)")
 
     def run(
         self,
@@ -80,8 +90,9 @@ class Synthesis:
         """
         settled = self.settled(teacher)
         prompts = hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()
-        own = asdict(settled, filter=lambda a, _: a.name not in ("prompts", "shard"))
+        own = asdict(settled, filter=lambda a, _: a.name not in ("prompts", "shard", "images"))
         made_from = {"teacher": repr(teacher), "weights": teacher.fingerprint(), "dtype": str(dtype)}
+        made_from |= {"images": _hash(self.images)} if self.images else {}
         plan = Plan(
             self.each * len(self.prompts),
             self.shard,
@@ -92,6 +103,9 @@ class Synthesis:
 
     def settled(self, teacher: FlowMapSpec) -> Synthesis:
         """With everything said that the teacher says by default; a `DataError` where it would be guided twice."""
+        if bool(self.images) != bool(teacher.images):
+            does = "begins with an image: give one a prompt" if teacher.images else "takes no image: leave them out"
+            raise DataError(f"{teacher.about().name} {does} (Synthesis.images, --context)")
         own = teacher.sampling()
         diffusion = own.kind == "euler"
         found = evolve(
@@ -133,6 +147,15 @@ class Generator:
     def null(self) -> Cond:
         return self.codec.encode_prompts([self.asked.null_prompt])
 
+    def first_frames(self, k: int) -> Cond:
+        """What the teacher is told of the image of sample k, entries [1, ...] on the device."""
+        if not self.asked.images:
+            return {}
+        frames, *size = self.asked.shape
+        image = fit(frames_of(Path(self.asked.images[k // self.asked.each]), 1), *size)
+        made = conditions_of_images(self.codec, image, frames)
+        return {name: value.to(self.device) for name, value in made.items()}
+
     @torch.no_grad()
     def samples(self, first: int, last: int) -> Made:
         prompts = [self.asked.prompts[k // self.asked.each] for k in range(first, last)]
@@ -147,21 +170,34 @@ class Generator:
                 "many tokens"
             )
         u = self.u if self.w == 1.0 else Guided(self.u, self.w, null)
+        own = concat(*(self.first_frames(k) for k in range(first, last)))
         most, made = max(1, ELEMENTS // prod(self.shape)), []
         for start in range(first, last, most):
             numbers = range(start, min(start + most, last))
             rows = [distinct.index(prompts[k - first]) for k in numbers]
-            made.append(self._walk(u, numbers, {name: value[rows] for name, value in texts.items()}).cpu())
+            cond = {name: value[rows] for name, value in texts.items()}
+            cond |= {name: value[start - first :][: len(rows)] for name, value in own.items()}
+            made.append(self._walk(u, numbers, cond).cpu())
         x = torch.cat(made)
         if not bool(x.isfinite().all()):
             raise DataError(f"the teacher made values that are not finite, among samples {first} to {last - 1}")
-        return stored(Made(x, prompts, texts), torch.float32, self.dtype)
+        return stored(Made(x, prompts, texts, own=own), torch.float32, self.dtype)
 
     def _walk(self, u: FlowMap, numbers: Sequence[int], cond: Cond) -> Latent:
         """Noise from the CPU's generator, so that every device starts from the same."""
         rngs = [Rng.seeded(self.asked.seed, SYNTH, k) for k in numbers]
         noise = torch.cat([rng.noise_like(torch.zeros(1, *self.shape)) for rng in rngs]).to(self.device)
         return walk(u, noise, cond, self.grid, None, step=self.step)
+
+
+def _hash(files: Sequence[str]) -> str:
+    found = hashlib.sha256()
+    for file in files:
+        try:
+            found.update(hashlib.sha256(Path(file).read_bytes()).digest())
+        except OSError as error:
+            raise DataError(f"{file}: {error.strerror}") from None
+    return found.hexdigest()
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:

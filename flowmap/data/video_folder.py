@@ -12,12 +12,11 @@ from typing import Literal
 import torch
 from attrs import asdict, field, frozen
 from torch import Tensor
-from torch.nn import functional as F
 
 from .. import validators
-from .._types import Cond
-from ..model import Codec, FlowMapSpec
-from .decode import Clip, find, frames_of, frames_said
+from .._types import Cond, concat
+from ..model import Codec, FlowMapSpec, conditions_of_images
+from .decode import Clip, find, fit, frames_of, frames_said
 from .format import INDEX, BadSamplesError, DataError, Plan, told
 from .journal import JOB
 from .place import require_directory
@@ -147,7 +146,7 @@ class VideoFolder:
         video = clip.frames(self.frames)
         if (short := self._short(clip, len(video))) is not None:
             raise DataError(short)
-        return _fit(video, self.height, self.width)
+        return fit(video, self.height, self.width)
 
 
 @frozen
@@ -168,6 +167,7 @@ class Encoder:
         good: list[Clip] = []
         bad: list[tuple[str, str]] = []
         x: list[Tensor] = []
+        own: list[Cond] = []
         for group in (clips[i : i + most] for i in range(0, len(clips), most)):
             videos = []
             for clip in group:
@@ -177,21 +177,14 @@ class Encoder:
                 except DataError as error:
                     bad.append((clip.key, str(error)))
             if videos and (not bad or self.folder.bad == "skip"):
-                x.append(self.codec.encode(torch.stack(videos)).cpu())
+                together = torch.stack(videos)
+                x.append(self.codec.encode(together).cpu())
+                own.append(conditions_of_images(self.codec, together[:, 0], self.folder.frames))
         if bad and self.folder.bad == "raise":
             raise BadSamplesError(bad)
         if not good:
             return Made(torch.empty(0), (), {}, bad)
         prompts = [clip.caption for clip in good]
-        made = Made(torch.cat(x), prompts, self.codec.encode_prompts([*dict.fromkeys(prompts)]), bad)
+        texts = self.codec.encode_prompts([*dict.fromkeys(prompts)])
+        made = Made(torch.cat(x), prompts, texts, bad, concat(*own))
         return stored(made, torch.float32, self.dtype)
-
-
-def _fit(video: Tensor, height: int, width: int) -> Tensor:
-    """Scale to cover height × width, keeping the aspect ratio, and cut about the centre."""
-    h, w = video.shape[-2:]
-    scale = max(height / h, width / w)
-    size = (max(height, round(h * scale)), max(width, round(w * scale)))
-    video = F.interpolate(video, size, mode="bicubic", antialias=True).clamp(0, 1)
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    return video[..., top : top + height, left : left + width]

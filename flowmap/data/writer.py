@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from attrs import asdict, evolve, frozen
+from attrs import asdict, evolve, field, frozen
 from safetensors.torch import save
 from torch import Tensor
 
 from .._types import Cond, Latent
 from ..atomic import folder, write_bytes
 from .claims import claimed, lock
-from .format import HEAD, INDEX, NULL, BadSamplesError, Entry, File, Plan, sample_hash
+from .format import HEAD, INDEX, NULL, OWN, BadSamplesError, Entry, File, Plan, sample_hash
 from .journal import Journal
 from .place import begun, nothing, require_own, state, tidy
 from .shards import LatentShards
@@ -38,12 +38,14 @@ class Made:
     """n samples: x [n, ...]; prompts, one each; cond: of the distinct prompts in the order in which they come.
 
     skipped: the samples that could not be made, each by name and with why. With no others x and cond are not looked at.
+    own: conditions of each sample's own, such as its first frame, every entry [n, ...].
     """
 
     x: Latent
     prompts: Sequence[str]
     cond: Cond
     skipped: Sequence[tuple[str, str]] = ()
+    own: Cond = field(factory=dict)
 
 
 class Maker(Protocol):
@@ -145,7 +147,7 @@ def _make(path: Path, name: str, plan: Plan, maker: Maker) -> dict[str, Any]:
             return nothing(name, skipped)
         content, head = packed(made)
         written = File(name, len(made.x), len(content), hashlib.sha256(head.encode()).hexdigest())
-        shapes = {k: [list(v.shape[1:]), Entry.of(v).dtype] for k, v in {"x": made.x, **made.cond}.items()}
+        shapes = {k: [list(v.shape[1:]), Entry.of(v).dtype] for k, v in {"x": made.x, **made.cond, **made.own}.items()}
     write_bytes(path / name, content)
     return {"file": asdict(written), "shapes": shapes, "skipped": skipped}
 
@@ -158,8 +160,14 @@ def packed(made: Made) -> tuple[bytes, str]:
     if len(x) != len(rows) or any(len(v) != len(prompts) for v in made.cond.values()):
         sizes = {"x": len(x), "prompts": len(rows), **{k: len(v) for k, v in made.cond.items()}}
         raise ValueError(f"a shard needs as many latents as prompts, and a text for each of {len(prompts)}: {sizes}")
+    own = {name: value.detach().cpu().contiguous() for name, value in made.own.items()}
+    if other := [name for name, value in own.items() if name in made.cond or len(value) != len(x)]:
+        raise ValueError(f"{other[0]} must be of every sample, or of every prompt")
     texts = {name: [_kept(row) for row in value.detach().cpu()] for name, value in sorted(made.cond.items())}
-    hashes = [sample_hash(x[i], prompts[row], [(k, v[row]) for k, v in texts.items()]) for i, row in enumerate(rows)]
+    hashes = [
+        sample_hash(x[i], prompts[row], sorted({**{k: v[row] for k, v in texts.items()}, **_row(own, i)}.items()))
+        for i, row in enumerate(rows)
+    ]
     ends = {
         name: torch.tensor([len(v) for v in values]).cumsum(0).tolist()
         for name, values in texts.items()
@@ -167,7 +175,11 @@ def packed(made: Made) -> tuple[bytes, str]:
     }
     head = json.dumps({"prompts": prompts, "samples": [*zip(rows, hashes, strict=True)], "ends": ends})
     joined = {f"cond/{k}": torch.cat(v) if v[0].ndim else torch.stack(v) for k, v in texts.items()}
-    return save({"x": x, **joined}, {HEAD: head}), head
+    return save({"x": x, **joined, **{f"{OWN}{k}": v for k, v in own.items()}}, {HEAD: head}), head
+
+
+def _row(values: Cond, i: int) -> dict[str, Tensor]:
+    return {name: value[i] for name, value in values.items()}
 
 
 def _kept(value: Tensor) -> Tensor:
@@ -180,5 +192,8 @@ def _kept(value: Tensor) -> Tensor:
 
 def stored(made: Made, latents: torch.dtype, texts: torch.dtype) -> Made:
     """In the types of the disk."""
-    cond = {k: v.to(texts) if v.is_floating_point() else v for k, v in made.cond.items()}
-    return evolve(made, x=made.x.to(latents), cond=cond)
+    cond, own = (
+        {k: v.to(dtype) if v.is_floating_point() else v for k, v in part.items()}
+        for part, dtype in ((made.cond, texts), (made.own, latents))
+    )
+    return evolve(made, x=made.x.to(latents), cond=cond, own=own)

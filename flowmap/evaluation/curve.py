@@ -16,8 +16,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import validators
-from .._types import Cond, Latent, Rng, Role, select
+from .._types import Cond, Latent, Rng, Role, concat, select
 from ..atomic import write_json, write_text
+from ..data.video_folder import frames_of
 from ..model import Codec, FlowMapSpec
 from ..objectives import Networks
 from ..recipe import describe
@@ -26,6 +27,7 @@ from ..training.run import environment
 from . import plots, previews, records
 from .metrics import Metric, Samples
 from .records import Point
+from .sampling import encode_image
 
 KEY = 0x0E7A1  # apart from every key of training, which is longer
 SHOWN = 16
@@ -63,6 +65,8 @@ class QualityCurve:
     reference: Euler steps of the teacher's run that paired errors refer to; it is a point of the teacher's curve too.
     samples: for each of `seeds`; the same everywhere, since a Fréchet distance grows as samples get fewer. real:
     (prompts, seed) -> real videos, measured as generated ones are, to show what the metrics say of perfect samples.
+    images: files, one a prompt, of the first frames that networks from images to videos begin with, of the video's
+    size.
     """
 
     prompts: tuple[str, ...] = field(converter=_strings, validator=validators.min_len(1))
@@ -79,6 +83,14 @@ class QualityCurve:
     teacher_sampler: Literal["euler", "flow_map"] = field(
         default="euler", validator=validators.in_(("euler", "flow_map"))
     )
+    images: tuple[str, ...] = field(default=(), converter=_strings)
+
+    @images.validator
+    def _as_many(self, attribute: Any, images: tuple[str, ...]) -> None:
+        if images and len(images) != len(self.prompts):
+            raise ValueError(
+                f"QualityCurve.images: {len(images)} for {len(self.prompts)} prompts: must be one a prompt"
+            )
 
     @metrics.validator
     def _distinct(self, attribute: Any, metrics: tuple[Metric, ...]) -> None:
@@ -214,7 +226,7 @@ class Bench:
         device = next(nets["student"].parameters()).device
         codec = backbone.codec(device=device, dtype=torch.float32)
         rows = torch.arange(curve.samples, device=device) % len(curve.prompts)
-        cond = select(codec.encode_prompts(curve.prompts), rows)
+        cond = select({**codec.encode_prompts(curve.prompts), **_images(curve, backbone, codec)}, rows)
         texts = tuple(curve.prompts[i] for i in rows.tolist())
         return cls(curve, nets, codec, cond, codec.encode_prompts([""]), backbone.shift, texts, device)
 
@@ -256,3 +268,15 @@ class Bench:
 
     def _samples(self, latents: Latent, reference: Latent | None) -> Samples:
         return Samples(self.codec.decode(latents), latents, self.texts, reference)
+
+
+def _images(curve: QualityCurve, backbone: FlowMapSpec, codec: Codec) -> Cond:
+    """What networks that begin with an image are told of the curve's, one row a prompt."""
+    if bool(curve.images) != bool(backbone.images):
+        does = "begins with an image: give one a prompt" if backbone.images else "takes no image: leave them out"
+        raise ValueError(f"QualityCurve.images: {backbone.about().name} {does}")
+    if not curve.images:
+        return {}
+    f, c, h, w = curve.shape
+    made = [encode_image(backbone, codec, (f, c, h, w), frames_of(Path(file), 1)) for file in curve.images]
+    return concat(*made)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._types import Latent, Rng
-from ..model import Codec, FlowMap, FlowMapSpec, Sampling
+from .._types import Cond, Latent, Rng
+from ..model import Codec, FlowMap, FlowMapSpec, Sampling, conditions_of_images
 from ..rollout import STEPS, chunks_after, sample
 from ..times import grid_of
 from .previews import tile, write_video
@@ -39,18 +40,20 @@ def grid_of_samples(
 ) -> None:
     """One video with a row a prompt and a column a number of steps; along a row the noise is the same.
 
-    steps: None is the student's own number. context: frames [n, 3, H, W] in [0, 1] that every video goes on from.
-    u: takes the place of the student's network; shape: of its latents, where no `size` is given; shift, own: of its
-    sampler. Else the student's own. rows: how few and how many prompts `u` takes at once; more are made in several
-    calls.
+    steps: None is the student's own number. context: frames [n, 3, H, W] in [0, 1] that every video goes on from, or
+    the image that it begins with. u: takes the place of the student's network; shape: of its latents, where no `size`
+    is given; shift, own: of its sampler. Else the student's own. rows: how few and how many prompts `u` takes at once;
+    more are made in several calls.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     codec = backbone.codec(device=device, dtype=torch.float32)
     frames, area = (None, None) if size is None else (size[0], size[1:])
     shape = shape if shape is not None and size is None else latent_shape(codec, student, frames, area)
     u = u or backbone.load(student, device=device, dtype=torch.float32)
-    given = encode_context(codec, u, shape, context).expand(len(prompts), *(-1,) * len(shape))
+    image = encode_image(backbone, codec, shape, context)
+    given = encode_context(codec, u, shape, None if image else context).expand(len(prompts), *(-1,) * len(shape))
     cond = codec.encode_prompts(prompts)
+    cond = {**cond, **{name: value.expand(len(prompts), *value.shape[1:]) for name, value in image.items()}}
     noise = Rng.seeded(seed).noise_like(torch.zeros(len(prompts), *shape, device=device))
     own, shift = own or Sampling.of(student), backbone.shift if shift is None else shift
     grids = [grid_of(own, n, shift, u.boundary) for n in steps or (None,)]
@@ -81,6 +84,39 @@ def latent_shape(
     return trained if frames is None else codec.latent_shape(frames, *_size(codec, c, h, w))
 
 
+def encode_image(backbone: FlowMapSpec, codec: Codec, shape: tuple[int, int, int, int], context: Tensor | None) -> Cond:
+    """What networks that begin with an image are told of `context` [1, 3, H, W], entries [1, ...]; {} of others.
+
+    A ValueError where there is no image, or none of the video's size.
+    """
+    if not backbone.images:
+        return {}
+    if context is None:
+        raise ValueError("this student begins with an image, and there is none: give one as context (--context FILE)")
+    n, _, height, width = context.shape
+    if n != 1:
+        raise ValueError(f"context has {n} frames: this student begins with an image, one frame")
+    require_size(codec, shape, context)
+    return conditions_of_images(codec, context, video_frames(codec, shape[0], height, width))
+
+
+def require_size(codec: Codec, shape: tuple[int, int, int, int], context: Tensor) -> None:
+    """A ValueError where `context` [n, 3, H, W] is not of the size of videos with latents of `shape`."""
+    n, _, height, width = context.shape
+    if codec.latent_shape(n, height, width)[1:] != shape[1:]:
+        wanted = "x".join(map(str, _size(codec, *shape[1:])))
+        raise ValueError(f"context is {height}x{width}, and the video {wanted}: scale or cut it to that")
+
+
+def video_frames(codec: Codec, frames: int, height: int, width: int) -> int:
+    """Of a video with so many latent frames."""
+    for n in range(1, LONGEST * frames + 1):
+        with suppress(ValueError):
+            if codec.latent_shape(n, height, width)[0] == frames:
+                return n
+    raise ValueError(f"no video of {height}x{width} has {frames} latent frames")
+
+
 def encode_context(codec: Codec, u: FlowMap, shape: tuple[int, int, int, int], context: Tensor | None) -> Latent:
     """`context` [n, 3, H, W] as latents [1, F0, C, h, w]; a ValueError where `u` cannot go on from them to `shape`.
 
@@ -91,13 +127,11 @@ def encode_context(codec: Codec, u: FlowMap, shape: tuple[int, int, int, int], c
     if len(u.chunks(shape[0])) == 1:
         raise ValueError(
             f"this student makes all {shape[0]} latent frames at once and takes no context: one that makes them chunk "
-            "after chunk does"
+            "after chunk does, and one from images to videos"
         )
     n, _, height, width = context.shape
+    require_size(codec, shape, context)
     first = codec.latent_shape(n, height, width)
-    if first[1:] != shape[1:]:
-        wanted = "x".join(map(str, _size(codec, *shape[1:])))
-        raise ValueError(f"context is {height}x{width}, and the video {wanted}: scale or cut it to that")
     try:
         chunks_after(u, shape[0], first[0])
     except ValueError as error:

@@ -19,7 +19,9 @@ from .folder import WEIGHTS, files, listing
 if TYPE_CHECKING:
     from .row import Row
 
-PARTS = re.compile(r"transformer|scheduler|vae|guider|image_encoder|feature_extractor|(text_encoder|tokenizer)(_\d)?")
+PARTS = re.compile(
+    r"transformer|scheduler|vae|guider|image_encoder|image_processor|feature_extractor|(text_encoder|tokenizer)(_\d)?"
+)
 """Of a pipeline, that the codec holds or that change nothing of what a prompt alone gives."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".gguf")
 PLAIN = frozenset({"F64", "F32", "F16", "BF16"})

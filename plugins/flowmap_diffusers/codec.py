@@ -110,6 +110,11 @@ class DiffusersCodec:
         return padded
 
     @torch.no_grad()
+    def encode_images(self, images: Tensor, frames: int) -> Cond:
+        """What the row makes of them, as its pipeline does."""
+        return {name: make(self, images, frames).float() for name, make in self.row.images.items()}
+
+    @torch.no_grad()
     def encode(self, videos: Tensor) -> Latent:
         """[B, frames, 3, H, W] in [0, 1] -> the posterior's mode, normalised: [B, F, C, h, w]."""
         return torch.cat([self._encode(part) for part in videos.split(self.batch if self.still else 1)])

@@ -17,14 +17,15 @@ import torch
 from .folder import local
 
 TEXT = tuple(f"{part}{number}" for part in ("text_encoder", "tokenizer") for number in ("", "_2", "_3"))
-PARTS: Mapping[str, tuple[str, ...]] = {"vae": ("vae",), "text": TEXT}
+IMAGE = ("image_encoder", "image_processor", "feature_extractor")
+PARTS: Mapping[str, tuple[str, ...]] = {"vae": ("vae",), "text": TEXT, "image": IMAGE}
 UNSEEN = ("_class_name", "_diffusers_version", "_name_or_path", "transformers_version", "torch_dtype", "dtype")
 """Settings that differ between copies of the same network."""
-JSON = ("config.json", "tokenizer.json")
+JSON = ("config.json", "tokenizer.json", "preprocessor_config.json")
 
 
 def encoders(path: str) -> Mapping[str, str]:
-    """{"vae": sha256, "text": sha256} of the pipeline at `path`, a directory or a hub id that was downloaded before.
+    """sha256 of "vae", "text", "image" of the pipeline at `path`, a directory or a hub id that was downloaded before.
 
     Without what is not there, so that nothing is compared with it. The tensors are read, the networks not built.
     """

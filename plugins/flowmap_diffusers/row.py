@@ -87,7 +87,9 @@ class Row:
     ready: what a network needs once, on its device, before it is traced. only: what the class must be told, or it is a
     network that the row does not read. null: what guidance replaces. hub: the published pipeline. fps, vae: frames a
     second, and how many frames and pixels of a side one latent stands for, where no directory says so; side: of a
-    token, in latents; shift: of the sampling grid, at the largest size where the pipeline's depends on it.
+    token, in latents; shift: of the sampling grid, at the largest size where the pipeline's depends on it. images: of a
+    network that begins with an image, the entries of the condition that are made of it, each by a function of (codec,
+    images, frames) as in `images.py`.
     """
 
     transformer: str
@@ -125,6 +127,7 @@ class Row:
     side: int = 2
     shift: float = 1.0
     licence: str | None = None
+    images: Mapping[str, Callable[[Any, Tensor, int], Tensor]] = field(factory=dict)
 
     @property
     def vp(self) -> bool:

@@ -65,6 +65,10 @@ class Settings(Streamed, Referenced):
         return ROWS[self.family]
 
     @property
+    def images(self) -> tuple[str, ...]:
+        return tuple(self.row.images)
+
+    @property
     def is_student(self) -> bool:
         return self.path is not None and (Path(self.path) / STUDENT).is_file()
 

@@ -10,13 +10,14 @@ import torch
 from attrs import evolve
 from torch import Tensor
 
-from flowmap._types import Cond, Latent
+from flowmap._types import Cond, Latent, Rng
 from flowmap.export.errors import ExportError
 from flowmap.path import expand
 from flowmap.reference import Heard, Played
 
 from . import vp
 from .build import plain, positions_of, schedule_of, scheduler_of
+from .codec import DiffusersCodec
 from .row import output
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def played(spec: Settings, x: Latent, noise: Latent, cond: Cond, count: int = ST
         parts = {**dict.fromkeys(needed), **row.parts()}
     pipeline = cls(**{**parts, "transformer": net, "scheduler": scheduler})
     pipeline.set_progress_bar_config(disable=True)
+    codec = DiffusersCodec(pipeline, row, positions, spec.guidance)
+    shown, images = picture(codec, x)
     calls: list[Heard] = []
     of_class = signature(type(net).forward)
 
@@ -96,9 +99,22 @@ def played(spec: Settings, x: Latent, noise: Latent, cond: Cond, count: int = ST
     size |= dict.fromkeys(said, (frames - 1) * positions.temporal + 1)
     given = {name: cond[key] for key, name in row.given.items()}
     end = pipeline(
-        **{**size, **given, **row.call(cond, positions), "latents": row.latents.to(noise)},
+        **{**size, **given, **shown, **row.call(cond, positions), "latents": row.latents.to(noise)},
         num_inference_steps=count,
         output_type="latent",
         return_dict=False,
     )[0]
-    return Played(row.latents.back(end, x.shape), calls)
+    return Played(row.latents.back(end, x.shape), calls, images)
+
+
+def picture(codec: DiffusersCodec, x: Latent) -> tuple[dict[str, Any], Cond]:
+    """({"image": one for the pipeline}, what the codec makes of it), of a video with latents like x; else nothing."""
+    if not codec.row.images:
+        return {}, {}
+    from PIL import Image
+
+    p, (frames, _, height, width) = codec.positions, x.shape[1:]
+    noise = Rng.seeded(5).uniform(3 * height * width * p.spatial**2, x)
+    drawn = (255 * noise).byte().reshape(3, height * p.spatial, width * p.spatial)
+    images = codec.encode_images(drawn[None] / 255, (frames - 1) * p.temporal + 1)
+    return {"image": Image.fromarray(drawn.permute(1, 2, 0).numpy())}, images

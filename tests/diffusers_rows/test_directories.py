@@ -185,11 +185,11 @@ def folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made(family, tmp_path_factory.mktemp(family) / "pipeline")
 
 
-def made(family: str, path: Path, like: str | None = None) -> Path:
-    """A pipeline's directory, by diffusers alone. like: the family whose parts it has."""
+def made(family: str, path: Path, like: str | None = None, case: Case | None = None) -> Path:
+    """A pipeline's directory, by diffusers alone. like: the family whose parts it has; case: or these."""
     import diffusers
 
-    row, case = ROWS[family], CASES[like or family]
+    row, case = ROWS[family], case or CASES[like or family]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = getattr(diffusers, row.transformer)(**row.tiny)

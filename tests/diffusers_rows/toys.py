@@ -46,6 +46,18 @@ def skyreels_v2() -> Mapping[str, Any]:
     }
 
 
+def wan_i2v() -> Mapping[str, Any]:
+    from flowmap_diffusers.stand_in import clip_vision
+
+    words = tokenizer()
+    return {
+        "tokenizer": words,
+        "text_encoder": t5(len(words), "UMT5EncoderModel"),
+        "vae": wan_vae(),
+        **clip_vision(8),
+    }
+
+
 def mochi() -> Mapping[str, Any]:
     from diffusers import AutoencoderKLMochi, FlowMatchEulerDiscreteScheduler
 

@@ -49,6 +49,23 @@ def check_the_null_condition_is_one(spec: FlowMapSpec) -> None:
         )
 
 
+def check_guidance_leaves_the_image(spec: FlowMapSpec) -> None:
+    """The unconditional branch begins with the same frame: what it lacks is the text alone."""
+    batch = example_batch(spec)
+    z, c, null, images = batch.x, batch.cond, batch.null, spec.tiny().images
+    if not images:
+        raise Skip("no condition is made of an image")
+    require({*images} <= {*c}, f"images = {images}: the example's condition has only {', '.join(c)}")
+    nulled = ", ".join(sorted({*images} & {*null}))
+    require(not nulled, f"null(cond) replaces {nulled}, made of an image: guidance would leave the first frame out")
+    u = build(spec, "teacher")["teacher"]
+    t, r = times(z, 0.8, 0.3)
+    for name in images:
+        other = {**c, name: c[name].roll(1, 0)}
+        change = (u(z, t, r, other) - u(z, t, r, c)).abs().max()
+        require(change > 0, f"u is the same with another sample's {name!r}: what is made of the image is not heard")
+
+
 def check_building_twice_gives_the_same_function(spec: FlowMapSpec) -> None:
     """A checkpoint holds what is trained; a resumed run, and a loaded student, build the rest again."""
     z, c = example(spec)

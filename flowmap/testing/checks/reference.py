@@ -25,10 +25,11 @@ def check_u_is_the_network_as_its_sampler_calls_it(spec: FlowMapSpec) -> None:
     with torch.no_grad():
         for call in played.calls:
             at = f"at t = {float(call.t[0]):.3f} the teacher is not the network as the model's own sampler calls it"
-            close(u["teacher"](call.z, call.t, call.t, cond), call.v, at, 1e-4)
+            own = {**cond, **played.images}
+            close(u["teacher"](call.z, call.t, call.t, own), call.v, at, 1e-4)
             if call.r is not None and call.u is not None:
                 at = f"at t, r = {float(call.t[0]):.3f}, {float(call.r[0]):.3f} the student is not the network's own u"
-                close(u["student"](call.z, call.t, call.r, cond), call.u, at, 1e-4)
+                close(u["student"](call.z, call.t, call.r, own), call.u, at, 1e-4)
 
 
 def _played(spec: FlowMapSpec) -> tuple[Latent, Cond, Played]:
