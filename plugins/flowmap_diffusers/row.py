@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from inspect import signature
 from typing import Any
 
@@ -90,6 +91,8 @@ class Row:
     token, in latents; shift: of the sampling grid, at the largest size where the pipeline's depends on it. images: of a
     network that begins with an image, the entries of the condition that are made of it, each by a function of (codec,
     images, frames) as in `images.py`.
+
+    module: where class and pipeline are, if not in diffusers; such a pipeline knows latents alone.
     """
 
     transformer: str
@@ -101,6 +104,7 @@ class Row:
     example: Mapping[str, tuple[int, ...]]
     given: Mapping[str, str]
     hub: str | None = None
+    module: str = "diffusers"
     names: tuple[str, str] = ("hidden_states", "timestep")
     latents: Layout = field(default=Factory(lambda row: row.layout, takes_self=True))
     convention: Convention = Convention(1000.0)
@@ -149,11 +153,15 @@ class Row:
         """Whether it makes one frame."""
         return self.example["z"][0] == 1
 
+    @property
+    def latents_only(self) -> bool:
+        """Whether there is a network and no pipeline of videos: its texts and latents are made elsewhere."""
+        return self.module != "diffusers"
+
     def classes(self) -> tuple[Any, Any]:
         """Of the transformer and of the pipeline."""
-        import diffusers
-
-        return getattr(diffusers, self.transformer), getattr(diffusers, self.pipeline)
+        module = import_module(self.module)
+        return getattr(module, self.transformer), getattr(module, self.pipeline)
 
     def default(self, name: str) -> Any:
         """What the transformer's class is told where a directory says nothing."""

@@ -57,9 +57,19 @@ QWEN_IMAGE: Mapping[str, Any] = {
     "axes_dims_rope": (16, 56, 56),
 }
 """arXiv:2508.02324, 20 G."""
+STEP_VIDEO: Mapping[str, Any] = {
+    "num_attention_heads": 48,
+    "attention_head_dim": 128,
+    "in_channels": 64,
+    "out_channels": 64,
+    "num_layers": 48,
+    "caption_channels": (6144, 1024),
+}
+"""arXiv:2502.10248, 29 G, called 30."""
 PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     "Lightricks/LTX-Video": LTX,
     "hunyuanvideo-community/HunyuanVideo": HUNYUAN_VIDEO,
     "THUDM/CogVideoX-5b": COGVIDEOX_5B,
     "Qwen/Qwen-Image": QWEN_IMAGE,
+    "stepfun-ai/stepvideo-t2v": STEP_VIDEO,
 }

@@ -148,6 +148,8 @@ class Diffusers(Settings):
     def forms(self) -> Mapping[str, Form]:
         from .forms import FixedSteps, FixedStepsLora
 
+        if self.row.latents_only:  # these are for a pipeline
+            return {}
         return {"fixed-steps": FixedSteps(), "lora": FixedStepsLora()}
 
     def load(self, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
@@ -158,6 +160,11 @@ class Diffusers(Settings):
     def codec(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
         from .codec import DiffusersCodec
 
+        if self.row.latents_only:
+            raise ValueError(
+                f"{self.family}: its text encoders and its VAE are not here: take `LatentFolder` with latents and "
+                "texts that were made elsewhere, as docs/backbones.md says, and `flowmap.sample` for latents"
+            )
         return DiffusersCodec.of(self, device=device, dtype=dtype)
 
 

@@ -46,7 +46,7 @@ def save(spec: Settings, u: FlowMap, path: Path, dtype: torch.dtype) -> None:
     (folder / "config.json").write_text(json.dumps({"_class_name": "Student", **config}, indent=2) + "\n")
     known = {name: getattr(spec, name) for name in ("family", "gamma", "shift", "fps", "guidance")}
     (path / STUDENT).write_text(json.dumps(known, indent=2) + "\n")
-    if spec.path is not None:
+    if spec.path is not None and not spec.row.latents_only:
         _pipeline(spec, Path(spec.path), path)
     if u.lora is not None and u.role == "student":
         files.save(path / "lora", u.trained(), u.lora, _about(spec, u))

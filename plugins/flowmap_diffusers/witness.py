@@ -95,11 +95,12 @@ def played(spec: Settings, x: Latent, noise: Latent, cond: Cond, count: int = ST
     net.forward = replaced
     frames, _, height, width = x.shape[1:]
     size = {"height": height * positions.spatial, "width": width * positions.spatial}
-    said = [name for name in ("num_frames", "frames") if name in signature(cls.__call__).parameters]
-    size |= dict.fromkeys(said, (frames - 1) * positions.temporal + 1)
+    size |= dict.fromkeys(("num_frames", "frames"), (frames - 1) * positions.temporal + 1)
+    known = signature(cls.__call__).parameters
     given = {name: cond[key] for key, name in row.given.items()}
     end = pipeline(
-        **{**size, **given, **shown, **row.call(cond, positions), "latents": row.latents.to(noise)},
+        **{name: value for name, value in size.items() if name in known},
+        **{**given, **shown, **row.call(cond, positions), "latents": row.latents.to(noise)},
         num_inference_steps=count,
         output_type="latent",
         return_dict=False,

@@ -30,6 +30,7 @@ COUNTS = {  # of parameters, 10^9, as they were published
     "hunyuanvideo-community/HunyuanVideo": 12.8,
     "THUDM/CogVideoX-5b": 5.6,
     "Qwen/Qwen-Image": 20.4,
+    "stepfun-ai/stepvideo-t2v": 29.3,  # called 30
 }
 
 
