@@ -15,7 +15,7 @@ LINK = re.compile(r"\]\((?P<target>[^)#\s:]+)(?P<anchor>#[^)\s]*)?\)")
 
 
 def rewritten(text: str, place: PurePosixPath, wanted: set[str]) -> str:
-    """`text` of the file at `place`, its links as the site has them; what they lead to outside of docs/ joins `wanted`."""
+    """`text` of the file at `place`, its links as the site has them; files outside of docs/ join `wanted`."""
     here = site_path(place)
 
     def link(match: re.Match[str]) -> str:
