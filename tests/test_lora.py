@@ -13,7 +13,7 @@ from attrs import evolve
 from flowmap_diffusers import Diffusers
 from flowmap_far import Far
 from flowmap_lora import Lora
-from flowmap_lora.files import LORA_FILE
+from flowmap_lora.start import LORA_FILE
 from flowmap_wan21 import Wan21
 from safetensors import safe_open
 

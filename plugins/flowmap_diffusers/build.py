@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from attrs import frozen
 from flowmap_lora.roles import fill_adapter
+from flowmap_lora.start import Pairs, added, pairs
 from torch import nn
 
 from flowmap import FlowMap
@@ -22,6 +23,7 @@ from flowmap.time_embedding import keep_exact, lift
 from flowmap.validators import listed
 
 from . import vp
+from .bases import began
 from .drawn import drawn
 from .folder import fetch
 from .loading import slices, stored
@@ -75,6 +77,8 @@ def build(
         u.guidance, u.shapes = spec.sampling().guidance, spec.shapes()
         if role != "teacher":
             u.thaw()
+        if device.type != "meta":
+            began(spec, u)
     return built
 
 
@@ -126,6 +130,14 @@ def exact(row: Row, cls: Any) -> re.Pattern[str]:
     return re.compile("|".join([*paths, *(rf"(^|\.){re.escape(m)}(\.|$)" for m in cls._keep_in_fp32_modules or ())]))
 
 
+FUSE = "fuse"
+
+
+def style(spec: Settings, plain: nn.Module) -> Pairs:
+    """What `spec.fuse` adds to the layers of the plain network."""
+    return {} if spec.fuse is None else pairs(spec.fuse, plain, spec.row.pipeline, FUSE)
+
+
 @frozen
 class Source:
     """The tensors of a network by name: those of a file, or drawn.
@@ -137,11 +149,12 @@ class Source:
     exact: re.Pattern[str]
     dtype: torch.dtype
     times: tuple[str, ...]
+    style: Pairs
 
     @classmethod
     def of(cls, spec: Settings, dtype: torch.dtype) -> Source:
         plain = empty(spec, dtype)
-        told = exact(spec.row, type(plain)), dtype, spec.row.embedders
+        told = exact(spec.row, type(plain)), dtype, spec.row.embedders, style(spec, plain)
         if spec.path is None:
             return cls(drawn(plain, spec.seed), *told)
         if spec.is_student:  # whose file is none of the plain class
@@ -161,6 +174,8 @@ class Source:
             path = next((path for path in self.times if name.startswith(f"{path}.")), "")
             name = f"{path}.now{name.removeprefix(path)}"
         part, dtype = self.stored[name], torch.float32 if self.exact.search(name) else self.dtype
+        if (pair := self.style.get(name.removesuffix(".weight"))) is not None:
+            return added(part, pair, dtype)
         return lambda rows: part[rows].to(dtype)
 
     def into(self, net: nn.Module, device: torch.device) -> None:
@@ -184,8 +199,9 @@ def fill(spec: Settings, nets: Mapping[Role, FlowMap], put: Put, dtype: torch.dt
             if ".lora_" not in name:
                 put(p, source.rows(name))
     for u in members:
+        began(spec, u, source.rows)
         if u.lora is not None and u.adapter is not None:
-            fill_adapter(u.net, u.adapter, u.lora, put)
+            fill_adapter(u.net, u.adapter, u.lora, put, u.row.pipeline)
 
 
 def positions_of(spec: Settings) -> Positions:

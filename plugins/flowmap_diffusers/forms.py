@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from attrs import frozen
 from flowmap_lora import Lora, files
+from flowmap_lora.start import LORA_FILE
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -74,16 +75,21 @@ class FixedStepsLora:
 
     def check(self, student: Saved, asked: Asked) -> None:
         _checked(student, asked, "lora")
-        if not (student.folder / "lora" / files.LORA_FILE).is_file():
+        if not (student.folder / "lora" / LORA_FILE).is_file():
             raise ExportError(
-                f"{student.folder}: has no adapters (lora/{files.LORA_FILE}): its weights were trained whole; export "
+                f"{student.folder}: has no adapters (lora/{LORA_FILE}): its weights were trained whole; export "
                 "it --to fixed-steps"
+            )
+        if fused := files.of(student.folder / "lora" / LORA_FILE).get("fused"):
+            raise ExportError(
+                f"{student.folder}: its adapters sit on a base that {fused!r} was fused into, which a LoRA file of "
+                "them cannot hold: export it --to fixed-steps"
             )
 
     @torch.no_grad()
     def write(self, student: Saved, asked: Asked, out: Path) -> Written:
         u, times = _loaded(student), grid(_settings(student), _steps(asked))
-        layers, scale, base = adapters(student.folder / "lora" / files.LORA_FILE)
+        layers, scale, base = adapters(student.folder / "lora" / LORA_FILE)
         of_time = {name: pair for name, pair in layers.items() if name.startswith(tuple(f"{p}." for p in u.row.times))}
         own = of_now(_without(fused(u), of_time, scale), u.row.times)
         made = changes(u, plain_class(u, own), times)

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import torch
+from flowmap_lora import Lora
+from flowmap_lora.files import WHOLE_FILE
+from flowmap_lora.roles import INIT
+from flowmap_lora.start import CONFIG, located
 
 from .folder import local
 
@@ -21,6 +25,8 @@ IMAGE = ("image_encoder", "image_processor", "feature_extractor")
 PARTS: Mapping[str, tuple[str, ...]] = {"vae": ("vae",), "text": TEXT, "image": IMAGE}
 UNSEEN = ("_class_name", "_diffusers_version", "_name_or_path", "transformers_version", "torch_dtype", "dtype")
 """Settings that differ between copies of the same network."""
+BESIDE = (WHOLE_FILE, CONFIG)
+"""A LoRA file: what else its numbers are made of."""
 JSON = ("config.json", "tokenizer.json", "preprocessor_config.json")
 
 
@@ -74,7 +80,23 @@ def _hash(files: Stamps) -> str | None:
 def transformer_hash(folder: Path, *more: Path) -> str:
     """Of the files of a pipeline's transformer, and more."""
     files = sorted(p for p in (folder / "transformer").iterdir() if p.suffix in (".safetensors", ".json"))
-    files += more
+    return _hash_of([*files, *more])
+
+
+def with_loras(base: str | None, lora: Lora | None, fuse: str | None) -> str | None:
+    """The hash of a network together with the contents of the LoRA files that are put into it."""
+    init = None if lora is None else lora.init
+    if init is None and fuse is None:
+        return base
+    parts = [base or ""]
+    for owner, path in ((INIT, init), ("fuse", fuse)):
+        file = None if path is None else located(path, owner)
+        beside = [] if file is None else [more for n in BESIDE if (more := file.with_name(n)).is_file()]
+        parts.append("" if file is None else _hash_of([file, *beside]))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _hash_of(files: Sequence[Path]) -> str:
     return _files_hash(tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
 
 

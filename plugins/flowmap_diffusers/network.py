@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from attrs import frozen
 from flowmap_lora.masters import thawed
-from flowmap_lora.roles import Lora, activate, adapter_parameters, add_adapter, chosen
+from flowmap_lora.roles import Lora, activate, adapter_parameters, give
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -92,14 +92,11 @@ class DiffusersFlowMap(FlowMap):
             thawed(self.net)
         elif self.adapter is None:
             self.adapter = self.role
-            add_adapter(self.net, self.role, self.lora, self.targets())
-
-    def targets(self) -> list[str]:
-        """The linear layers that get adapters: of the blocks, and for the student of every time embedder."""
-        assert self.lora is not None
-        inside = "|".join(re.escape(name) for name in self.row.blocks)
-        times = "|".join(rf"{re.escape(path)}\.(now|then)\..*" for path in self.row.embedders)
-        return chosen(self.net, self.lora, rf"({inside})\.\d+\.{self.row.adapted}.*", times if self.two_times else None)
+            inside = "|".join(re.escape(name) for name in self.row.blocks)
+            times = "|".join(rf"{re.escape(path)}\.(now|then)\..*" for path in self.row.embedders)
+            usual = rf"({inside})\.\d+\.{self.row.adapted}.*"
+            given = usual, times if self.two_times else None, self.row.pipeline
+            self.lora = give(self.net, self.role, self.lora, *given)
 
     def trained(self) -> Mapping[str, nn.Parameter]:
         if self.lora is None:

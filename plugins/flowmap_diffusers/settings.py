@@ -37,7 +37,8 @@ class Settings(Streamed, Referenced):
     the backward pass. fps: frames of video a second, where positions depend on it; None is what the family was trained
     with. guidance: what `codec` writes into the condition of a network that guidance was distilled into. shift: of the
     sampling grid; None is that of the directory's scheduler, and the family's where there is none, or one of another
-    shift for every size. seed: of random weights.
+    shift for every size. seed: of random weights. fuse: a LoRA file, or its directory, added into the base before
+    anything else: for teacher, student and critic.
     """
 
     path: str | None = field(default=None, converter=_path)
@@ -50,6 +51,7 @@ class Settings(Streamed, Referenced):
     _shift: float | None = field(default=None, validator=validators.optional(validators.gt(0.0)))
     seed: int = 0
     config: Mapping[str, Any] = field(factory=dict)
+    fuse: str | None = field(default=None, converter=_path, kw_only=True)
 
     @family.validator
     def _known(self, attribute: Any, family: object) -> None:

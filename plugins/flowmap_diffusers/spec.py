@@ -36,6 +36,7 @@ class Diffusers(Settings):
     def validate(self) -> None:
         if self.path is None:
             self.network()
+            self._files()
             return
         if (folder := local(self.path)) is None:
             return
@@ -43,6 +44,13 @@ class Diffusers(Settings):
         if (wrong := next(iter(found), None)) is not None:
             raise ValueError(f"Diffusers.path = {self.path!r}: {wrong}")
         self.network()
+        self._files()
+
+    def _files(self) -> None:
+        if self.fuse is not None or (self.lora is not None and self.lora.init is not None):
+            from .loras import check
+
+            check(self)
 
     def sampling(self) -> Sampling:
         """A network that guidance was distilled into has it built in: more would be guided twice."""
@@ -66,7 +74,8 @@ class Diffusers(Settings):
         fill(self, nets, put, dtype)
 
     def tiny(self) -> Diffusers:
-        return evolve(self, path=None, lora=None if self.lora is None else Lora(rank=4, alpha=4), config={})
+        lora = None if self.lora is None else Lora(rank=4, alpha=4)
+        return evolve(self, path=None, fuse=None, lora=lora, config={})
 
     def example(self, batch: int = 2) -> tuple[Latent, Cond]:
         import torch
@@ -94,26 +103,28 @@ class Diffusers(Settings):
     def outline(self) -> Diffusers:
         """Of a directory's `transformer/config.json`, or of a published network, whose size is known."""
         if self.path is None:
-            return self
+            return evolve(self, fuse=None)
         folder = local(self.path)
         if folder is not None and (folder / "transformer" / "config.json").is_file():
-            return evolve(self, path=None, config=dict(self.network()))
+            return evolve(self, path=None, fuse=None, config=dict(self.network()))
         if self.path not in PUBLISHED:
             raise ValueError(
                 f"Diffusers.path = {self.path!r}: the size of this network is not known without its files; known are "
                 f"{', '.join(PUBLISHED)}, and directories with a transformer/config.json"
             )
-        return evolve(self, path=None, config=dict(PUBLISHED[self.path]))
+        return evolve(self, path=None, fuse=None, config=dict(PUBLISHED[self.path]))
 
     def fingerprint(self) -> str | None:
-        """Of the transformer's files, where they are local, and of the schedule where u or its grid is made of it."""
-        if self.path is None or not (here := Path(self.path)).is_dir():
-            return None
-        from .identity import transformer_hash
+        """Of the transformer's files, where they are local, of the schedule where u or its grid is made of it, and of
+        LoRA files that are put in."""
+        from .identity import transformer_hash, with_loras
 
-        schedule = here / "scheduler" / "scheduler_config.json"
-        own = self.row.vp or self._shift is None
-        return transformer_hash(here, *([schedule] if own and schedule.is_file() else []))
+        base = None
+        if self.path is not None and (here := Path(self.path)).is_dir():
+            schedule = here / "scheduler" / "scheduler_config.json"
+            own = self.row.vp or self._shift is None
+            base = transformer_hash(here, *([schedule] if own and schedule.is_file() else []))
+        return with_loras(base, self.lora, self.fuse)
 
     def encoders(self) -> Mapping[str, str]:
         """With the guidance that the codec writes into the condition, where the network reads one."""

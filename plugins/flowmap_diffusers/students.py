@@ -13,12 +13,13 @@ import torch
 from attrs import evolve
 from flowmap_lora import files
 from flowmap_lora.roles import parts
+from flowmap_lora.start import LORA_FILE
 from torch import Tensor
 
 from flowmap import FlowMap
 from flowmap.evaluation.rounding import since_built
-from flowmap.model import origin
 
+from . import bases
 from .build import WEIGHTS, exact, hear, hollow, positions_of
 from .folder import downloaded
 from .network import DiffusersFlowMap, Running
@@ -49,7 +50,7 @@ def save(spec: Settings, u: FlowMap, path: Path, dtype: torch.dtype) -> None:
     if spec.path is not None and not spec.row.latents_only:
         _pipeline(spec, Path(spec.path), path)
     if u.lora is not None and u.role == "student":
-        files.save(path / "lora", u.trained(), u.lora, _about(spec, u))
+        files.save(path / "lora", u.trained(), u.lora, bases.about(spec, u))
 
 
 def fused(u: DiffusersFlowMap, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -105,12 +106,6 @@ def contents(spec: Settings, path: Path) -> dict[str, str]:
             "fingerprint. The transformer above has them already"
         )
     return told
-
-
-def _about(spec: Settings, u: DiffusersFlowMap) -> dict[str, Any]:
-    """What is known of the base that adapters were trained on."""
-    base = {"path": None if spec.path is None else origin(spec.path), "dtype": str(u.computes).split(".")[1]}
-    return {"fingerprint": files.fingerprint(u.net), "gamma": spec.gamma, "guidance": u.guidance, **base}
 
 
 def changes(spec: Settings, u: DiffusersFlowMap) -> Iterator[tuple[Tensor, Tensor]]:
@@ -173,7 +168,7 @@ def load(spec: Settings, path: Path, *, device: torch.device, dtype: torch.dtype
     if (path / "transformer").is_dir():
         student = evolve(spec, path=path, lora=None, config={})
         return student.build(frozenset({"student"}), device=device, dtype=dtype)["student"]
-    file = path / files.LORA_FILE if path.is_dir() else path
+    file = path / LORA_FILE if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"{path}: neither a student's directory (transformer/) nor a LoRA file ({file.name})")
     if spec.lora is None:
@@ -181,10 +176,7 @@ def load(spec: Settings, path: Path, *, device: torch.device, dtype: torch.dtype
     files.check_scale(file, spec.lora, "Diffusers")
     u, said = spec.build(frozenset({"student"}), device=device, dtype=dtype)["student"], files.of(file)
     assert isinstance(u, DiffusersFlowMap)
-    for name, ours in (("gamma", spec.gamma), ("fingerprint", files.fingerprint(u.net))):
-        if (theirs := said.get(name, ours)) != ours:
-            what = f"has {name} = {theirs}" if name == "gamma" else f"was trained on another base, {said.get('path')!r}"
-            raise ValueError(f"{file}: {what}, and {spec.about().name} has {ours}: give the one that it was trained on")
+    bases.check(spec, u, file)
     files.put(file, files.load(file), u.trained(), "Diffusers")
     u.guidance = said.get("guidance")
     return u

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from flowmap.mistaken import read
-from flowmap.model import origin
+from flowmap.model import Rows, origin
 
-from .roles import Lora
+from .roles import INIT, Lora
+from .start import LORA_FILE, located
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
+WHOLE_FILE = "whole.safetensors"
+"""Beside the LoRA file: what is trained in full, where something is."""
 PREFIX = "transformer."
 FILE = "base.json"
 """Beside the LoRA file; in the file's own metadata it is under `KEY`, for where the file goes alone."""
@@ -95,8 +97,18 @@ def put(file: Path, tensors: Mapping[str, Tensor], trained: Mapping[str, nn.Para
             p.copy_(tensors[name])
 
 
-def fingerprint(net: nn.Module, without: Collection[str] = ()) -> str:
+def beside(init: str) -> dict[str, Tensor]:
+    """The tensors of `WHOLE_FILE` beside a LoRA file, if there are some."""
+    from safetensors.torch import load_file
+
+    file = located(init, INIT).with_name(WHOLE_FILE)
+    return load_file(file) if file.is_file() else {}
+
+
+def fingerprint(net: nn.Module, without: Collection[str] = (), rows: Callable[[str], Rows] | None = None) -> str:
     """sha256 of the weights below all adapters, by name and shape, but for the modules `without`.
+
+    rows: where the numbers are, of a network that has none itself.
 
     Of each tensor every n-th entry, n = ceil(size / 2^16), as bfloat16 rounds it: a base is one in either type.
     """
@@ -104,7 +116,8 @@ def fingerprint(net: nn.Module, without: Collection[str] = ()) -> str:
     for name, value in sorted((name.replace(".base_layer.", "."), p) for name, p in net.named_parameters()):
         if ".lora_" in name or name.rpartition(".")[0] in without:
             continue
-        part = value.detach().flatten()[:: -(-value.numel() // ENTRIES)].to(torch.bfloat16)
+        numbers = value.detach() if rows is None else rows(name)(slice(None))
+        part = numbers.flatten()[:: -(-value.numel() // ENTRIES)].to(torch.bfloat16)
         found.update(f"{name} {tuple(value.shape)}\n".encode())
         found.update(part.cpu().contiguous().view(torch.uint8).numpy().data)
     return found.hexdigest()

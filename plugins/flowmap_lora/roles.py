@@ -5,18 +5,28 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from flowmap import validators
+
+from . import start
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from flowmap.model import Put
+
+
+INIT = "Lora.init"
+
+
+def _path(value: str | Path | None) -> str | None:
+    return None if value is None else str(value)
 
 
 def _ranks(value: Mapping[str, int]) -> Mapping[str, int]:
@@ -30,10 +40,14 @@ class Lora:
     targets: other layers than those, by a regular expression of whole names; the time embedders have adapters all the
     same. ranks: of some layers another rank, by regular expressions of whole names, the first that matches;
     alpha / rank, by which B A is scaled, is one for all. seed: of A.
+    init: a LoRA file, or its directory, that the student's adapters begin as: rank and alpha are its own, 256 without
+    one; its layers have adapters whatever else has, and what it does not name begins at zero. A file that says which
+    base it was trained on is refused on another.
     """
 
-    rank: int = field(default=256, validator=validators.ge(1))
-    alpha: float = field(default=256.0, validator=validators.gt(0.0))
+    init: str | None = field(default=None, kw_only=True, converter=_path)
+    rank: int = field(validator=validators.ge(1))
+    alpha: float = field(validator=validators.gt(0.0))
     seed: int = 0
     targets: str | None = field(default=None)
     ranks: Mapping[str, int] = field(factory=dict, converter=_ranks)
@@ -48,6 +62,19 @@ class Lora:
             _compiled("ranks", pattern)
             if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
                 raise ValueError(f"Lora.ranks[{pattern!r}] = {rank!r}: must be an integer >= 1")
+
+    @rank.default
+    def _usual_rank(self) -> int:
+        return 256 if self.init is None else start.usual(self.init, INIT)[0]
+
+    @alpha.default
+    def _usual_alpha(self) -> float:
+        return 256.0 if self.init is None else start.usual(self.init, INIT)[1]
+
+    @rank.validator
+    def _of_the_file(self, attribute: Any, value: int) -> None:
+        if self.init is not None and value != (own := start.usual(self.init, INIT)[0]):
+            raise ValueError(f"Lora.rank = {value}: must be {own}, as in {self.init}, or not be given")
 
     def rank_of(self, layer: str) -> int:
         return next((rank for pattern, rank in self.ranks.items() if re.fullmatch(pattern, layer)), self.rank)
@@ -66,8 +93,8 @@ def _compiled(name: str, pattern: str) -> None:
         raise ValueError(f"Lora.{name} = {pattern!r}: must be a regular expression: {error}") from None
 
 
-def chosen(net: nn.Module, lora: Lora, usual: str, always: str | None = None) -> list[str]:
-    """The linear layers of `net` that get adapters: by `lora.targets`, else `usual`; and `always`.
+def chosen(net: nn.Module, lora: Lora, usual: str, always: str | None = None, more: Collection[str] = ()) -> list[str]:
+    """The linear layers of `net` that get adapters: by `lora.targets`, else `usual`; and `always`, and `more`.
 
     A ValueError where an expression of `lora` names none.
     """
@@ -86,7 +113,42 @@ def chosen(net: nn.Module, lora: Lora, usual: str, always: str | None = None) ->
                 f"{', '.join(names[:6])} and {max(0, len(names) - 6)} more"
             )
     wanted = re.compile("|".join(f"(?:{pattern})" for pattern in (lora.targets or usual, always) if pattern))
-    return [name for name in names if wanted.fullmatch(name)]
+    return [name for name in names if wanted.fullmatch(name) or name in more]
+
+
+def give(net: nn.Module, role: str, lora: Lora, usual: str, times: str | None, pipeline: str) -> Lora:
+    """Adapters of that role, on the embedders `times` too, a student's as in `lora.init` if there is such a file.
+
+    pipeline: the class of diffusers that knows its layouts. Returns the `Lora` that says what the role has now.
+    """
+    if role != "student" or lora.init is None:
+        add_adapter(net, role, lora, chosen(net, lora, usual, times))
+        return lora
+    pairs = start.pairs(lora.init, net, pipeline, INIT)
+    lora = fitted(lora, pairs)
+    add_adapter(net, role, lora, chosen(net, lora, usual, times, pairs))
+    for name, p in adapter_parameters(net, role).items():
+        if not p.is_meta and (value := begun(lora, pairs, name)) is not None:
+            p.data.copy_(value)
+    return lora
+
+
+def fitted(lora: Lora, pairs: start.Pairs) -> Lora:
+    """With the ranks of a file's layers; a ValueError where `lora.ranks` says others."""
+    found = {re.escape(layer): len(a) for layer, (a, _) in pairs.items() if len(a) != lora.rank_of(layer)}
+    for layer, (a, _) in pairs.items():
+        if any(re.fullmatch(p, layer) and rank != len(a) for p, rank in lora.ranks.items()):
+            raise ValueError(f"Lora.ranks: {layer} has rank {len(a)} in {lora.init}, and {lora.rank_of(layer)} here")
+    return evolve(lora, ranks={**found, **lora.ranks})
+
+
+def begun(lora: Lora, pairs: start.Pairs, name: str) -> torch.Tensor | None:
+    """Of a file's pairs the tensor `name` of a set; in B what the file scales by otherwise than alpha / rank."""
+    layer, _, part = name.removesuffix(".weight").rpartition(".lora_")
+    if layer not in pairs:
+        return None
+    a, b = pairs[layer]
+    return a if part == "A" else b / (lora.alpha / lora.rank)
 
 
 def add_adapter(net: nn.Module, name: str, lora: Lora, targets: list[str]) -> None:
@@ -109,15 +171,18 @@ def add_adapter(net: nn.Module, name: str, lora: Lora, targets: list[str]) -> No
             p.data = p.data.float()
 
 
-def fill_adapter(net: nn.Module, name: str, lora: Lora, put: Put) -> None:
-    """What `add_adapter` gives to the set, a layer at a time: the numbers that peft draws for it, in their order."""
+def fill_adapter(net: nn.Module, name: str, lora: Lora, put: Put, pipeline: str) -> None:
+    """What `give` gives to the set, a layer at a time: the numbers that peft draws for it, in their order, and those of
+    `lora.init`."""
     import torch
     from peft.tuners.lora import LoraLayer
     from torch import nn
 
+    read = name == "student" and lora.init is not None
+    pairs = start.pairs(str(lora.init), net, pipeline, INIT) if read else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(lora.seed)
-        for layer in net.modules():
+        for path, layer in net.named_modules():
             if not isinstance(layer, LoraLayer) or name not in layer.lora_A:
                 continue
             base = layer.get_base_layer()
@@ -125,8 +190,11 @@ def fill_adapter(net: nn.Module, name: str, lora: Lora, put: Put) -> None:
             last = nn.Linear(layer.r[name], base.out_features, bias=False)
             nn.init.kaiming_uniform_(first.weight, a=math.sqrt(5))  # over what the layer was made with
             nn.init.zeros_(last.weight)
-            put(layer.lora_A[name].weight, first.weight.detach().to(base.weight.dtype).__getitem__)
-            put(layer.lora_B[name].weight, last.weight.detach().__getitem__)
+            own = {part: begun(lora, pairs, f"{path}.lora_{part}.weight") for part in "AB"}
+            drawn = {"A": first.weight.detach().to(base.weight.dtype), "B": last.weight.detach()}
+            for part, of in (("A", layer.lora_A), ("B", layer.lora_B)):
+                value = own[part]
+                put(of[name].weight, (drawn[part] if value is None else value).__getitem__)
 
 
 def adapter_parameters(net: nn.Module, name: str) -> Mapping[str, nn.Parameter]:

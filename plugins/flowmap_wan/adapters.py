@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from attrs import evolve, field, frozen
 from flowmap_diffusers.loading import stored
-from flowmap_lora.files import LORA_FILE
+from flowmap_lora.files import WHOLE_FILE
 from flowmap_lora.files import of as of_base
+from flowmap_lora.start import LORA_FILE
 from torch import Tensor
 
 from flowmap.export.errors import ExportError, ParityError
@@ -19,7 +20,6 @@ from flowmap.model import origin
 
 from . import extract
 from .build import dtype_of
-from .checkpoints import WHOLE_FILE
 from .fidelity import Times, fidelity
 
 if TYPE_CHECKING:
@@ -189,6 +189,11 @@ def require(folder: Path) -> None:
             f"{folder}: has no adapters (lora/{LORA_FILE}): its weights were trained whole, or saved with the adapters "
             "fused in. Give its base and a rank (base, rank; --base DIR --rank N) for a LoRA out of the difference, or "
             "export it --to diffusers"
+        )
+    if fused := of_base(folder / "lora" / LORA_FILE).get("fused"):
+        raise ExportError(
+            f"{folder}: its adapters sit on a base that {fused!r} was fused into, which a LoRA file of them cannot "
+            "hold: export it --to diffusers, or give the base and a rank (--base DIR --rank N) for a LoRA of both"
         )
     if (whole := folder / "lora" / WHOLE_FILE).is_file():
         from safetensors import safe_open

@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from flowmap_diffusers.drawn import drawn
 from flowmap_diffusers.folder import files
+from flowmap_diffusers.loading import stored
+from flowmap_lora.start import Pairs, added, pairs
 from torch import nn
 
 from flowmap._types import Role
 from flowmap.model import origin, require_fit
 
+from .bases import began
 from .directory import ready
 from .network import Bidirectional, WanFlowMap
+from .targets import PIPELINE
 
 if TYPE_CHECKING:
     from .settings import WanSettings
@@ -53,6 +57,8 @@ def build(
         u.guidance = spec.sampling().guidance
         if role != "teacher":
             u.thaw()
+        if not meta:
+            began(spec, u)
     return built
 
 
@@ -80,7 +86,7 @@ def pretrained(spec: WanSettings, dtype: torch.dtype) -> Any:
             for name, p in list(layer.named_parameters(recurse=False)):
                 value = tensors[f"{prefix}.{name}" if prefix else name][:]
                 layer.register_parameter(name, nn.Parameter(value.to(p.dtype)))
-        return net
+        return styled(spec, net, tensors)
     if weights := files(Path(spec.path)):
         require_fit(weights, empty(spec, dtype), more=True)  # diffusers would make up what is missing
     given = {"subfolder": "transformer", "dtype": dtype, "use_safetensors": True}  # and no pickles where there are none
@@ -89,7 +95,21 @@ def pretrained(spec: WanSettings, dtype: torch.dtype) -> Any:
     net = loader.from_pretrained(spec.path, **given)
     net.__class__ = cls  # the other one was for loading: it has no name that diffusers could write down
     net.register_to_config(_name_or_path=origin(spec.path))
-    return net.eval()
+    return styled(spec, net.eval(), {} if spec.fuse is None else stored(spec.path))
+
+
+def style(spec: WanSettings) -> Pairs:
+    """What `spec.fuse` adds to the layers of the network at `spec.path`."""
+    return {} if spec.fuse is None else pairs(spec.fuse, empty(spec, torch.float32), PIPELINE, FUSE)
+
+
+@torch.no_grad()
+def styled(spec: WanSettings, net: Any, tensors: Mapping[str, Any]) -> Any:
+    """`net` with that in it; tensors: its weights as they are stored, so that the sum is rounded once."""
+    for layer, pair in style(spec).items():
+        p = net.get_parameter(f"{layer}.weight")
+        p.copy_(added(tensors[f"{layer}.weight"], pair, p.dtype)(slice(None)))
+    return net
 
 
 def checked_class(spec: WanSettings) -> Any:
@@ -125,6 +145,7 @@ def dtype_of(name: str, cls: Any, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if {*name.split(".")} & {*exact(cls)} else dtype
 
 
+FUSE = "fuse"
 EXACT = ("delta_embedder", "far_patch_embedding")
 """Float32 in a student that is trained, so in one that is loaded, too; diffusers' own list has neither. The second
 embedder, as the first, and what a causal one trains in full beside its adapters."""

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import evolve
-from flowmap_lora.files import LORA_FILE, check_scale, described, of, put, write
+from flowmap_lora.files import WHOLE_FILE, check_scale, described, of, put, write
 from flowmap_lora.files import load as load_tensors
 from flowmap_lora.roles import parts
+from flowmap_lora.start import LORA_FILE
 
 from flowmap import FlowMap
 from flowmap.model import Sampling
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from .settings import WanSettings
 
 NARROW = torch.bfloat16
-WHOLE_FILE = "whole.safetensors"
-"""Beside the LoRA file: what is trained in full, where something is."""
 
 
 def save(spec: WanSettings, u: FlowMap, path: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -52,7 +51,7 @@ def save(spec: WanSettings, u: FlowMap, path: Path, dtype: torch.dtype = torch.f
     else:
         pipelines.write(spec.path, path, {"transformer": transformer})
     if u.lora is not None and u.role == "student":
-        save_lora(u, path / "lora", spec.path)
+        save_lora(u, path / "lora", spec.path, spec.fuse)
 
 
 def contents(spec: WanSettings, path: Path) -> dict[str, str]:
@@ -120,10 +119,11 @@ def fused(u: WanFlowMap, dtype: torch.dtype | None = None, device: torch.device 
     return network
 
 
-def save_lora(u: WanFlowMap, path: Path, base: str | None = None) -> None:
+def save_lora(u: WanFlowMap, path: Path, base: str | None = None, fuse: str | None = None) -> None:
     """In the layout of diffusers and peft, rank and alpha as metadata: for a pipeline with an AnyFlow transformer.
 
-    Plain Wan has no `delta_embedder`, so this file does not fit it. base: what it fits, once that is lifted.
+    Plain Wan has no `delta_embedder`, so this file does not fit it. base: what it fits, once that is lifted and
+    has `fuse` in it.
     """
     from diffusers import AnyFlowPipeline
     from safetensors.torch import save_file
@@ -137,7 +137,7 @@ def save_lora(u: WanFlowMap, path: Path, base: str | None = None) -> None:
     )
     if whole := {name: p for name, p in tensors.items() if name not in layers}:
         save_file(whole, path / WHOLE_FILE)
-    write(path / LORA_FILE, bases.about(u, base))
+    write(path / LORA_FILE, bases.about(u, base, fuse))
 
 
 def load(spec: WanSettings, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:

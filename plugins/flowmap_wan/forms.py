@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from attrs import evolve, frozen
 from flowmap_diffusers.folder import files
-from flowmap_lora.files import LORA_FILE, write
+from flowmap_lora.files import write
+from flowmap_lora.start import LORA_FILE
 
 from flowmap.export.errors import ExportError
 from flowmap.export.forms import Written

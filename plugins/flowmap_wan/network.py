@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from flowmap_lora.files import beside
 from flowmap_lora.masters import thawed
-from flowmap_lora.roles import Lora, activate, adapter_parameters, add_adapter, chosen
+from flowmap_lora.roles import Lora, activate, adapter_parameters, give
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -20,7 +21,7 @@ from flowmap.model import ConditionError
 from flowmap.time_embedding import mix
 
 from .block import Block, KeyValue, Mask, Rope, Text, rotation
-from .targets import BLOCKS, TIMES
+from .targets import BLOCKS, PIPELINE, TIMES
 
 TIME_SCALE = 1000.0  # the only place that knows it
 
@@ -64,10 +65,25 @@ class WanFlowMap(FlowMap):
             thawed(self.net)
         elif self.adapter is None:
             self.adapter = self.role
-            layers = chosen(self.net, self.lora, BLOCKS, TIMES if self.role == "student" else None)
-            add_adapter(self.net, self.role, self.lora, layers)
+            times = TIMES if self.role == "student" else None
+            self.lora = give(self.net, self.role, self.lora, BLOCKS, times, PIPELINE)
             for name in self.whole:
                 self.net.get_submodule(name).float().requires_grad_(True)
+            for name, value in self.whole_of_init().items():
+                if not (p := self.net.get_parameter(name)).is_meta:
+                    p.data.copy_(value)
+
+    def whole_of_init(self) -> Mapping[str, Tensor]:
+        """What lies beside the file that a student's adapters begin as: what was trained in full with them."""
+        if self.role != "student" or self.lora is None or self.lora.init is None:
+            return {}
+        found = beside(self.lora.init)
+        if found and {name.rpartition(".")[0] for name in found} != {*self.whole}:
+            raise ValueError(
+                f"Lora.init = {self.lora.init!r}: has {', '.join(sorted(found))} beside its adapters: is of a student "
+                f"of another kind, this one trains {', '.join(self.whole) or 'nothing'} in full"
+            )
+        return found
 
     @property
     def precision(self) -> torch.dtype:

@@ -55,6 +55,7 @@ class WanSettings(Streamed, Splits):
     float32 the same function at a fraction of the cost; in bfloat16 the weight of padding is rounded, by up to 2 %.
     shift: of the sampling grid, which is saved with a student; None is that of the pipeline's own scheduler, and 5 for
     a network of random weights alone; a fine-tuned teacher keeps its scheduler. seed: of random weights.
+    fuse: a LoRA file, or its directory, added into the base before anything else: for teacher, student and critic.
     """
 
     transformers: ClassVar[tuple[str, ...]]
@@ -75,6 +76,7 @@ class WanSettings(Streamed, Splits):
     _shift: float | None = field(default=None, validator=validators.optional(validators.gt(0.0)))
     seed: int = 0
     config: Mapping[str, Any] = field(factory=lambda: dict(TINY))
+    fuse: str | None = field(default=None, converter=_path, kw_only=True)
 
     @text_tokens.validator
     def _enough(self, attribute: Any, kept: int) -> None:

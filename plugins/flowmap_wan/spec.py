@@ -36,6 +36,10 @@ class WanSpec(WanSettings):
         from .directory import check
 
         check(self, shift=self._shift is None)
+        if self.fuse is not None or (self.lora is not None and self.lora.init is not None):
+            from . import loras
+
+            loras.check(self)
 
     def sampling(self) -> Sampling:
         from .directory import sampling
@@ -54,7 +58,7 @@ class WanSpec(WanSettings):
 
     def tiny(self) -> Self:
         lora, tokens = None if self.lora is None else Lora(rank=4, alpha=4), min(self.text_tokens, 8)
-        return evolve(self, path=None, lora=lora, text_length=16, text_tokens=tokens, config=dict(TINY))
+        return evolve(self, path=None, fuse=None, lora=lora, text_length=16, text_tokens=tokens, config=dict(TINY))
 
     def fill(self, nets: Mapping[Role, FlowMap], put: Put, *, dtype: torch.dtype) -> None:
         from .streaming import fill
@@ -78,26 +82,28 @@ class WanSpec(WanSettings):
     def outline(self) -> Self:
         """Of a published network, whose size is known, or of a directory's `transformer/config.json`."""
         if self.path is None or not self.pretrained:
-            return evolve(self, path=None)
+            return evolve(self, path=None, fuse=None)
         file = Path(self.path) / "transformer" / "config.json"
         if file.is_file():
             known = json.loads(file.read_text())
-            return evolve(self, path=None, config={key: known[key] for key in SIZES if key in known})
+            return evolve(self, path=None, fuse=None, config={key: known[key] for key in SIZES if key in known})
         if self.path not in PUBLISHED:
             raise ValueError(
                 f"{type(self).__name__}.path = {self.path!r}: the size of this network is not known without its files; "
                 f"known are {', '.join(PUBLISHED)}, and directories with a transformer/config.json"
             )
-        return evolve(self, path=None, config=dict(PUBLISHED[self.path]))
+        return evolve(self, path=None, fuse=None, config=dict(PUBLISHED[self.path]))
 
     def fingerprint(self) -> str | None:
-        """Of the transformer's files, where they are local, and of a shift that is theirs: others make another run."""
-        if self.path is None or not self.pretrained or not (here := Path(self.path)).is_dir():
-            return None
-        own = [here / SCHEDULER] if self._shift is None and (here / SCHEDULER).is_file() else []
-        from flowmap_diffusers.identity import transformer_hash
+        """Of the transformer's files, where they are local, of a shift that is theirs, and of LoRA files that are put
+        in: others make another run."""
+        from flowmap_diffusers.identity import transformer_hash, with_loras
 
-        return transformer_hash(here, *own)
+        base = None
+        if self.path is not None and self.pretrained and (here := Path(self.path)).is_dir():
+            own = [here / SCHEDULER] if self._shift is None and (here / SCHEDULER).is_file() else []
+            base = transformer_hash(here, *own)
+        return with_loras(base, self.lora, self.fuse)
 
     def encoders(self) -> Mapping[str, str]:
         """Of VAE and text encoder, where they are local."""

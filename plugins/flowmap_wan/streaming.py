@@ -10,13 +10,16 @@ from attrs import frozen
 from flowmap_diffusers.drawn import drawn
 from flowmap_diffusers.loading import stored
 from flowmap_lora.roles import fill_adapter
+from flowmap_lora.start import Pairs, added
 
 from flowmap import FlowMap
 from flowmap._types import Role
 from flowmap.model import Put, Rows
 
-from .build import PATCH, checked_class, dtype_of, empty
+from .bases import began
+from .build import PATCH, checked_class, dtype_of, empty, style
 from .network import WanFlowMap
+from .targets import PIPELINE
 
 if TYPE_CHECKING:
     from .settings import WanSettings
@@ -34,8 +37,11 @@ def fill(spec: WanSettings, nets: Mapping[Role, FlowMap], put: Put, dtype: torch
             if ".lora_" not in name:
                 put(p, source.rows(name.replace(".base_layer.", ".")))
     for u in members.values():
+        began(spec, u, source.rows)
         if u.lora is not None and u.adapter is not None:
-            fill_adapter(u.net, u.adapter, u.lora, put)
+            fill_adapter(u.net, u.adapter, u.lora, put, PIPELINE)
+        for name, value in u.whole_of_init().items():
+            put(u.net.get_parameter(name), value.__getitem__)
 
 
 @frozen
@@ -49,19 +55,22 @@ class Source:
     stored: Mapping[str, Any]
     cls: Any
     dtype: torch.dtype
+    style: Pairs
 
     @classmethod
     def of(cls, spec: WanSettings, dtype: torch.dtype) -> Source:
         if spec.path is None or not spec.pretrained:
             net = empty(spec, dtype)
-            return cls(spec, drawn(net, spec.seed), type(net), dtype)
-        return cls(spec, stored(spec.path), checked_class(spec), dtype)
+            return cls(spec, drawn(net, spec.seed), type(net), dtype, style(spec))
+        return cls(spec, stored(spec.path), checked_class(spec), dtype, style(spec))
 
     def rows(self, name: str) -> Rows:
         if name not in self.stored and ".delta_embedder." in name:
             name = name.replace(".delta_embedder.", ".time_embedder.")
         if name in self.stored:
             part, dtype = self.stored[name], dtype_of(name, self.cls, self.dtype)
+            if (pair := self.style.get(name.removesuffix(".weight"))) is not None:
+                return added(part, pair, dtype)
             return lambda rows: part[rows].to(dtype)
         base = {key: self.rows(key)(slice(None)) for key in PATCH}
         return self.spec.extra_state(base)[name].__getitem__

@@ -1,4 +1,4 @@
-"""Which layers of Wan's get adapters."""
+"""Which layers of Wan's get adapters, and who reads those of others."""
 
 from __future__ import annotations
 
@@ -6,3 +6,5 @@ BLOCKS = r"blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2)
 """Self-attention and feed-forward."""
 TIMES = r"condition_embedder\.(time|delta)_embedder\.linear_[12]"
 """Both time embedders, of a student."""
+PIPELINE = "WanPipeline"
+"""Of diffusers: whose LoRA loader knows the layouts of files."""

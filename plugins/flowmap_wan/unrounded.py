@@ -10,8 +10,9 @@ import torch
 from attrs import evolve, fields_dict
 from flowmap_diffusers.folder import local
 from flowmap_diffusers.loading import stored
-from flowmap_lora.files import LORA_FILE, declared
+from flowmap_lora.files import declared
 from flowmap_lora.files import of as of_base
+from flowmap_lora.start import LORA_FILE
 
 from flowmap import FlowMap
 from flowmap.model import Sampling

@@ -12,7 +12,7 @@ from diffusers import AnyFlowFARPipeline, AnyFlowFARTransformer3DModel, FlowMapE
 from flowmap_digits import TINY_WAN
 from flowmap_digits.videos import clips
 from flowmap_far import Far, Lora
-from flowmap_lora.files import LORA_FILE
+from flowmap_lora.start import LORA_FILE
 from flowmap_wan.checkpoints import WHOLE_FILE
 from flowmap_wan.codec import components
 from flowmap_wan21 import Wan21

@@ -18,8 +18,9 @@ from diffusers import (
     WanPipeline,
 )
 from flowmap_digits import TINY_WAN
-from flowmap_lora.files import LORA_FILE, fingerprint
+from flowmap_lora.files import fingerprint
 from flowmap_lora.files import of as of_base
+from flowmap_lora.start import LORA_FILE
 from flowmap_wan.network import Bidirectional
 from flowmap_wan21 import Lora, Wan21
 from safetensors.torch import load_file, save_file
