@@ -1,4 +1,4 @@
-"""What `import flowmap` costs over `import torch`, each in a fresh interpreter."""
+"""What `import flowmap.distill` costs over `import torch`, each in a fresh interpreter."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def seconds_to_import(name):
 
 @pytest.mark.benchmark(group="import_time")
 def test_over_torch(benchmark):
-    found = Paired.measure(benchmark, seconds_to_import("flowmap"), seconds_to_import("torch"), repeats=REPEATS)
+    found = Paired.measure(benchmark, seconds_to_import("flowmap.distill"), seconds_to_import("torch"), repeats=REPEATS)
     benchmark.extra_info |= {
-        "subject": "import flowmap",
+        "subject": "import flowmap.distill",
         "reference": "import torch",
         **found.summary(),
         "seconds_over_torch": found.difference,

@@ -1,18 +1,29 @@
-"""flowmap: distil a flow-matching diffusion model into one that samples in any number of steps."""
+"""flowmap: distil a flow-matching diffusion model into one that samples in any number of steps.
+
+A public name is imported when it is first asked for, so that what needs no network (`flowmap --help`, a list of names)
+loads no torch.
+"""
 
 from __future__ import annotations
 
-from ._types import Batch, Rng
-from .data import LatentFolder, TensorData, VideoFolder
-from .distill import distill
-from .export.api import export
-from .hookspecs import hookimpl
-from .model import FlowMap, FlowMapSpec
-from .module import ModuleSpec
-from .plugins import backbone, load
-from .recipe import AdamW, Ema, Recipe, Stage
-from .rollout import sample
-from .stream import stream
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from . import lazily
+
+if TYPE_CHECKING:
+    from ._types import Batch, Rng
+    from .data import LatentFolder, TensorData, VideoFolder
+    from .distill import distill
+    from .export.api import export
+    from .hookspecs import hookimpl
+    from .model import FlowMap, FlowMapSpec
+    from .module import ModuleSpec
+    from .plugins import backbone, load
+    from .recipe import AdamW, Ema, Recipe, Stage
+    from .rollout import sample
+    from .stream import stream
 
 __version__ = "0.1.0"
 __all__ = [
@@ -36,3 +47,40 @@ __all__ = [
     "sample",
     "stream",
 ]
+
+_MODULES = {
+    "_types": ("Batch", "Rng"),
+    "data": ("LatentFolder", "TensorData", "VideoFolder"),
+    "distill": ("distill",),
+    "export.api": ("export",),
+    "hookspecs": ("hookimpl",),
+    "model": ("FlowMap", "FlowMapSpec"),
+    "module": ("ModuleSpec",),
+    "plugins": ("backbone", "load"),
+    "recipe": ("AdamW", "Ema", "Recipe", "Stage"),
+    "rollout": ("sample",),
+    "stream": ("stream",),
+}
+_WHERE = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = lazily.place(f"{__name__}.{_WHERE[name]}:{name}")
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """`distill`, `export` and `stream` are functions: their files, which Python would bind to these names, are not."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _WHERE and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .hookspecs import hookimpl
+from .lazily import Lazily, place
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,38 +19,36 @@ if TYPE_CHECKING:
 
 @hookimpl
 def flowmap_methods() -> Mapping[str, Callable[..., Method]]:
-    from .methods import anyflow, finetune, flow_matching, meanflow
-
-    return {
-        "anyflow_teacher": anyflow.teacher,
-        "anyflow_forward": anyflow.forward,
-        "anyflow_on_policy": anyflow.on_policy,
-        "finetune": finetune.finetune,
-        "flow_matching": flow_matching.flow_matching,
-        "improved_meanflow": meanflow.improved,
-        "meanflow": meanflow.meanflow,
-    }
+    return Lazily(
+        {
+            "anyflow_teacher": "flowmap.methods.anyflow:teacher",
+            "anyflow_forward": "flowmap.methods.anyflow:forward",
+            "anyflow_on_policy": "flowmap.methods.anyflow:on_policy",
+            "finetune": "flowmap.methods.finetune:finetune",
+            "flow_matching": "flowmap.methods.flow_matching:flow_matching",
+            "improved_meanflow": "flowmap.methods.meanflow:improved",
+            "meanflow": "flowmap.methods.meanflow:meanflow",
+        }
+    )
 
 
 @hookimpl
 def flowmap_exporters() -> Mapping[str, Exporter]:
-    from .export.aoti import Aoti
-    from .export.onnx import Onnx
-    from .export.tensorrt import TensorRt
-    from .export.tensorrt_rtx import TensorRtRtx
-    from .export.torch_export import TorchExport
-
-    return {
-        "aoti": Aoti(),
-        "onnx": Onnx(),
-        "tensorrt": TensorRt(),
-        "tensorrt-rtx": TensorRtRtx(),
-        "torch-export": TorchExport(),
+    where = {
+        "aoti": "aoti:Aoti",
+        "onnx": "onnx:Onnx",
+        "tensorrt": "tensorrt:TensorRt",
+        "tensorrt-rtx": "tensorrt_rtx:TensorRtRtx",
+        "torch-export": "torch_export:TorchExport",
     }
+    return Lazily({name: partial(_made, f"flowmap.export.{path}") for name, path in where.items()})
 
 
 @hookimpl
 def flowmap_trackers() -> Mapping[str, Callable[[Path], Tracker]]:
-    from .training.tensorboard import TensorBoard
+    return Lazily({"tensorboard": "flowmap.training.tensorboard:TensorBoard"})
 
-    return {"tensorboard": TensorBoard}
+
+def _made(path: str) -> Exporter:
+    exporter: Exporter = place(path)()
+    return exporter

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pluggy
 
 from . import hookspecs, mistaken
+from .lazily import Lazily
 from .validators import article, shown
 
 if TYPE_CHECKING:
@@ -76,22 +77,24 @@ def installed() -> pluggy.PluginManager:
 
 def collect(pm: pluggy.PluginManager, hook: str) -> dict[str, Any]:
     """Merge what every plugin returned; two plugins may not claim one name."""
-    return {name: item for name, (_, item) in _claims(pm, hook).items()}
+    return {name: _good(plugin, hook, name, items) for name, (plugin, items) in claims(pm, hook).items()}
 
 
 def origins(pm: pluggy.PluginManager, hook: str) -> dict[str, str]:
     """Which plugin each name comes from."""
-    return {name: plugin for name, (plugin, _) in _claims(pm, hook).items()}
+    return {name: plugin for name, (plugin, _) in claims(pm, hook).items()}
 
 
-def _claims(pm: pluggy.PluginManager, hook: str) -> dict[str, tuple[str, Any]]:
-    found: dict[str, tuple[str, Any]] = {}
+def claims(pm: pluggy.PluginManager, hook: str) -> dict[str, tuple[str, Mapping[str, Any]]]:
+    """By name, the plugin that it comes from, and what that plugin registers; what is `Lazily` there is not loaded."""
+    found: dict[str, tuple[str, Mapping[str, Any]]] = {}
     caller: pluggy.HookCaller = getattr(pm.hook, hook)
     for impl in caller.get_hookimpls():
-        for name, item in _registered(impl.plugin_name, hook, impl.function).items():
+        items = _registered(impl.plugin_name, hook, impl.function)
+        for name in items:
             if name in found:
                 raise PluginError(f"{name!r} comes from both {found[name][0]!r} and {impl.plugin_name!r}")
-            found[name] = impl.plugin_name, item
+            found[name] = impl.plugin_name, items
     return dict(sorted(found.items()))
 
 
@@ -103,12 +106,22 @@ def _registered(plugin: str, hook: str, function: Callable[[], Any]) -> Mapping[
         raise PluginError(f"plugin {plugin!r}: {hook} raised {type(error).__name__}: {error}") from error
     if not isinstance(items, Mapping):
         raise PluginError(f"plugin {plugin!r}: {hook} gave {shown(items)}: must be a mapping of names")
-    for name, item in items.items():
+    for name in items:
         if not isinstance(name, str):
             raise PluginError(f"plugin {plugin!r}: {hook} has the name {shown(name)}: must be a string")
-        if not _fits(hook, item):
-            raise PluginError(f"plugin {plugin!r}: {hook} has {shown(item)} for {name!r}: must be {MUST[hook]}")
+        if not isinstance(items, Lazily):
+            _good(plugin, hook, name, items)
     return items
+
+
+def _good(plugin: str, hook: str, name: str, items: Mapping[str, Any]) -> Any:
+    try:
+        item = items[name]
+    except Exception as error:
+        raise PluginError(f"plugin {plugin!r}: {hook} raised {type(error).__name__}: {error}") from error
+    if not _fits(hook, item):
+        raise PluginError(f"plugin {plugin!r}: {hook} has {shown(item)} for {name!r}: must be {MUST[hook]}")
+    return item
 
 
 def _fits(hook: str, item: object) -> bool:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
+from .. import __version__
 from . import about, curve, data, distill, export, importing, sample, status
 from .command import Command
 from .errors import UsageError, after_first, sentence, unknown
@@ -103,12 +104,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def version() -> str:
-    from importlib import metadata
-
-    return f"flowmap {metadata.version('flowmap-distill')}"
-
-
 def build_parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
     parser = Parser(
         prog="flowmap",
@@ -117,7 +112,7 @@ def build_parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=version())
+    parser.add_argument("--version", action="version", version=f"flowmap {__version__}")
     sub = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS.values():
         its = sub.add_parser(

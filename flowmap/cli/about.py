@@ -29,7 +29,7 @@ def plugins(options: Namespace) -> None:
             print(f"  {name:{width}}  from {plugin}")
         if not found:
             print("  none")
-    from ..export.forms import names
+    from ..export.listed import names
 
     forms = names(installed())
     width = max(map(len, forms), default=0)

@@ -14,7 +14,7 @@ from .._types import Rng
 from ..atomic import whole
 from ..model import FlowMap
 from ..plugins import collect, installed, named
-from . import forms, fp8
+from . import forms, fp8, listed
 from .backend import ChecksItself, Exporter, check_machine, check_versions, machine, require
 from .errors import ExportError
 from .family import Family
@@ -74,7 +74,7 @@ class Export:
             if given := next((name for name, value in unread.items() if value is not None), None):
                 raise ExportError(f"{to} does not read {given}: it writes files for any size, and no graph to call")
             return Report(final, *forms.write(to, *form, asked, final))
-        exporter: Exporter = named(pm, "flowmap_exporters", to, forms.names(pm))
+        exporter: Exporter = named(pm, "flowmap_exporters", to, listed.names(pm))
         walks = compared(rollouts, compile, check)
         if asked.target.device == "cuda" and not torch.cuda.is_available() and not exporter.builds_ahead:
             raise ExportError(f"{to} for a CUDA GPU (device, --device) is built on one, and there is none here")

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from attrs import field, frozen
 
@@ -16,6 +16,7 @@ from ..model import FlowMap, FlowMapSpec, origin
 from ..plugins import backbone, collect
 from .backend import versions
 from .errors import ExportError
+from .listed import forms_of, names
 from .manifest import Manifest
 from .spec import Asked, Target
 
@@ -78,18 +79,6 @@ class Form(Protocol):
         """Fill the empty directory `out`, a README among its files."""
 
 
-@runtime_checkable
-class HasForms(Protocol):
-    """A `FlowMapSpec` whose students, as `save` wrote them, can be turned into files for other programs."""
-
-    def forms(self) -> Mapping[str, Form]:
-        """By name: `flowmap export --to NAME`."""
-
-
-def forms_of(spec: FlowMapSpec) -> Mapping[str, Form]:
-    return spec.forms() if isinstance(spec, HasForms) else {}
-
-
 def find(to: str, student: FlowMap | str | Path, pm: Any) -> tuple[Form, Saved] | None:
     """The form and the student that it is written of; None where `to` is a back end, or nothing at all."""
     if to in collect(pm, "flowmap_exporters"):
@@ -100,22 +89,13 @@ def find(to: str, student: FlowMap | str | Path, pm: Any) -> tuple[Form, Saved] 
             raise ExportError(f"{to} is written from a student's directory, and a network was given: save that first")
         return None
     saved = Saved.of(Path(student), pm)
-    known = forms_of(saved.spec)
+    known: Mapping[str, Form] = forms_of(saved.spec)
     if to in known:
         return known[to], saved
     if to in registered:
         have = ", ".join(known) or "none"
         raise ExportError(f"{saved.folder}: a student of {type(saved.spec).__name__} has no form {to!r}: it has {have}")
     return None
-
-
-def names(pm: Any) -> dict[str, list[str]]:
-    """Every form, with the registered backbones that have it."""
-    found: dict[str, list[str]] = {}
-    for name, spec in collect(pm, "flowmap_backbones").items():
-        for form in forms_of(spec):
-            found.setdefault(form, []).append(name)
-    return dict(sorted(found.items()))
 
 
 def write(to: str, form: Form, student: Saved, asked: Asked, out: Path) -> tuple[Manifest, float | None]:

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 
 from ..model import FlowMapSpec
 from ..plugins import backbone, installed, named
-from . import forms
+from . import forms, listed
 from .errors import BackendError, ExportError, MissingPackageError
 from .graph import lint, program
 from .spec import DTYPES, Precision, ShapeProfile
@@ -51,7 +51,7 @@ def plan(
     to: the back end that is asked which operators it can take. sizes: as for an export, those of training by default.
     """
     pm = pm or installed()
-    if to in forms.names(pm):
+    if to in listed.names(pm):
         raise ExportError(f"{to} writes files and no graph: there is nothing to plan")
     exporter = None if to is None else named(pm, "flowmap_exporters", to)
     spec, facts = (name, {}) if isinstance(name, FlowMapSpec) else _found(name, pm)

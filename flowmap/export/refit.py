@@ -21,7 +21,7 @@ from ..atomic import whole
 from ..faults import reach
 from ..model import FlowMap, sha256
 from ..plugins import collect, installed, named
-from . import constants, forms
+from . import constants, forms, listed
 from .backend import Exporter, check_versions, require
 from .errors import ExportError, failing
 from .family import Family
@@ -65,7 +65,7 @@ def refit(
     manifest = Manifest.read(old)
     if not manifest.graphs:
         raise ExportError(f"{old}: a {manifest.to} export is files for other programs: write that of the new student")
-    exporter: Exporter = named(pm, "flowmap_exporters", manifest.to, forms.names(pm))
+    exporter: Exporter = named(pm, "flowmap_exporters", manifest.to, listed.names(pm))
     asked = Asked(manifest.precision, manifest.target, manifest.options, check)
     refits = _refits(old, manifest, exporter, asked)
     libraries = require(manifest.to, exporter)

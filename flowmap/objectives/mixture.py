@@ -12,10 +12,10 @@ from typing import Any, TypeAlias
 import torch
 from attrs import field, frozen
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 
 from .._types import NOTHING, Batch, Mean, Rng, Role, Shared, select, to_device
+from ..pieces import in_pieces
 from . import Equip, Equips, Loss, Networks, Objective, Ordered, guides, united, within
 
 Parts: TypeAlias = tuple[tuple[float, Objective], ...]
@@ -98,7 +98,7 @@ def _idle(objective: Objective, nets: Networks, batch: Batch, rng: Rng, shared: 
     their place.
     """
     first, of = torch.zeros(1, dtype=torch.long), _Of(nets)
-    pieces = any(isinstance(p, DTensor) for p in of.parameters())
+    pieces = any(in_pieces(p) for p in of.parameters())
     weights = {} if pieces else {name: _silent(p) for name, p in of.named_parameters()}
     with shared.idle(), _unheard(nets):
         call = partial(objective, nets, _batch(batch, first), _rng(rng, first, len(batch)), shared)

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 
 from attrs import frozen
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from .._types import Role
 from ..model import sha256
+from ..pieces import in_pieces
 
 Weights = Mapping[Role, Mapping[str, nn.Parameter]]
 
@@ -30,7 +30,7 @@ class _Whole(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         value = self.of[name].detach()
-        return value.full_tensor() if isinstance(value, DTensor) else value
+        return value.full_tensor() if in_pieces(value) else value
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.of)

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from attrs import define, field
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from .._types import Batch, Mean, Rng, Role, Shared
 from ..data import Data, ReadsAhead, indices
 from ..faults import reach
 from ..method import Update
 from ..objectives import Networks, within
+from ..pieces import in_pieces
 from ..recipe import AdamW, Stage
 from .ema import Average
 from .micro import MicroBatch, micro_batches
@@ -215,6 +215,6 @@ def _settings(stage: Stage, role: Role) -> AdamW:
 
 def _optimizer(settings: AdamW, trained: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
     """Tensors in pieces, and tensors that every rank has, are stepped each on their own."""
-    pieces, whole = ([p for p in trained.values() if isinstance(p, DTensor) == sharded] for sharded in (True, False))
+    pieces, whole = ([p for p in trained.values() if in_pieces(p) == sharded] for sharded in (True, False))
     groups = [{"params": parameters} for parameters in (pieces, whole) if parameters]
     return torch.optim.AdamW(groups, settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True)

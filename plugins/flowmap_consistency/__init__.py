@@ -7,9 +7,10 @@ defaults, and `stages`, the training at the scale of a recipe that `flowmap dist
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flowmap.hookspecs import hookimpl
+from flowmap.lazily import Lazily
 
 if TYPE_CHECKING:
     from flowmap.method import Method
@@ -18,84 +19,62 @@ if TYPE_CHECKING:
 
 @hookimpl
 def flowmap_methods() -> Mapping[str, Callable[..., Method]]:
-    from . import (
-        apt,
-        ayf,
-        causvid,
-        consistency,
-        dmd2,
-        phased_dmd,
-        rcm,
-        scm,
-        self_distillation,
-        self_forcing,
-        shortcut,
-        tvm,
+    return _lazily(
+        {
+            "apt": "apt:apt",
+            "apt_initialisation": "apt:initialisation",
+            "ayf_emd": "ayf:emd",
+            "ayf_lmd": "ayf:lmd",
+            "causvid": "causvid:causvid",
+            "causvid_ode_init": "causvid:ode_init",
+            "consistency": "consistency:consistency",
+            "consistency_training": "consistency:training",
+            "dmd2": "dmd2:dmd2",
+            "esd": "self_distillation:esd",
+            "lcm": "consistency:lcm",
+            "lsd": "self_distillation:lsd",
+            "phased_dmd": "phased_dmd:phased_dmd",
+            "psd": "self_distillation:psd",
+            "rcm": "rcm:rcm",
+            "rcm_warmup": "rcm:warmup",
+            "scm": "scm:scm",
+            "scm_training": "scm:training",
+            "self_forcing": "self_forcing:self_forcing",
+            "self_forcing_ode_init": "self_forcing:ode_init",
+            "shortcut": "shortcut:shortcut",
+            "tvm": "tvm:tvm",
+        }
     )
-
-    return {
-        "apt": apt.apt,
-        "apt_initialisation": apt.initialisation,
-        "ayf_emd": ayf.emd,
-        "ayf_lmd": ayf.lmd,
-        "causvid": causvid.causvid,
-        "causvid_ode_init": causvid.ode_init,
-        "consistency": consistency.consistency,
-        "consistency_training": consistency.training,
-        "dmd2": dmd2.dmd2,
-        "esd": self_distillation.esd,
-        "lcm": consistency.lcm,
-        "lsd": self_distillation.lsd,
-        "phased_dmd": phased_dmd.phased_dmd,
-        "psd": self_distillation.psd,
-        "rcm": rcm.rcm,
-        "rcm_warmup": rcm.warmup,
-        "scm": scm.scm,
-        "scm_training": scm.training,
-        "self_forcing": self_forcing.self_forcing,
-        "self_forcing_ode_init": self_forcing.ode_init,
-        "shortcut": shortcut.shortcut,
-        "tvm": tvm.tvm,
-    }
 
 
 @hookimpl
 def flowmap_stages() -> Mapping[str, Callable[[Recipe], tuple[Stage, ...]]]:
-    from . import (
-        apt,
-        ayf,
-        causvid,
-        consistency,
-        dmd2,
-        meanflow,
-        phased_dmd,
-        rcm,
-        scm,
-        self_distillation,
-        self_forcing,
-        shortcut,
-        tvm,
+    return _lazily(
+        {
+            "apt": "apt:stages",
+            "ayf_emd": "ayf:stages",
+            "ayf_lmd": "ayf:lmd_stages",
+            "causvid": "causvid:stages",
+            "consistency": "consistency:stages",
+            "consistency_training": "consistency:training_stages",
+            "dmd2": "dmd2:stages",
+            "esd": "self_distillation:esd_stages",
+            "improved_meanflow": "meanflow:improved_stages",
+            "lcm": "consistency:lcm_stages",
+            "lsd": "self_distillation:lsd_stages",
+            "meanflow": "meanflow:stages",
+            "phased_dmd": "phased_dmd:stages",
+            "psd": "self_distillation:psd_stages",
+            "rcm": "rcm:stages",
+            "scm": "scm:stages",
+            "scm_training": "scm:training_stages",
+            "self_forcing": "self_forcing:stages",
+            "shortcut": "shortcut:stages",
+            "tvm": "tvm:stages",
+        }
     )
 
-    return {
-        "apt": apt.stages,
-        "ayf_emd": ayf.stages,
-        "ayf_lmd": ayf.lmd_stages,
-        "causvid": causvid.stages,
-        "consistency": consistency.stages,
-        "consistency_training": consistency.training_stages,
-        "dmd2": dmd2.stages,
-        "esd": self_distillation.esd_stages,
-        "improved_meanflow": meanflow.improved_stages,
-        "lcm": consistency.lcm_stages,
-        "lsd": self_distillation.lsd_stages,
-        "meanflow": meanflow.stages,
-        "phased_dmd": phased_dmd.stages,
-        "psd": self_distillation.psd_stages,
-        "rcm": rcm.stages,
-        "scm": scm.stages,
-        "scm_training": scm.training_stages,
-        "self_forcing": self_forcing.stages,
-        "shortcut": shortcut.stages,
-        "tvm": tvm.stages,
-    }
+
+def _lazily(where: Mapping[str, str]) -> Lazily[Callable[..., Any]]:
+    """Functions by name, each in a file here."""
+    return Lazily({name: f"{__name__}.{path}" for name, path in where.items()})

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
-from flowmap_wan import Lora
-from flowmap_wan.spec import resolve
-
-from flowmap import hookimpl
-
-from .spec import HUB, Far
+from flowmap import hookimpl, lazily
 
 if TYPE_CHECKING:
+    from flowmap_lora import Lora
+
     from flowmap import FlowMapSpec
     from flowmap.export.family import Family
     from flowmap.published.layout import Layout
 
+    from .spec import Far
+
 __all__ = ["Far", "Lora"]
+__getattr__ = lazily.public(__name__, {"flowmap_lora": ["Lora"], f"{__name__}.spec": ["Far"]})
 
 
 @hookimpl
 def flowmap_backbones() -> Mapping[str, FlowMapSpec]:
-    return {
-        "far": Far("Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
-        "far_14b": Far("Wan-AI/Wan2.1-T2V-14B-Diffusers"),
-    }
+    from flowmap_wan.listed import FORMS
+
+    sizes = {"far": "1.3B", "far_14b": "14B"}
+    return lazily.Lazily({name: partial(_published, size) for name, size in sizes.items()}, FORMS)
 
 
 @hookimpl
@@ -44,4 +45,14 @@ def flowmap_layouts() -> Mapping[str, Layout]:
 
 @hookimpl
 def flowmap_resolve_backbone(name: str) -> FlowMapSpec | None:
+    from flowmap_wan.spec import resolve
+
+    from .spec import HUB, Far
+
     return resolve(Far, name, Far.pipelines[-1:], HUB)
+
+
+def _published(size: str) -> FlowMapSpec:
+    from .spec import Far
+
+    return Far(f"Wan-AI/Wan2.1-T2V-{size}-Diffusers")

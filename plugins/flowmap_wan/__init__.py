@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from flowmap_lora.roles import Lora
+from typing import TYPE_CHECKING
 
-from .spec import WanSpec
+from flowmap import lazily
+
+if TYPE_CHECKING:
+    from flowmap_lora.roles import Lora
+
+    from .spec import WanSpec
 
 __all__ = ["Lora", "WanSpec"]
+__getattr__ = lazily.public(__name__, {"flowmap_lora.roles": ["Lora"], f"{__name__}.spec": ["WanSpec"]})

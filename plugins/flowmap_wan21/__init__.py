@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
-from flowmap_wan import Lora
-from flowmap_wan.spec import resolve
-
-from flowmap import hookimpl
-
-from .spec import HUB, Wan21
+from flowmap import hookimpl, lazily
 
 if TYPE_CHECKING:
+    from flowmap_lora import Lora
+
     from flowmap import FlowMapSpec
     from flowmap.export.family import Family
 
+    from .spec import Wan21
+
 __all__ = ["Lora", "Wan21"]
+__getattr__ = lazily.public(__name__, {"flowmap_lora": ["Lora"], f"{__name__}.spec": ["Wan21"]})
 
 
 @hookimpl
 def flowmap_backbones() -> Mapping[str, FlowMapSpec]:
-    return {
-        "wan21": Wan21("Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
-        "wan21_14b": Wan21("Wan-AI/Wan2.1-T2V-14B-Diffusers"),
-    }
+    from flowmap_wan.listed import FORMS
+
+    sizes = {"wan21": "1.3B", "wan21_14b": "14B"}
+    return lazily.Lazily({name: partial(_published, size) for name, size in sizes.items()}, FORMS)
 
 
 @hookimpl
@@ -36,4 +37,14 @@ def flowmap_graphs() -> Mapping[str, Family]:
 
 @hookimpl
 def flowmap_resolve_backbone(name: str) -> FlowMapSpec | None:
+    from flowmap_wan.spec import resolve
+
+    from .spec import HUB, Wan21
+
     return resolve(Wan21, name, Wan21.pipelines, HUB)
+
+
+def _published(size: str) -> FlowMapSpec:
+    from .spec import Wan21
+
+    return Wan21(f"Wan-AI/Wan2.1-T2V-{size}-Diffusers")

@@ -7,23 +7,27 @@ its own samples until they are added up. In one process nothing is exchanged.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.tensor import DTensor, Shard
 
 from ..._types import Mean
+from ...pieces import in_pieces
 from .agree import ranks
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def local(x: Tensor) -> Tensor:
     """This rank's part, sharing its memory."""
-    return x.to_local() if isinstance(x, DTensor) else x
+    return x.to_local() if in_pieces(x) else x
 
 
 def add_up(parameters: Sequence[nn.Parameter]) -> None:
     """The gradients of those that are replicated, over all ranks, in one exchange; sharded ones are summed already."""
-    gradients = [p.grad for p in parameters if p.grad is not None and not isinstance(p, DTensor)]
+    gradients = [p.grad for p in parameters if p.grad is not None and not in_pieces(p)]
     if ranks() == 1 or not gradients:
         return
     flat = torch.cat([g.flatten() for g in gradients])
@@ -36,11 +40,11 @@ def norm(gradients: Sequence[Tensor], sums: Tensor) -> tuple[Tensor, Tensor]:
     """([] the norm of all gradients together, `sums` [n] added up over all ranks): one exchange."""
     if ranks() == 1:
         return _norm(gradients, sums[0]), sums
-    sharded = [g for g in gradients if isinstance(g, DTensor)]
+    sharded = [g for g in gradients if in_pieces(g)]
     own = _norm([local(g) for g in sharded], sums[0]).square() / (_copies(sharded[0]) if sharded else 1)
     both = torch.cat([own.reshape(1), sums])
     distributed.all_reduce(both)
-    whole = _norm([g for g in gradients if not isinstance(g, DTensor)], sums[0]).square()
+    whole = _norm([g for g in gradients if not in_pieces(g)], sums[0]).square()
     return (both[0] + whole).sqrt(), both[1:]
 
 
@@ -66,5 +70,7 @@ def _norm(gradients: Sequence[Tensor], like: Tensor) -> Tensor:
 
 def _copies(x: DTensor) -> int:
     """How many ranks hold the same part: more than one where sharding is hybrid."""
+    from torch.distributed.tensor import Shard
+
     sizes = zip(x.device_mesh.shape, x.placements, strict=True)
     return torch.Size([n for n, placement in sizes if not isinstance(placement, Shard)]).numel()

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 
 from ..._types import Cache, Cond, Latent, Role, Time
 from ...model import FlowMap, FlowMapSpec, Rows, Streamed, Wrapped
 from ...objectives import Networks
+from ...pieces import in_pieces
 from .agree import rank
 from .reduction import local
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class Root(nn.Module):
@@ -76,6 +77,8 @@ def pieces(
 
 def sharded(nets: Networks, mesh: DeviceMesh) -> dict[Role, FlowMap]:
     """The networks in pieces, in place; gradients are summed over all ranks. On meta tensors nothing is allocated."""
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
     # An in-place change of a view would lose the gathering before a backward pass; nobody changes a block's output.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     roots = [Root({role: nets[role] for role in group}) for group in _families(nets)]
@@ -114,11 +117,15 @@ class _Returning:
         self.root = root
 
     def __call__(self, block: nn.Module, given: Any, out: Any) -> None:
+        from torch.distributed.fsdp import FSDPModule
+
         for tensor in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(tensor, Tensor) and tensor.requires_grad and isinstance(self.root, FSDPModule):
                 tensor.register_hook(self._gather)
 
     def _gather(self, gradient: Tensor) -> None:
+        from torch.distributed.fsdp import FSDPModule
+
         assert isinstance(self.root, FSDPModule)
         self.root.unshard()
 
@@ -133,7 +140,7 @@ def put(p: Tensor, rows: Rows) -> None:
 
 def _held(p: Tensor) -> tuple[int, int]:
     """The rows of p that this rank holds: the last ranks have fewer, or none."""
-    if not isinstance(p, DTensor):
+    if not in_pieces(p):
         return 0, len(p)
     mesh = p.device_mesh
     size, place = -(-len(p) // mesh.size(mesh.ndim - 1)), mesh.get_local_rank(mesh.ndim - 1)
@@ -145,7 +152,7 @@ def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = {}
     for name, value in tensors.items():
         value = value.detach()
-        value = value.full_tensor() if isinstance(value, DTensor) else value
+        value = value.full_tensor() if in_pieces(value) else value
         if rank() == 0:
             found[name] = value.cpu()
     return found

@@ -9,15 +9,29 @@ Another package adds a row by an entry point, in its `pyproject.toml`:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from importlib import import_module, metadata
 from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any
 
-from ..row import Row
+if TYPE_CHECKING:
+    from ..row import Row
+
+    ROWS: Mapping[str, Row]
 
 GROUP = "flowmap_diffusers.rows"
 
 
+def names() -> list[str]:
+    """Of all rows, without one."""
+    here = [m.name for m in iter_modules(__path__)]
+    return sorted({*here, *(entry.name for entry in metadata.entry_points(group=GROUP))})
+
+
+@cache
 def collected() -> Mapping[str, Row]:
+    from ..row import Row
+
     found: dict[str, Row] = {m.name: import_module(f".{m.name}", __name__).ROW for m in iter_modules(__path__)}
     for entry in metadata.entry_points(group=GROUP):
         row = entry.load()
@@ -29,4 +43,8 @@ def collected() -> Mapping[str, Row]:
     return dict(sorted(found.items()))
 
 
-ROWS = collected()
+def __getattr__(name: str) -> Any:
+    """ROWS: once they are asked for."""
+    if name != "ROWS":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return collected()
