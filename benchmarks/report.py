@@ -74,7 +74,7 @@ def table(groups: Mapping[str, Mapping[str, Any]]) -> str:
             ("subject", "reference", "subject, ms", "time ratio"), (_timing(e) for g in GROUPS for e in _of(groups, g))
         ),
         "",
-        f"`import flowmap.distill` takes {_of(groups, 'import_time')[0]['seconds_over_torch']:.2f} s more than torch alone.",
+        f"`import flowmap.distill` takes {_of(groups, 'import_time')[0]['seconds_over_torch']:.2f} s over torch alone.",
         f"No latent of `flowmap.sample` is farther than {_largest(groups):.0e} from `AnyFlowPipeline`'s.",
         "",
         "## Operations of a step",

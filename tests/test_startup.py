@@ -55,7 +55,7 @@ def test_public_names_are_what_they_were_whatever_was_imported_before() -> None:
 
 
 def test_what_is_listed_is_what_there_is() -> None:
-    for hook in ("backbones", "methods", "stages", "exporters", "trackers"):
+    for hook in ("backbones", "methods", "stages", "exporters", "layouts", "trackers"):
         assert [*collect(installed(), f"flowmap_{hook}")] == [*claims(installed(), f"flowmap_{hook}")]
     for name, (_, items) in claims(installed(), "flowmap_backbones").items():
         assert isinstance(items, Lazily) and {*items.forms} == {*forms_of(items[name])}, name

@@ -38,9 +38,7 @@ def flowmap_graphs() -> Mapping[str, Family]:
 
 @hookimpl
 def flowmap_layouts() -> Mapping[str, Layout]:
-    from .published import PUBLISHED
-
-    return PUBLISHED
+    return lazily.Lazily({"self_forcing": f"{__name__}.published:SELF_FORCING"})
 
 
 @hookimpl

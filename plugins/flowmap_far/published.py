@@ -99,8 +99,4 @@ def causal(state: Mapping[str, Tensor], config: Mapping[str, Any], partition: Se
     return net
 
 
-PUBLISHED: Mapping[str, Causal] = {
-    "self_forcing": Causal(
-        "Self-Forcing, arXiv:2506.08009: 3 frames a chunk, 4 steps", (1000, 750, 500, 250), wrapper=EMA
-    ),
-}
+SELF_FORCING = Causal("Self-Forcing, arXiv:2506.08009: 3 frames a chunk, 4 steps", (1000, 750, 500, 250), wrapper=EMA)
