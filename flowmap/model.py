@@ -282,6 +282,10 @@ class FlowMapSpec(ABC):
         """How its networks are sampled as they come: a diffusion model's, unless it says otherwise."""
         return Sampling()
 
+    def frame_rate(self) -> float | None:
+        """Frames a second of the videos that it was trained on; None where it has no opinion."""
+        return None
+
     def validate(self) -> None:
         """Raise a ValueError for what is known to be wrong without loading anything, such as a missing directory."""
         return

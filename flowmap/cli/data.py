@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from . import recipes
+from . import clips, recipes
 from .command import Command, positive, whole
 from .errors import UsageError, unknown
 from .numbers import above_zero, part, scale
@@ -56,7 +56,7 @@ def arguments(parser: ArgumentParser) -> None:
     synth.set_defaults(work=_synth)
 
     encode = _task(tasks, "encode", "encode a folder of clips, or tars of them, with their captions", ENCODE)
-    encode.add_argument("clips", metavar="FOLDER", help="NAME.mp4 with NAME.txt or captions.json, or .tar files")
+    encode.add_argument("clips", metavar="FOLDER", help="videos, each NAME.mp4 with NAME.txt; or .tar files of them")
     encode.add_argument(
         "--backbone",
         required=True,
@@ -64,9 +64,7 @@ def arguments(parser: ArgumentParser) -> None:
         help="a name, a directory or a hub id; or a recipe, whose backbone it is",
     )
     _common(encode, "81x480x832; of a longer clip its first frames, cut about the centre")
-    encode.add_argument(
-        "--skip-bad", action="store_true", help="leave out clips that cannot be read or are too short, and name them"
-    )
+    clips.arguments(encode)
     encode.set_defaults(work=_encode)
 
     check = _task(tasks, "check", "read all of it and say what is there and what is wrong", CHECK)
@@ -178,11 +176,7 @@ def _images(path: Path, prompts: int) -> list[str]:
 def _encode(options: Namespace) -> None:
     wait_passively(options.console)
     _, spec = _resolve(options.backbone)
-    from ..data import VideoFolder
-
-    frames, height, width = options.size or SIZE
-    bad: Literal["raise", "skip"] = "skip" if options.skip_bad else "raise"
-    folder = VideoFolder(options.clips, frames, height, width, options.null_prompt, shard=options.shard_size, bad=bad)
+    folder = clips.folder(options, options.size or SIZE)
     out, device, dtype = Path(options.out), _device(), _dtype(options)
     _told(out, lambda bar: folder.encode(spec, out, device=device, dtype=dtype, part=options.shard, progress=bar))
 
@@ -261,6 +255,7 @@ def _told(out: Path, work: Callable[[Callable[[Progress], None]], LatentShards |
     from tqdm import tqdm
 
     from ..data.format import told
+    from ..data.remarks import remarks
 
     often = 0.5 if sys.stderr.isatty() else 10.0  # seconds; a log file gets few lines
     with ExitStack() as shown:
@@ -278,6 +273,8 @@ def _told(out: Path, work: Callable[[Callable[[Progress], None]], LatentShards |
         print(f"{out}: this part is finished; the index comes with the last part")
     else:
         print(f"{out}: {len(data)} samples; look at them with `flowmap data check {out}`")
+    for remark in remarks(data.index) if data is not None else ():
+        print(f"warning: {remark}")
     if data is not None and (left := data.index.skipped):
         print(f"{len(left)} clips were left out:{told([(one.sample, one.why) for one in left])}")
 

@@ -16,6 +16,7 @@ from ..seeding import digest
 from .folder import foreign
 from .format import INDEX, SHARD, DataError, Entry, Index, regular
 from .journal import unfinished
+from .remarks import remarks
 from .shards import LatentShards, Sample, head_of, read
 
 MOST_LINES = 10
@@ -58,6 +59,8 @@ def _facts(path: Path, index: Index) -> Iterator[Finding]:
     yield Finding("note", f"{index.count} samples in {len(index.shards)} shards, {size / 1e6:.1f} MB")
     if index.skipped:
         yield Finding("warning", f"{len(index.skipped)} more could not be made, and were left out: {_keys(index)}")
+    for remark in remarks(index):
+        yield Finding("warning", remark)
     yield Finding("note", f"latents {index.latent.dtype} {_shape(index.latent)}")
     for name, entry in index.cond.items():
         yield Finding("note", f"condition {name!r} {entry.dtype} {_shape(entry)}")

@@ -1,254 +1,219 @@
-"""Clips with their captions: in a folder, or in tars of the webdataset layout, of which nothing is ever unpacked.
+"""Frames of videos and images, as a player shows them: which ones, when, in what colours.
 
-Whoever made them is not trusted: no name leads anywhere, links do not leave the folder, sizes are bounded, and the
-decoder opens video files alone, not playlists that name other files.
+Whoever made a file is not trusted: sizes are bounded, and the decoder opens video files alone, not playlists that name
+other files.
 """
 
 from __future__ import annotations
 
-import json
-import tarfile
-from collections.abc import Iterator, Mapping
-from io import BytesIO
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeAlias
 
 import torch
-from attrs import frozen
+from attrs import define, field, frozen, validators
 from torch import Tensor
-from torch.nn import functional as F
 
 from .format import DataError
+from .shown import Orientation, View, as_floats
 
-CAPTIONS = "captions.json"
-MOST_TEXT, MOST_LIST, MOST_CLIP = 1 << 16, 1 << 28, 1 << 32
-"""Bytes of a caption, of captions.json, of a clip in a tar."""
 MOST_PIXELS = 1 << 26
 """Of a frame."""
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,gif,image2,png_pipe,jpeg_pipe"
+IMAGES = ("image2", "png_pipe", "jpeg_pipe")
+FORMATS = ",".join(("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "gif", *IMAGES))
 """FFmpeg's names: by itself it goes by the content, and a playlist that is called .mp4 would open what it names."""
-COMPRESSED = {".tar.gz": "gunzip", ".tgz": "gunzip", ".tar.zst": "unzstd", ".tar.xz": "unxz", ".tar.bz2": "bunzip2"}
 OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
-OTHERS = (".mov", ".mkv", ".webm", ".avi", ".gif")
+UNSAID, BT709 = (2, 3), 1
+"""A frame's matrix, of AVColorSpace."""
+HDR = (16, 18)
+"""PQ and HLG, of AVColorTransferCharacteristic."""
+EXIF_ORIENTATION = 274
+Source: TypeAlias = str | BinaryIO
 
 
 @frozen
-class Clip:
-    """key: its name, for messages and in order. offset: where it begins in the tar `file`; None is the whole file."""
+class Take:
+    """Which frames of a file: `count` (None: all) from number `first` on, counted at `fps` a second.
 
-    key: str
-    file: Path
-    size: int
-    caption: str
-    offset: int | None = None
+    Number k is the frame whose presentation time is nearest to k / fps seconds after the beginning, the earlier of two:
+    so a slow file repeats frames, and one of a variable rate is sampled evenly. fps None: every frame, as they come.
+    """
 
-    def frames(self, most: int | None = None) -> Tensor:
-        """[n, 3, H, W] in [0, 1]: its frames, or its first `most`."""
-        if self.offset is None:
-            return frames_of(self.file, most)
-        with self.file.open("rb") as file:
-            file.seek(self.offset)
-            return _decoded(BytesIO(file.read(self.size)), f"{self.file}: {self.key}", most)
+    count: int | None = None
+    fps: Fraction | None = None
+    first: int = field(default=0, validator=validators.ge(0))
 
 
-def find(path: Path) -> list[Clip]:
-    """The clips of a folder, of its tars, or of one tar, in the order of their names; an error for what is missing."""
-    if path.is_file() and path.suffix.lower() == ".tar":
-        return _captioned(path, _in_tar(path))
-    if path.is_file():
-        raise DataError(f"{path} is neither a directory nor a .tar{_unpack([path])}")
-    if not path.is_dir():
-        raise DataError(f"{str(path)!r}: there is no such directory")
-    files = sorted(file for file in path.iterdir() if not file.name.startswith("."))
-    clips = [file for file in files if file.suffix.lower() == ".mp4"]
-    tars = [file for file in files if file.suffix.lower() == ".tar"]
-    if not clips and not tars:
-        raise DataError(f"{str(path)!r}: there are no .mp4 files{_instead(files)}")
-    return [*_in_folder(path, clips), *(clip for tar in tars for clip in _captioned(tar, _in_tar(tar)))]
+@frozen(eq=False)
+class Video:
+    """frames: uint8 [n, 3, H, W]. rate: of the file, frames a second, where it has one. cut: the share of the picture
+    that is cut away. remarks: what about it a player would not show as it is here.
+    """
+
+    frames: Tensor
+    rate: float | None
+    cut: float
+    remarks: tuple[str, ...] = ()
 
 
-def _instead(files: list[Path]) -> str:
-    kinds = [file.suffix.lower() for file in files]
-    if there := [f"{kinds.count(kind)} {kind}" for kind in OTHERS if kind in kinds]:
-        return f", but {', '.join(there)}: convert them, such as with `ffmpeg -i clip{there[0].split()[1]} clip.mp4`"
-    if packed := _unpack(files):
-        return packed
-    folders = [file.name for file in files if file.is_dir() and any(file.glob("*.[mM][pP]4"))]
-    return f"; did you mean {folders[0]!r} inside it?" if folders else ""
+def frames_of(file: Path, most: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
+    """[n, 3, H, W] in [0, 1]: the frames of a video as it is shown, or its first `most`; one, of an image.
+
+    size: as of `decode`.
+    """
+    return as_floats(decode(str(file), str(file), Take(most), size).frames).contiguous()
 
 
-def _unpack(files: list[Path]) -> str:
-    """What to do about compressed tars, in which no place can be gone to."""
-    for file in files:
-        for ending, program in COMPRESSED.items():
-            if file.name.lower().endswith(ending):
-                how = f"unpack it to a .tar, such as with `{program} {file.name}`"
-                return f", but {file.name}: compressed tars cannot be read; {how}"
-    return ""
+def decode(source: Source, name: str, take: Take, size: tuple[int, int] | None = None) -> Video:
+    """The frames that `take` says, or as many of them as there are, but at least one.
+
+    size: (height, width) that they are scaled to cover and cut to about the centre; None is the size at which they are
+    shown. A file that cannot be read is a `DataError`.
+    """
+    with opened(source, name) as container:
+        stream = container.streams.video[0]
+        frames = _taken(container, stream, take)
+        if (first := next(frames, None)) is None:
+            raise DataError(f"{name} has no frames{f' from number {take.first} on' if take.first else ''}")
+        view = View.of(_stored(first, name), _orientation(container, first, name), _ratio(container, stream), size)
+        scaled = _Scaled(name, view)
+        if take.count is None:
+            stored = torch.stack([scaled(frame) for frame in chain([first], frames)])
+        else:  # no second copy
+            stored, n = torch.empty(take.count, *view.scaled, 3, dtype=torch.uint8), 0
+            for n, frame in enumerate(chain([first], frames), 1):
+                stored[n - 1] = scaled(frame)
+            stored = stored[:n]
+        rate = stream.average_rate
+        return Video(view.finish(stored), None if rate is None else float(rate), view.cut, _remarks(first))
 
 
-def _in_folder(root: Path, files: list[Path]) -> list[Clip]:
-    captions, inside = _captions(root, {file.name for file in files}), root.resolve()
-    found: list[Clip] = []
-    missing: list[str] = []
-    for file in files:
-        text = file.with_suffix(".txt")
-        for part in (file, text):
-            if part.is_symlink() and not part.resolve().is_relative_to(inside):
-                raise DataError(f"{part} is a link that leads out of {root}: link the whole folder, or copy the file")
-        if file.name in captions:
-            found.append(Clip(file.name, file, file.stat().st_size, captions[file.name]))
-        elif text.is_file():
-            found.append(Clip(file.name, file, file.stat().st_size, _text(text.name, text.read_bytes())))
-        else:
-            missing.append(file.name)
-    if missing:
-        raise DataError(
-            f"{root}: {len(missing)} clips have no caption, such as {missing[0]} (same name, .txt, or in {CAPTIONS})"
-        )
-    return found
-
-
-def _captions(root: Path, names: set[str]) -> Mapping[str, str]:
-    """captions.json, {"clip.mp4": "its caption"}; every name must be of a clip that is there."""
-    file = root / CAPTIONS
-    if not file.exists():
-        return {}
-    if not file.resolve().is_relative_to(root.resolve()) or file.stat().st_size > MOST_LIST:
-        raise DataError(f"{file}: must be a file in {root} of at most {MOST_LIST} bytes")
-    try:
-        found = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file} is no JSON: {error}") from None
-    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
-        raise DataError(f'{file} must map names to captions: {{"clip.mp4": "a caption"}}')
-    if unknown := sorted(found.keys() - names):
-        raise DataError(f"{file} names {unknown[0]!r}, which is no .mp4 file of {root}")
-    return {name: text.strip() for name, text in found.items()}
-
-
-def _in_tar(path: Path) -> Iterator[tuple[str, Clip | str]]:
-    """(key, a clip without its caption) and (key, a caption), as they come: KEY.mp4, KEY.txt, KEY.json."""
-    length = path.stat().st_size
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                if member.isdir():
-                    continue
-                key, kind = _key(path, member)
-                most = MOST_CLIP if kind == "mp4" else MOST_TEXT
-                if kind not in ("mp4", "txt", "json"):
-                    continue
-                if member.size > most or member.offset_data + member.size > length:
-                    raise DataError(f"{path}: {member.name!r} has {member.size} bytes: it is cut short, or too large")
-                if kind == "mp4":
-                    yield key, Clip(key, path, member.size, "", member.offset_data)
-                    continue
-                content = tar.extractfile(member)
-                assert content is not None
-                text = content.read()
-                yield key, _text(member.name, text) if kind == "txt" else _described(path, member.name, text)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise DataError(f"{path} is no tar that can be read (compressed ones cannot): {error}") from None
-
-
-def _key(path: Path, member: tarfile.TarInfo) -> tuple[str, str]:
-    """A member's key, up to the first dot of its last part, and its kind; an error for one that leads anywhere."""
-    parts = member.name.removeprefix("./").split("/")
-    if not {"..", ""}.isdisjoint(parts) or {"\0", "\\"} & set(member.name):
-        raise DataError(f"{path}: a member is called {member.name!r}: must be a name inside the tar")
-    if not member.isreg() or member.issparse():
-        raise DataError(f"{path}: {member.name!r} is a link or no regular file: a tar of clips must have files alone")
-    stem, _, kind = parts[-1].partition(".")
-    return "/".join([*parts[:-1], stem]), kind.lower()
-
-
-def _captioned(path: Path, members: Iterator[tuple[str, Clip | str]]) -> list[Clip]:
-    clips: dict[str, Clip] = {}
-    captions: dict[str, str] = {}
-    for key, value in members:
-        if isinstance(value, str):
-            captions.setdefault(key, value)
-        elif key in clips:
-            raise DataError(f"{path}: there are two clips {key!r}")
-        else:
-            clips[key] = value
-    if not clips:
-        raise DataError(f"{path}: there are no .mp4 members")
-    if missing := sorted(clips.keys() - captions.keys()):
-        raise DataError(f"{path}: {len(missing)} clips have no caption, such as {missing[0]} (same key, .txt or .json)")
-    return [Clip(key, c.file, c.size, captions[key], c.offset) for key, c in sorted(clips.items())]
-
-
-def _described(path: Path, name: str, content: bytes) -> str:
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: {name!r} is no JSON: {error}") from None
-    texts = [found.get(key) for key in ("caption", "text", "prompt")] if isinstance(found, dict) else []
-    text = next((text for text in texts if isinstance(text, str)), None)
-    if text is None:
-        raise DataError(f"{path}: {name!r} has no caption: must be an object with 'caption', 'text' or 'prompt'")
-    return text.strip()
-
-
-def _text(name: str, content: bytes) -> str:
-    if len(content) > MOST_TEXT:
-        raise DataError(f"{name} has {len(content)} bytes: a caption must have at most {MOST_TEXT}")
-    try:
-        return content.decode().strip()
-    except UnicodeDecodeError:
-        raise DataError(f"{name} is no text in UTF-8") from None
-
-
-def frames_of(file: Path, most: int | None = None) -> Tensor:
-    """[n, 3, H, W] in [0, 1]: the frames of a video, or its first `most`; one, of an image."""
-    return _decoded(str(file), str(file), most)
-
-
-def frames_said(file: Path) -> int | str | None:
-    """How many frames a video file says that it has, or None; or what is wrong with it. Nothing is decoded."""
-    import av
-
-    try:
-        with av.open(str(file), options=OPTIONS) as container:
-            return container.streams.video[0].frames or None
-    except (av.FFmpegError, IndexError) as error:
-        return f"{file} is no video or image that can be read: {_why(error)}"
-
-
-def _decoded(source: str | BytesIO, name: str, most: int | None) -> Tensor:
+@contextmanager
+def opened(source: Source, name: str) -> Iterator[Any]:
+    """The container, with a picture in it; what is wrong with it is a `DataError`."""
     import av
 
     try:
         with av.open(source, options=OPTIONS) as container:
-            decoded = [_picture(frame, name) for frame in islice(container.decode(video=0), most)]
-    except (av.FFmpegError, IndexError) as error:
-        raise DataError(f"{name} is no video or image that can be read: {_why(error)}") from error
-    if not decoded:
-        raise DataError(f"{name} has no frames")
-    return torch.stack([torch.from_numpy(frame) for frame in decoded]).permute(0, 3, 1, 2).float() / 255
+            if not container.streams.video:
+                raise DataError(f"{name} is no video or image that can be read: there is no picture in it")
+            yield container
+    except av.FFmpegError as error:  # its text has the file's name, which stands before it
+        raise DataError(f"{name} is no video or image that can be read: {error.strerror}") from error
 
 
-def _why(error: Exception) -> str:
-    """Without the file's name, which stands before it."""
-    import av
+# ---------------------------------------------------------------- which frames
+def _taken(container: Any, stream: Any, take: Take) -> Iterator[Any]:
+    last = None if take.count is None else take.first + take.count
+    if take.fps is None:
+        return islice(container.decode(stream), take.first, last)
+    return nearest(_timed(container, stream, take.first / take.fps), take.fps, take.first, last)
 
-    return error.strerror if isinstance(error, av.FFmpegError) else "there is no picture in it"
+
+def nearest(
+    timed: Iterable[tuple[Fraction, Fraction, Any]], fps: Fraction, first: int = 0, last: int | None = None
+) -> Iterator[Any]:
+    """Of frames with (time, duration): for k = first .. last - 1 the one nearest to k / fps, the earlier of two.
+
+    The last is shown for its duration, and counts for the half of it, as those before it do.
+    """
+    k, held = first, None
+    for time, duration, frame in timed:
+        while held is not None and (last is None or k < last) and k / fps - held[0] <= time - k / fps:
+            yield held[2]
+            k += 1
+        if last is not None and k >= last:
+            return
+        held = time, duration, frame
+    while held is not None and (last is None or k < last) and k / fps - held[0] <= held[1] / 2:
+        yield held[2]
+        k += 1
 
 
-def _picture(frame: Any, name: str) -> Any:
+def _timed(container: Any, stream: Any, start: Fraction) -> Iterator[tuple[Fraction, Fraction, Any]]:
+    """(time, duration, frame), by time from the beginning, from the last key frame before `start` seconds on."""
+    origin = stream.start_time or 0
+    if start:
+        container.seek(origin + int(start / stream.time_base), stream=stream, backward=True)
+        times = _times(container, stream, origin)
+        if (found := next(times, None)) is not None and found[0] <= start:
+            yield found
+            yield from times
+            return
+        container.seek(origin, stream=stream, backward=True)  # the file's index is wrong: from the beginning
+    yield from _times(container, stream, origin)
+
+
+def _times(container: Any, stream: Any, origin: int) -> Iterator[tuple[Fraction, Fraction, Any]]:
+    usual = 1 / Fraction(stream.average_rate or stream.guessed_rate or 25)
+    for number, frame in enumerate(container.decode(stream)):
+        base = frame.time_base or stream.time_base
+        time = number * usual if frame.pts is None else (frame.pts * base) - origin * stream.time_base
+        yield time, (frame.duration * base if frame.duration else usual), frame
+
+
+# ---------------------------------------------------------------- what a picture says of itself
+def _stored(frame: Any, name: str) -> tuple[int, int]:
     if frame.width * frame.height > MOST_PIXELS:
         raise DataError(f"{name} is {frame.width}x{frame.height}: must have at most {MOST_PIXELS} pixels a frame")
-    return frame.to_ndarray(format="rgb24")
+    return frame.height, frame.width
 
 
-def fit(video: Tensor, height: int, width: int) -> Tensor:
-    """Scale to cover height × width, keeping the aspect ratio, and cut about the centre."""
-    h, w = video.shape[-2:]
-    scale = max(height / h, width / w)
-    size = (max(height, round(h * scale)), max(width, round(w * scale)))
-    video = F.interpolate(video, size, mode="bicubic", antialias=True).clamp(0, 1)
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    return video[..., top : top + height, left : left + width]
+def _orientation(container: Any, frame: Any, name: str) -> Orientation:
+    if container.format.name in IMAGES:
+        from PIL import Image
+
+        with Image.open(container.name) as image:
+            return Orientation.of_exif(image.getexif().get(EXIF_ORIENTATION, 1))
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV lists no side data where there is a kind that it does not know; it still has the angle
+        quarter = [(1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0)][round(frame.rotation / 90) % 4]
+        a, b, c, d = (n << 16 for n in quarter)
+        return Orientation.of_matrix((a, b, 0, c, d, 0, 0, 0, 1 << 30))
+    if matrix is None:
+        return Orientation()
+    try:
+        return Orientation.of_matrix(torch.frombuffer(bytearray(matrix), dtype=torch.int32).tolist())
+    except ValueError as error:
+        raise DataError(f"{name}: {error}: only quarter turns are taken, turn it by the rest first") from None
+
+
+def _ratio(container: Any, stream: Any) -> Fraction:
+    """Width over height of a pixel; of an image it is the printer's, and no viewer looks at it."""
+    return Fraction(1) if container.format.name in IMAGES else Fraction(stream.sample_aspect_ratio or 1)
+
+
+def _remarks(frame: Any) -> tuple[str, ...]:
+    said = {"interlaced": frame.interlaced_frame, "HDR": frame.color_trc in HDR}
+    return tuple(name for name, holds in said.items() if holds)
+
+
+@define(eq=False)
+class _Scaled:
+    """Frames of the file `name` in RGB, uint8 [h, w, 3], of the size `view.scaled`; one that comes twice is made once.
+
+    Matrix and range are the file's. Where it says no matrix, players guess, and so does this: BT.709 for pictures of a
+    width from 1280 on or a height above 576, BT.601 for smaller ones.
+    """
+
+    name: str
+    view: View
+    _reformatter: Any = field(init=False)
+    _last: tuple[Any, Tensor] | None = field(default=None, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        from av.video.reformatter import VideoReformatter
+
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame: Any) -> Tensor:
+        if self._last is None or self._last[0] is not frame:
+            height, width = _stored(frame, self.name)
+            guessed = BT709 if frame.colorspace in UNSAID and (width >= 1280 or height > 576) else None
+            made = self._reformatter.reformat(frame, format="rgb24", src_colorspace=guessed, threads=1)
+            self._last = frame, self.view.scale(torch.from_numpy(made.to_ndarray()))
+        return self._last[1]

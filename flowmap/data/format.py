@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import asdict, frozen
+from attrs import asdict, field, frozen
 from torch import Tensor
 
 FORMAT = 2
@@ -43,6 +43,10 @@ DTYPES = {
 
 MOST_TOLD = 20
 """Bad samples that a message names; the rest is counted."""
+
+
+def _strings(values: Sequence[str]) -> tuple[str, ...]:
+    return tuple(map(str, values))
 
 
 class DataError(ValueError):
@@ -102,6 +106,19 @@ class Skipped:
 
 
 @frozen
+class Origin:
+    """Where a sample is from. clip: its name. first: the number of its first frame there, at the rate of the data.
+    rate: of the clip, frames a second, where it says so. cut: the share of the picture that was cut away.
+    """
+
+    clip: str
+    first: int = 0
+    rate: float | None = None
+    cut: float = 0.0
+    remarks: tuple[str, ...] = field(default=(), converter=_strings)
+
+
+@frozen
 class Plan:
     """What is to be written: `count` samples, `shard` of them a file.
 
@@ -134,6 +151,7 @@ class Index:
     shards: tuple[File, ...]
     plan: Plan
     skipped: tuple[Skipped, ...] = ()
+    origins: Mapping[str, tuple[Origin, ...]] = field(factory=dict)  # of the samples of a shard, where they are clips
 
     @property
     def count(self) -> int:
@@ -141,7 +159,9 @@ class Index:
         return sum(shard.count for shard in self.shards)
 
     def json(self) -> dict[str, Any]:
-        own = asdict(self, filter=lambda a, value: a.name != "plan" and not (a.name == "skipped" and not value))
+        own = asdict(
+            self, filter=lambda a, value: a.name != "plan" and not (a.name in ("skipped", "origins") and not value)
+        )
         return {**self.plan.json(), **json.loads(json.dumps(own))}
 
     def fingerprint(self) -> str:
@@ -188,7 +208,10 @@ def _index(found: Mapping[str, Any]) -> Index:
     encoders = {str(k): str(v) for k, v in found["encoders"].items()}
     plan = Plan(_whole("count", found["count"]), _whole("shard", found["shard"]), dict(found["made_from"]), encoders)
     skipped = tuple(Skipped(str(one["file"]), str(one["sample"]), str(one["why"])) for one in found.get("skipped", ()))
-    index = Index(latent, cond, null, shards, plan, skipped)
+    origins = {str(file): tuple(Origin(**one) for one in of) for file, of in found.get("origins", {}).items()}
+    if wrong := [s.file for s in shards if origins and len(origins.get(s.file, ())) != s.count]:
+        raise ValueError(f"origins: {wrong[0]} has not as many of them as samples")
+    index = Index(latent, cond, null, shards, plan, skipped, origins)
     if plan.count != index.count + len(skipped):
         left = f" and {len(skipped)} were left out" if skipped else ""
         raise ValueError(f"count = {plan.count}, but the shards have {index.count} samples{left}")

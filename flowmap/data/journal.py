@@ -11,7 +11,7 @@ from typing import Any
 
 from attrs import define, field
 
-from .format import NULL, DataError, Entry, File, Index, Plan, Skipped, told
+from .format import NULL, DataError, Entry, File, Index, Origin, Plan, Skipped, told
 
 JOB, JOURNAL = ".job.json", ".journal.jsonl"
 
@@ -25,6 +25,7 @@ class Journal:
     done: dict[str, File] = field(factory=dict, init=False)
     shapes: dict[str, Any] | None = field(default=None, init=False)
     skipped: dict[str, tuple[Skipped, ...]] = field(factory=dict, init=False)
+    origins: dict[str, tuple[Origin, ...]] = field(factory=dict, init=False)
     _at: int = field(default=0, init=False)
     _files: frozenset[str] = field(init=False)
 
@@ -61,6 +62,8 @@ class Journal:
         if file.count and (not found.is_file() or found.stat().st_size != file.bytes):
             return
         self.skipped[file.file] = tuple(Skipped(file.file, *one) for one in line.get("skipped", ()))
+        if of := line.get("origins"):
+            self.origins[file.file] = tuple(Origin(**one) for one in of)
         if file.count and file.file != NULL:
             self.shapes = self.shapes or line["shapes"]
             if line["shapes"] != self.shapes:
@@ -75,7 +78,10 @@ class Journal:
             )
         entries = {name: Entry(tuple(shape), dtype) for name, (shape, dtype) in self.shapes.items()}
         null, *shards = (self.done[name] for name in self.plan.files)
-        return Index(entries.pop("x"), entries, null, tuple(s for s in shards if s.count), self.plan, skipped)
+        origins = {
+            name: self.origins[name] for name in self.plan.files if name in self.origins
+        }  # by name: always the same
+        return Index(entries.pop("x"), entries, null, tuple(s for s in shards if s.count), self.plan, skipped, origins)
 
 
 def unfinished(path: Path) -> str | None:

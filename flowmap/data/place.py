@@ -128,7 +128,8 @@ def _reopened(path: Path, plan: Plan) -> bool:
         with suppress(DataError):
             regular(path, file)
             skipped = left_out.get(file.file, [])
-            kept.append({"file": asdict(file), "shapes": {} if file.file == NULL else shapes, "skipped": skipped})
+            line = {"file": asdict(file), "shapes": {} if file.file == NULL else shapes, "skipped": skipped}
+            kept.append(line | {"origins": [asdict(one) for one in index.origins.get(file.file, ())]})
     listed = {shard.file for shard in index.shards}
     kept += [nothing(name, skipped) for name, skipped in left_out.items() if name not in listed]
     if len(kept) == len(plan.files):

@@ -17,7 +17,7 @@ from ..guidance import Guided
 from ..model import Codec, FlowMap, FlowMapSpec, Sampling, conditions_of_images, guided_twice
 from ..rollout import STEPS, Step, walk
 from ..times import euler_grid
-from .decode import fit, frames_of
+from .decode import frames_of
 from .format import DataError, Plan
 from .shards import LatentShards
 from .writer import Made, Progress, stored, write
@@ -151,8 +151,8 @@ class Generator:
         """What the teacher is told of the image of sample k, entries [1, ...] on the device."""
         if not self.asked.images:
             return {}
-        frames, *size = self.asked.shape
-        image = fit(frames_of(Path(self.asked.images[k // self.asked.each]), 1), *size)
+        frames, height, width = self.asked.shape
+        image = frames_of(Path(self.asked.images[k // self.asked.each]), 1, (height, width))
         made = conditions_of_images(self.codec, image, frames)
         return {name: value.to(self.device) for name, value in made.items()}
 

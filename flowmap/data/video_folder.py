@@ -6,21 +6,26 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
 import torch
-from attrs import asdict, field, frozen
+from attrs import asdict, evolve, field, frozen
 from torch import Tensor
 
 from .. import validators
 from .._types import Cond, concat
 from ..model import Codec, FlowMapSpec, conditions_of_images
-from .decode import Clip, find, fit, frames_of, frames_said
-from .format import INDEX, BadSamplesError, DataError, Plan, told
+from .clip import Clip
+from .clips import find
+from .decode import Take, Video, decode, frames_of
+from .format import INDEX, BadSamplesError, DataError, Origin, Plan, told
 from .journal import JOB
+from .length import counted, reaches
 from .place import require_directory
 from .shards import LatentShards
+from .shown import as_floats
 from .writer import Made, Progress, stored, write
 
 __all__ = ["VideoFolder", "frames_of"]
@@ -31,21 +36,30 @@ PIXELS = 1 << 26
 LOOKING = 8
 """Threads that look at files before any is encoded."""
 SKIP = '--skip-bad, in a recipe VideoFolder(bad="skip")'
+READER = 2
+"""The version of how clips are read: 1 took pictures as they are stored, at the rate at which they come."""
 
 
 class BadClipsError(DataError):
     """Some clips cannot be encoded; the others are."""
 
 
+def _rate(value: object) -> object:
+    return float(value) if isinstance(value, int) else value
+
+
 @frozen
 class VideoFolder:
-    """`path/*.mp4`, each with its caption in a text file of the same name or in `path/captions.json`; or tars.
+    """The videos of a folder, each with its caption in a text file of the same name or in `captions.json`; or tars.
 
-    Every clip is its first `frames` frames, scaled and cut about the centre to height × width. null_prompt: what
-    guidance calls the unconditional prompt; Wan's is its standard negative prompt. The encoded form goes to
-    `run/data` (or `cache`) and is used again where it was made from the same files by the same backbone; cut short, it
-    is gone on with; several processes share the work. shard: clips in a file, and in a call of the encoder. bad: what
-    becomes of clips that cannot be read or are too short: "raise" names them all, having encoded the others, and the
+    Every sample is `frames` frames of a clip, `fps` a second, as a player shows them, scaled to cover height ×
+    width and cut about the centre. fps: None is the backbone's own rate; "keep" takes all frames of a clip, as does
+    None for a backbone that has none. windows: at most so many samples of a clip, each `stride` frames after the
+    one before, by default `frames`. caption: of clips that have none. prefix: before every caption. null_prompt:
+    what guidance calls the unconditional prompt; Wan's is its standard negative prompt. The encoded form goes to
+    `run/data` (or `cache`) and is used again where it was made from the same files by the same backbone; cut short,
+    it is gone on with; several processes share the work. shard: samples in a file. bad: what becomes of clips that
+    cannot be read, are too short or have no caption: "raise" names them all, having encoded the others, and the
     same with "skip" then leaves them out, at the cost of their shards alone.
     """
 
@@ -57,6 +71,16 @@ class VideoFolder:
     cache: str | None = None
     shard: int = field(default=16, validator=positive)
     bad: Literal["raise", "skip"] = field(default="raise", validator=validators.in_(("raise", "skip")))
+    fps: float | Literal["keep"] | None = field(default=None, kw_only=True, converter=_rate)
+    windows: int = field(default=1, kw_only=True, validator=positive)
+    stride: int | None = field(default=None, kw_only=True, validator=validators.optional(positive))
+    caption: str | None = field(default=None, kw_only=True)
+    prefix: str = field(default="", kw_only=True)
+
+    @fps.validator
+    def _above(self, attribute: object, fps: object) -> None:
+        if fps not in (None, "keep") and not (isinstance(fps, float) and 0.0 < fps <= 1000.0):
+            raise ValueError(f'VideoFolder.fps = {fps!r}: must be above 0 and at most 1000, or "keep"')
 
     def load(self, backbone: FlowMapSpec, cache: Path | None, *, device: torch.device) -> LatentShards:
         place = Path(self.cache) if self.cache is not None else cache and cache / "data"
@@ -82,12 +106,16 @@ class VideoFolder:
         dtype: of VAE and text encoder, and of texts on the disk; latents are float32.
         """
         require_directory(out)
-        clips = self.clips()
-        seen = json.dumps([[clip.key, clip.size, clip.caption] for clip in clips])
-        own = asdict(self, filter=lambda a, _: a.name not in ("cache", "shard", "bad"))
-        made_from = {"folder": own, "backbone": repr(backbone), "dtype": str(dtype)}
+        settled = evolve(self, fps=self.fps or backbone.frame_rate() or "keep")
+        clips = settled.clips()
+        if self.bad == "raise" and not (out / INDEX).is_file() and not (out / JOB).is_file():
+            settled._look(clips)
+        windows = settled._windows(clips)
+        seen = json.dumps([[clip.key, clip.size, clip.caption, first] for clip, first in windows])
+        own = asdict(settled, filter=lambda a, _: a.name not in ("cache", "shard", "bad"))
+        made_from = {"folder": own, "reader": READER, "backbone": repr(backbone), "dtype": str(dtype)}
         made_from["clips"] = hashlib.sha256(seen.encode("utf-8", "surrogatepass")).hexdigest()
-        plan = Plan(len(clips), self.shard, made_from, backbone.encoders())
+        plan = Plan(len(windows), self.shard, made_from, backbone.encoders())
 
         def maker() -> Encoder:
             codec = backbone.codec(device=device, dtype=dtype)
@@ -95,96 +123,145 @@ class VideoFolder:
                 codec.latent_shape(self.frames, self.height, self.width)
             except ValueError as error:
                 raise DataError(f"VideoFolder: {error}") from error
-            return Encoder(self, clips, codec, dtype)
+            return Encoder(settled, windows, codec, device, dtype)
 
-        if self.bad == "raise" and not (out / INDEX).is_file() and not (out / JOB).is_file():
-            self._look(clips)
         try:
             return write(out, plan, maker, part=part, replace=replace, progress=progress)
         except BadSamplesError as error:
             raise BadClipsError(
-                f"{len(error.samples)} of {len(clips)} clips cannot be encoded; the others are, in {out}, and the same "
-                f"with {SKIP} leaves these out:{told(error.samples)}"
+                f"{len(error.samples)} of {len(windows)} clips cannot be encoded; the others are, in {out}, and the "
+                f"same with {SKIP} leaves these out:{told(error.samples)}"
             ) from error
 
     def _look(self, clips: Sequence[Clip]) -> None:
-        """An error that names all clips whose files say that they are no video, or too short; nothing is decoded.
-
-        Those in tars are left to the encoding: to look into one is to read it.
-        """
-        files = [clip for clip in clips if clip.offset is None]
+        """An error that names all clips without a caption, and those that say that they are no video, or too short."""
         with ThreadPoolExecutor(LOOKING) as pool:
-            said = [*pool.map(frames_said, [clip.file for clip in files])]
-        wrong = [
-            (clip.key, why)
-            for clip, n in zip(files, said, strict=True)
-            if (why := n if isinstance(n, str) else self._short(clip, n)) is not None
-        ]
-        if wrong:
+            said = [*pool.map(self._wrong, clips)]
+        if wrong := [(clip.key, why) for clip, why in zip(clips, said, strict=True) if why is not None]:
             many = f"{len(wrong)} of {len(clips)} clips cannot be encoded, and nothing was begun"
             raise DataError(f"{many}: mend them, or leave them out with {SKIP}:{told(wrong)}")
 
-    def _short(self, clip: Clip, frames: int | None) -> str | None:
+    def _wrong(self, clip: Clip) -> str | None:
+        if (without := self._captionless(clip)) is not None:
+            return without
+        try:
+            return self._short(clip, reaches(clip.source(), clip.name, self._every, self.frames))
+        except DataError as error:
+            return str(error)
+
+    def _captionless(self, clip: Clip) -> str | None:
+        if clip.caption is not None:
+            return None
+        beside = "same name, .txt, or in captions.json" if clip.offset is None else "same key, .txt or .json"
+        return clip.wrong or f"{clip.name} has no caption ({beside}; or --caption, VideoFolder.caption, for all)"
+
+    def _short(self, clip: Clip, frames: int | None, first: int = 0) -> str | None:
         """What is to be said of a clip with so many frames; None where that is enough, or not known."""
         if frames is None or frames >= self.frames:
             return None
-        name = str(clip.file) if clip.offset is None else f"{clip.file}: {clip.key}"
-        return f"{name} has {frames} frames: must have at least {self.frames} (VideoFolder.frames, --size)"
+        rate = "" if self._every is None else f" at {float(self._every):g} a second"
+        there = f" from frame {first} on" if first else ""
+        has = f"{clip.name} has {frames} frames{rate}{there}"
+        return f"{has}: must have at least {self.frames} (VideoFolder.frames, --size)"
+
+    @property
+    def _every(self) -> Fraction | None:
+        """The rate as a number that times are compared with exactly; None takes all frames."""
+        return None if isinstance(self.fps, str | None) else Fraction(self.fps).limit_denominator(10**6)
+
+    def _windows(self, clips: Sequence[Clip]) -> list[tuple[Clip, int]]:
+        """Of every clip the first frames of its samples; of one that cannot be read, the first sample."""
+        if self.windows == 1:
+            return [(clip, 0) for clip in clips]
+        stride = self.stride or self.frames
+        with ThreadPoolExecutor(LOOKING) as pool:
+            frames = [*pool.map(self._counted, clips)]
+        return [
+            (clip, k * stride)
+            for clip, n in zip(clips, frames, strict=True)
+            for k in range(max(1, min(self.windows, (n - self.frames) // stride + 1)))
+        ]
+
+    def _counted(self, clip: Clip) -> int:
+        try:
+            return counted(clip.source(), clip.name, self._every)
+        except DataError:
+            return 0
 
     def fingerprint(self) -> str:
         """Of the clips' names, sizes and captions, and of how they are cut: nothing is decoded."""
-        own = [self.frames, self.height, self.width, self.null_prompt]
-        seen = json.dumps([own, [[clip.key, clip.size, clip.caption] for clip in self.clips()]])
+        own = asdict(self, filter=lambda a, _: a.name not in ("path", "cache", "shard", "bad"))
+        seen = json.dumps([READER, own, [[clip.key, clip.size, clip.caption] for clip in self.clips()]])
         return hashlib.sha256(seen.encode("utf-8", "surrogatepass")).hexdigest()
 
     def clips(self) -> list[Clip]:
-        """The clips with their captions, or an error that names what is missing."""
-        return find(Path(self.path))
+        """The clips with the captions that they are trained with, or an error that says why there are none."""
+        return [self._with_caption(clip) for clip in find(Path(self.path))]
 
-    def read(self, clip: Clip) -> Tensor:
-        """[frames, 3, height, width] in [0, 1]."""
-        video = clip.frames(self.frames)
-        if (short := self._short(clip, len(video))) is not None:
+    def _with_caption(self, clip: Clip) -> Clip:
+        own = clip.caption if clip.caption is not None or clip.wrong is not None else self.caption
+        return clip if own is None else evolve(clip, caption=self.prefix + own)
+
+    def read(self, clip: Clip, first: int = 0) -> Video:
+        """`frames` frames of height × width."""
+        if (without := self._captionless(clip)) is not None:
+            raise DataError(without)
+        video = decode(clip.source(), clip.name, Take(self.frames, self._every, first), (self.height, self.width))
+        if (short := self._short(clip, len(video.frames), first)) is not None:
             raise DataError(short)
-        return fit(video, self.height, self.width)
+        return video
 
 
 @frozen
 class Encoder:
-    """Makes samples of clips."""
+    """Makes samples of windows of clips; the next are decoded while the ones before are encoded."""
 
     folder: VideoFolder
-    clips: list[Clip]
+    windows: list[tuple[Clip, int]]
     codec: Codec
+    device: torch.device
     dtype: torch.dtype
 
     def null(self) -> Cond:
         return self.codec.encode_prompts([self.folder.null_prompt])
 
     def samples(self, first: int, last: int) -> Made:
-        clips = self.clips[first:last]
+        windows = self.windows[first:last]
         most = max(1, PIXELS // (self.folder.frames * self.folder.height * self.folder.width))
-        good: list[Clip] = []
+        groups = [windows[i : i + most] for i in range(0, len(windows), most)]
+        prompts: list[str] = []
+        origins: list[Origin] = []
         bad: list[tuple[str, str]] = []
         x: list[Tensor] = []
         own: list[Cond] = []
-        for group in (clips[i : i + most] for i in range(0, len(clips), most)):
-            videos = []
-            for clip in group:
-                try:
-                    videos.append(self.folder.read(clip))
-                    good.append(clip)
-                except DataError as error:
-                    bad.append((clip.key, str(error)))
-            if videos and (not bad or self.folder.bad == "skip"):
-                together = torch.stack(videos)
-                x.append(self.codec.encode(together).cpu())
-                own.append(conditions_of_images(self.codec, together[:, 0], self.folder.frames))
+        with ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(self._read, groups[0])
+            for k in range(len(groups)):
+                videos, wrong = coming.result()
+                if k + 1 < len(groups):
+                    coming = pool.submit(self._read, groups[k + 1])
+                bad += wrong
+                prompts += [clip.caption or "" for clip, _, _ in videos]
+                origins += [Origin(clip.key, at, v.rate, v.cut, v.remarks) for clip, at, v in videos]
+                if videos and (not bad or self.folder.bad == "skip"):
+                    together = as_floats(torch.stack([video.frames for _, _, video in videos]).to(self.device))
+                    x.append(self.codec.encode(together).cpu())
+                    own.append(conditions_of_images(self.codec, together[:, 0], self.folder.frames))
         if bad and self.folder.bad == "raise":
             raise BadSamplesError(bad)
-        if not good:
+        if not prompts:
             return Made(torch.empty(0), (), {}, bad)
-        prompts = [clip.caption for clip in good]
         texts = self.codec.encode_prompts([*dict.fromkeys(prompts)])
-        made = Made(torch.cat(x), prompts, texts, bad, concat(*own))
+        made = Made(torch.cat(x), prompts, texts, bad, concat(*own), origins)
         return stored(made, torch.float32, self.dtype)
+
+    def _read(self, group: Sequence[tuple[Clip, int]]) -> tuple[list[tuple[Clip, int, Video]], list[tuple[str, str]]]:
+        """The videos that can be read, and of the others their names, and why not."""
+        videos: list[tuple[Clip, int, Video]] = []
+        wrong: list[tuple[str, str]] = []
+        for clip, first in group:
+            try:
+                videos.append((clip, first, self.folder.read(clip, first)))
+            except DataError as error:
+                wrong.append((clip.key, str(error)))
+        return videos, wrong

@@ -25,7 +25,7 @@ from torch import Tensor
 from .._types import Cond, Latent
 from ..atomic import folder, write_bytes
 from .claims import claimed, lock
-from .format import HEAD, INDEX, NULL, OWN, BadSamplesError, Entry, File, Plan, sample_hash
+from .format import HEAD, INDEX, NULL, OWN, BadSamplesError, Entry, File, Origin, Plan, sample_hash
 from .journal import Journal
 from .place import begun, nothing, require_own, state, tidy
 from .shards import LatentShards
@@ -38,7 +38,8 @@ class Made:
     """n samples: x [n, ...]; prompts, one each; cond: of the distinct prompts in the order in which they come.
 
     skipped: the samples that could not be made, each by name and with why. With no others x and cond are not looked at.
-    own: conditions of each sample's own, such as its first frame, every entry [n, ...].
+    own: conditions of each sample's own, such as its first frame, every entry [n, ...]. origins: of each sample, where
+    it is from; none, where they are from nowhere.
     """
 
     x: Latent
@@ -46,6 +47,7 @@ class Made:
     cond: Cond
     skipped: Sequence[tuple[str, str]] = ()
     own: Cond = field(factory=dict)
+    origins: Sequence[Origin] = ()
 
 
 class Maker(Protocol):
@@ -133,6 +135,7 @@ def write(
 def _make(path: Path, name: str, plan: Plan, maker: Maker) -> dict[str, Any]:
     """Make a file, write it, and give it its name; its line in the journal."""
     if name == NULL:
+        origins: Sequence[Origin] = ()
         content = save({k: v.detach().cpu().contiguous() for k, v in maker.null().items()})
         written, shapes, skipped = (
             File(name, 1, len(content), hashlib.sha256(content).hexdigest()),
@@ -142,14 +145,15 @@ def _make(path: Path, name: str, plan: Plan, maker: Maker) -> dict[str, Any]:
     else:
         first = int(name[len("shard-") : -len(".safetensors")]) * plan.shard
         made = maker.samples(first, min(first + plan.shard, plan.count))
-        skipped = [*made.skipped]
+        skipped, origins = [*made.skipped], made.origins
         if not made.prompts:
             return nothing(name, skipped)
         content, head = packed(made)
         written = File(name, len(made.x), len(content), hashlib.sha256(head.encode()).hexdigest())
         shapes = {k: [list(v.shape[1:]), Entry.of(v).dtype] for k, v in {"x": made.x, **made.cond, **made.own}.items()}
     write_bytes(path / name, content)
-    return {"file": asdict(written), "shapes": shapes, "skipped": skipped}
+    line = {"file": asdict(written), "shapes": shapes, "skipped": skipped}
+    return line | ({"origins": [asdict(one) for one in origins]} if origins else {})
 
 
 def packed(made: Made) -> tuple[bytes, str]:

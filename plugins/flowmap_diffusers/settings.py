@@ -83,6 +83,12 @@ class Settings(Streamed, Referenced):
         own = self.row.shift
         return float(own if config.get("use_dynamic_shifting") else config.get("shift", config.get("flow_shift", own)))
 
+    def frame_rate(self) -> float | None:
+        if self.row.image:
+            return None
+        saved = read(Path(self.path) / STUDENT)["fps"] if self.is_student and self.path is not None else None
+        return float(self.fps or saved or self.row.fps)
+
     @property
     def distilled(self) -> bool:
         """Whether guidance was distilled into the network, which reads it as a condition."""

@@ -37,6 +37,10 @@ TINY: Mapping[str, Any] = {
 }
 
 
+FPS = 16.0
+"""Frames a second of the videos that Wan's networks were trained on."""
+
+
 def _path(path: str | Path | None) -> str | None:
     return None if path is None else str(path)
 
@@ -97,6 +101,9 @@ class WanSettings(Streamed, Splits):
     @abstractmethod
     def extra_state(self, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """The student's tensors that a Wan transformer with the tensors `state` does not have."""
+
+    def frame_rate(self) -> float:
+        return FPS
 
     @property
     def shift(self) -> float:

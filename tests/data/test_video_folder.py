@@ -15,13 +15,13 @@ from attrs import evolve
 from flowmap_digits import TINY_WAN
 from flowmap_digits.videos import clips
 from flowmap_wan21 import Wan21
-from torch import Tensor
 
 from flowmap import VideoFolder
 from flowmap.cli import main
 from flowmap.data import BadClipsError, DataError, LatentShards, fingerprint
 from flowmap.data.check import check
-from flowmap.data.decode import Clip
+from flowmap.data.clip import Clip
+from flowmap.data.decode import Video
 
 from .made import content
 from .test_decode import add
@@ -36,7 +36,7 @@ def files(tmp_path_factory: Any) -> Path:
     videos, prompts = clips(5, 0)
     for i, (video, prompt) in enumerate(zip(videos, prompts, strict=True)):
         frames = (video.permute(0, 2, 3, 1) * 255).byte().numpy()
-        iio.imwrite(path / f"{i}.mp4", frames, plugin="pyav", codec="libx264", fps=8)
+        iio.imwrite(path / f"{i}.mp4", frames, plugin="pyav", codec="libx264", fps=16)
         (path / f"{i}.txt").write_text(prompt.text + "\n")
     return path
 
@@ -86,11 +86,11 @@ def test_encoding_goes_on_where_it_was_cut_short(folder: VideoFolder, tmp_path: 
     whole = content(tmp_path / "data")
     read: list[str] = []
 
-    def reading(self: VideoFolder, clip: Clip) -> Tensor:
+    def reading(self: VideoFolder, clip: Clip, first: int) -> Video:
         read.append(clip.key)
         if len(read) == 4:
             raise KeyboardInterrupt
-        return real(self, clip)
+        return real(self, clip, first)
 
     real = VideoFolder.read
     monkeypatch.setattr(VideoFolder, "read", reading)
@@ -123,21 +123,22 @@ def test_a_tar_gives_what_the_folder_gives(folder: VideoFolder, tmp_path: Path) 
 
 
 def test_what_is_missing_is_named(folder: VideoFolder, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no \.mp4 files"):
-        VideoFolder(tmp_path).clips()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="there are no clips"):
+        VideoFolder(tmp_path / "empty").clips()
     with pytest.raises(DataError, match="'nowhere': there is no such directory"):
         VideoFolder("nowhere").clips()
-    with pytest.raises(DataError, match="has 9 frames: must have at least"):
+    with pytest.raises(DataError, match="has 9 frames at 16 a second: must have at least"):
         evolve(folder, frames=81).load(BACKBONE, tmp_path, device=CPU)
     with pytest.raises(DataError, match="encodes to disk"):
         folder.load(BACKBONE, None, device=CPU)
     (Path(folder.path) / "3.txt").unlink()
-    with pytest.raises(DataError, match=r"1 clips have no caption, such as 3\.mp4"):
-        folder.clips()
+    with pytest.raises(DataError, match=r"(?s)1 of 5 clips cannot be encoded, and nothing.*3\.mp4 has no caption"):
+        folder.load(BACKBONE, tmp_path, device=CPU)
 
 
 def test_a_clip_of_another_shape_is_cut_about_its_centre(folder: VideoFolder) -> None:
-    assert evolve(folder, height=16, width=32).read(folder.clips()[0]).shape == (9, 3, 16, 32)
+    assert evolve(folder, height=16, width=32).read(folder.clips()[0]).frames.shape == (9, 3, 16, 32)
 
 
 def test_the_fingerprint_is_of_clips_and_cut(folder: VideoFolder) -> None:
@@ -176,10 +177,12 @@ def test_what_files_say_of_themselves_is_known_before_anything_is_begun(folder: 
     clips, out = Path(folder.path), tmp_path / "out"
     (clips / "1.mp4").write_bytes(b"no video")
     frames = iio.imread(clips / "3.mp4", plugin="pyav")
-    iio.imwrite(clips / "3.mp4", frames[:5], plugin="pyav", codec="libx264", fps=8)
+    iio.imwrite(clips / "3.mp4", frames[:5], plugin="pyav", codec="libx264", fps=16)
     with pytest.raises(DataError, match="2 of 5 clips cannot be encoded, and nothing was begun") as told:
         folder.encode(BACKBONE, out, device=CPU)
-    assert "1.mp4 is no video" in str(told.value) and "3.mp4 has 5 frames: must have at least 9" in str(told.value)
+    assert "1.mp4 is no video" in str(told.value) and "3.mp4 has 5 frames at 16 a second: must have at least 9" in str(
+        told.value
+    )
     assert not out.exists()
 
 
@@ -195,7 +198,7 @@ def test_clips_that_cannot_be_decoded_are_all_named_and_the_others_kept(
     assert (out / "shard-00001.safetensors").is_file() and not (out / "index.json").exists()
     read: list[str] = []
     real = VideoFolder.read
-    monkeypatch.setattr(VideoFolder, "read", lambda self, clip: read.append(clip.key) or real(self, clip))
+    monkeypatch.setattr(VideoFolder, "read", lambda self, clip, at: read.append(clip.key) or real(self, clip, at))
     data = evolve(folder, bad="skip").encode(BACKBONE, out, device=CPU)
     assert read == ["0.mp4", "1.mp4", "4.mp4"]  # the whole shard is not made again
     assert data is not None and len(data) == 3
@@ -220,7 +223,7 @@ def test_what_was_left_out_stays_so_when_a_file_is_made_again(
     (tmp_path / "out" / "shard-00000.safetensors").unlink()
     read: list[str] = []
     real = VideoFolder.read
-    monkeypatch.setattr(VideoFolder, "read", lambda self, clip: read.append(clip.key) or real(self, clip))
+    monkeypatch.setattr(VideoFolder, "read", lambda self, clip, at: read.append(clip.key) or real(self, clip, at))
     skipping.encode(BACKBONE, tmp_path / "out", device=CPU)
     assert read == ["0.mp4", "1.mp4"]
     assert content(tmp_path / "out") == whole

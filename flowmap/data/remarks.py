@@ -1,0 +1,35 @@
+"""What to look at in clips that became data: what of them is not seen, or not as a player shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from .format import Index, Origin
+
+MUCH = 0.1
+"""Of a picture: to cut away more is worth a warning."""
+
+
+def remarks(index: Index) -> Iterator[str]:
+    """Sentences about the clips that the samples are from."""
+    origins = [one for of in index.origins.values() for one in of]
+    if much := [one for one in origins if one.cut > MUCH]:
+        most = max(much, key=lambda one: one.cut)
+        mean = sum(one.cut for one in much) / len(much)
+        yield (
+            f"{len(much)} of {len(origins)} samples lose {mean:.0%} of their picture on average, {most.clip} the most "
+            f"with {most.cut:.0%}: another shape in --size keeps more"
+        )
+    fps = index.plan.made_from.get("folder", {}).get("fps")
+    if isinstance(fps, float) and (slow := [one for one in origins if one.rate is not None and one.rate < 0.99 * fps]):
+        yield f"{_some(slow)} have fewer than {fps:g} frames a second, so frames repeat: --fps takes another rate"
+    if weaved := [one for one in origins if "interlaced" in one.remarks]:
+        how = "deinterlace them, such as with `ffmpeg -i clip.mp4 -vf bwdif new.mp4`"
+        yield f"{_some(weaved)} are interlaced, and moving edges have combs: {how}"
+    if bright := [one for one in origins if "HDR" in one.remarks]:
+        yield f"{_some(bright)} are HDR, and their colours are taken without tone mapping: convert them to SDR first"
+
+
+def _some(origins: Sequence[Origin]) -> str:
+    clips = [*dict.fromkeys(one.clip for one in origins)]
+    return f"{len(clips)} clips ({', '.join(clips[:3])}{', ...' if len(clips) > 3 else ''})"
