@@ -38,17 +38,19 @@ class CentralDifference:
 
     Error O(h²) inside; waves of u in t that are shorter than h are averaged. Times are clamped to [r, 1], so the
     network is never asked beyond the noise or past r, and near a border the difference is one-sided, of error O(h).
+    high: in place of 1, where the network's own times end there, as those of the low one of two experts do.
     `clamp=False` is the reference's form. z, v, t and the quotient stay float32: in bfloat16 a step of 5/1000 at t > ½
     becomes 4 or 8. arXiv:2509.04394, AnyFlow.
     """
 
     h: float = field(default=WIDTH, validator=[validators.gt(0.0), validators.le(0.1)])
     clamp: bool = True
+    high: float = field(default=1.0, validator=[validators.gt(0.0), validators.le(1.0)])
 
     def __call__(self, u: MeanVelocity, z: Latent, t: Time, r: Time, v: Latent, cond: Cond) -> Latent:
         above, below = t + self.h, t - self.h
         if self.clamp:
-            above, below = above.clamp_max(1.0), torch.maximum(below, r)
+            above, below = above.clamp_max(self.high), torch.maximum(below, r)
         ends = [z + expand(s - t, z) * v for s in (above, below)]
         u_above, u_below = u(torch.cat(ends), torch.cat([above, below]), torch.cat([r, r]), concat(cond, cond)).chunk(2)
         return (u_above - u_below) / expand(above - below, z)

@@ -58,6 +58,30 @@ def renoise(z: Latent, noise: Latent, r: Time, t: Time) -> Latent:
     return a * z + (t**2 - (a * r) ** 2).clamp_min(0).sqrt() * noise
 
 
+def sub_velocity(x: Latent, noise: Latent, s: Time, t: Time) -> tuple[Latent, Latent, Tensor]:
+    """(x_t, v_sub, b) of x_s = x, for s < t: a = (1 - t) / (1 - s), b² = t² - a² s²,
+
+        x_t = a x_s + b ε,      v_sub = d/dt x_t = -x_s / (1 - s) + b' ε,      b b' = t + (1 - t) s² / (1 - s)².
+
+    E[v_sub | x_t] is the velocity E[ε - x | x_t] of the data of which x_s is a noisy sample; at s = 0 it is ε - x.
+    """
+    a = (1 - t) / (1 - s)
+    b = (t**2 - (a * s) ** 2).sqrt()
+    slope = (t + (1 - t) * (s / (1 - s)) ** 2) / b
+    return expand(a, x) * x + expand(b, x) * noise, expand(slope, x) * noise - x / expand(1 - s, x), b
+
+
+def state_from_velocity(z: Latent, v: Latent, t: Time, s: float) -> Latent:
+    """E[z_s | z_t] of z_t = a z_s + b ε, `renoise`, for s <= t and s < 1; at s = 0 it is `data_from_velocity`:
+
+    (z_t + b² ∇ log p_t(z_t)) / a  =  [(1 - s) + a s² / t] z_t - (1 - s) (b² / t) v.
+    """
+    if not s:
+        return data_from_velocity(z, v, t)
+    a = (1 - t) / (1 - s)
+    return expand(1 - s + a * s**2 / t, z) * z - expand((1 - s) * (t - (a * s) ** 2 / t), z) * v
+
+
 def shift(t: Tensor, s: float) -> Tensor:
     """The resolution shift s·t / (1 + (s - 1) t), arXiv:2403.03206, eq. 23."""
     return s * t / (1 + (s - 1) * t)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from . import validators
 from ._types import Shared, Time
-from .path import shift
+from .path import shift, unshift
+from .times import ALL, Span, span
 
 positive = validators.gt(0.0)
 
@@ -68,15 +69,17 @@ class Ramp:
 class Beta:
     """t^a (1 - t)^b at the shifted t, of mean one where t = shift(U(0, 1)).
 
-    The default is "beta08" of AnyFlow, arXiv:2605.13724: for shift 5, 3.657 t sqrt(1 - t).
+    The default is "beta08" of AnyFlow, arXiv:2605.13724: for shift 5, 3.657 t sqrt(1 - t). Of one of two experts the
+    mean is over the times `within` its side.
     """
 
     a: float = 1.0
     b: float = 0.5
     shift: float = field(default=5.0, validator=positive)
+    within: Span = field(default=ALL, validator=span)
 
     def __call__(self, loss: Tensor, noise: Tensor, t: Time, r: Time, shared: Shared) -> Tensor:
-        return self.weight(t) / _mean(self.weight, self.shift)
+        return self.weight(t) / _mean(self.weight, self.shift, self.within)
 
     def weight(self, t: Time) -> Tensor:
         return t**self.a * (1 - t) ** self.b
@@ -96,9 +99,10 @@ class Gaussian:
 
 
 @cache
-def _mean(weight: Callable[[Time], Tensor], s: float) -> float:
+def _mean(weight: Callable[[Time], Tensor], s: float, within: Span = ALL) -> float:
     """Over 1000 intervals, by the trapezoid rule: the reference's normalisation, to 1000 over the 1001 points."""
-    return float(torch.trapezoid(weight(shift(torch.linspace(0, 1, 1001, dtype=torch.float64), s)), dx=1e-3))
+    low, high = unshift(torch.tensor(within, dtype=torch.float64), s).tolist()
+    return float(torch.trapezoid(weight(shift(torch.linspace(low, high, 1001, dtype=torch.float64), s)), dx=1e-3))
 
 
 @frozen

@@ -15,7 +15,7 @@ from . import validators
 from ._types import Cache, Cond, Latent, Rng, Time, to_device
 from .model import FlowMap, Kind
 from .path import renoise
-from .times import euler_grid
+from .times import ALL, Span, euler_grid, parting, span
 
 CHUNK = 0xC4A2
 """Before the number of a chunk in the key of its stream: forks by a small number are anybody's."""
@@ -212,17 +212,53 @@ class FlowMapBackwardSimulation:
     step stand in for the steps that a full walk would take, so the cost does not grow with n. E[calls] = 3 - 2 / n
     for n >= 2. replay: hold the graph of one chunk at a time, for twice the forward passes; see `generate`. AnyFlow,
     arXiv:2605.13724.
+
+    within: of two experts that part at b, the times of the one that learns; n are the steps of both. The high one's
+    walk goes 1 -> t_i -> t_{i+1} -> b, and its samples are noisy, z_b. The low one's begins with what the high one
+    makes of noise by such jumps of its own, which carry no gradient: u is then the pair of them.
     """
 
     steps: tuple[int, ...] = field(default=(2, 4, 8, 16, 50), converter=_grid, validator=_budgets)
     shift: float = field(default=5.0, validator=validators.gt(0.0))
     replay: bool = False
+    within: Span = field(default=ALL, validator=span)
+
+    def __attrs_post_init__(self) -> None:
+        if self.within != ALL and min(self.steps) < 2:
+            raise ValueError(
+                f"FlowMapBackwardSimulation.steps = {self.steps}: must each be at least 2, one for each of two experts"
+            )
 
     def __call__(self, u: FlowMap, noise: Latent, cond: Cond, rng: Rng) -> Latent:
-        grid = euler_grid(self.steps[rng.randint(len(self.steps))], self.shift)
+        low, high = self.within
+        grid = euler_grid(self.steps[rng.randint(len(self.steps))], self.shift, parting(self.within))
+        corners, last = self._corners(grid[(grid >= low) & (grid <= high)], rng), None
+        if self.within != ALL:
+            self._check(u, noise.shape[1])
+        if high < 1.0:
+            last = len(corners) - 1
+            corners = torch.cat([self._corners(grid[grid >= high], rng)[:-1], corners])
+        return walk(u, noise, cond, to_device(corners, noise.device), rng, grad_last=last, replay=self.replay)
+
+    @staticmethod
+    def _corners(grid: Tensor, rng: Rng) -> Tensor:
+        """Its first time, a random step of it, its last time."""
         i = rng.randint(len(grid) - 1)
-        corners = torch.stack([grid[0], grid[i], grid[i + 1], grid[-1]]).unique().flip(0)
-        return walk(u, noise, cond, to_device(corners, noise.device), rng, replay=self.replay)
+        return torch.stack([grid[0], grid[i], grid[i + 1], grid[-1]]).unique().flip(0)
+
+    def _check(self, u: FlowMap, frames: int) -> None:
+        low, high = self.within
+        if low and len(chunks := u.chunks(frames)) > 1:
+            raise ValueError(
+                f"FlowMapBackwardSimulation.within = {self.within}: the network makes chunks of {chunks} frames, whose "
+                f"history would be of samples at t = {low:g}: must make all frames at once"
+            )
+        if high < 1.0 and u.boundary != high:
+            has = "is one network" if u.boundary is None else f"has its boundary at {u.boundary:g}"
+            raise ValueError(
+                f"FlowMapBackwardSimulation.within = {self.within}: the student {has}: must be the pair of a high "
+                f"expert, which makes the samples at t = {high:g}, and of the one that learns"
+            )
 
 
 @frozen

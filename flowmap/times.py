@@ -5,7 +5,7 @@ And where to sample: `euler_grid`.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from attrs import field, frozen
@@ -26,10 +26,10 @@ class Density(Protocol):
 
 
 class Truncated(Density, Protocol):
-    """A distribution on (0, 1) that can be cut off above."""
+    """A distribution on (0, 1) that can be cut off."""
 
-    def below(self, high: Time, rng: Rng) -> Time:
-        """[n], given that each is below its `high` [n]."""
+    def between(self, low: Time, high: Time, rng: Rng) -> Time:
+        """[n], given that each is above its `low` [n] and below its `high` [n]."""
 
 
 @frozen
@@ -39,8 +39,8 @@ class Uniform:
     def __call__(self, n: int, rng: Rng, like: Tensor) -> Time:
         return rng.uniform(n, like)
 
-    def below(self, high: Time, rng: Rng) -> Time:
-        return high * rng.uniform(len(high), high)
+    def between(self, low: Time, high: Time, rng: Rng) -> Time:
+        return low + (high - low) * rng.uniform(len(high), high)
 
 
 @frozen
@@ -53,10 +53,10 @@ class LogitNormal:
     def __call__(self, n: int, rng: Rng, like: Tensor) -> Time:
         return torch.sigmoid(self.mean + self.std * rng.normal(n, like))
 
-    def below(self, high: Time, rng: Rng) -> Time:
+    def between(self, low: Time, high: Time, rng: Rng) -> Time:
         """By the inverse of the distribution function, in float64: far tails are rounded to 0."""
-        mass = torch.special.ndtr((high.double().logit() - self.mean) / self.std)
-        normal = torch.special.ndtri(mass * rng.uniform(len(high), high).double())
+        below, mass = (torch.special.ndtr((s.double().logit() - self.mean) / self.std) for s in (low, high))
+        normal = torch.special.ndtri(below + (mass - below) * rng.uniform(len(high), high).double())
         return torch.sigmoid(self.mean + self.std * normal).to(high.dtype)
 
 
@@ -65,21 +65,54 @@ class TimeSampler(Protocol):
         """(t, r), each [n]."""
 
 
+Span: TypeAlias = tuple[float, float]
+"""The times that one network serves: all of them, or, of two experts that part at b, (b, 1) or (0, b)."""
+ALL: Span = (0.0, 1.0)
+
+
+def span(instance: Any, attribute: Any, within: Any) -> None:
+    """A validator of a `Span`."""
+    pair = isinstance(within, tuple) and len(within) == 2
+    if not pair or not 0.0 <= within[0] < within[1] <= 1.0 or (within[0] > 0.0 and within[1] < 1.0):
+        raise ValueError(
+            f"{type(instance).__name__}.{attribute.name} = {within}: must be (0, 1), or (b, 1) or (0, b), one side of "
+            "where two experts part"
+        )
+
+
+def parting(within: Span) -> float | None:
+    """Where the experts part; None where there is one network."""
+    return within[0] or (within[1] if within[1] < 1.0 else None)
+
+
+def restricted(density: Truncated, s: float, within: Span, n: int, rng: Rng, like: Tensor) -> Time:
+    """[n] of `density`, shifted, given that they are `within`; below a boundary, not on it, where the other one is."""
+    if within == ALL:
+        return shift(density(n, rng, like), s)
+    low, high = torch.tensor(within, device=like.device)
+    first, last = (unshift(end, s).expand(n) for end in (low, high))
+    top = high if within[1] == 1.0 else torch.nextafter(high, low)
+    return shift(density.between(first, last, rng), s).clamp(low, top)
+
+
 @frozen
 class Diagonal:
-    """r = t: flow matching. `low` and `high` clamp t after the shift."""
+    """r = t: flow matching. `low` and `high` clamp t after the shift, as shares of the way `within`."""
 
-    density: Density = Uniform()
+    density: Truncated = Uniform()
     shift: float = field(default=1.0, validator=validators.gt(0.0))
     low: float = field(default=0.0, validator=share)
     high: float = field(default=1.0, validator=share)
+    within: Span = field(default=ALL, validator=span)
 
     def __attrs_post_init__(self) -> None:
         if self.low >= self.high:
             raise ValueError(f"Diagonal.low = {self.low}: must be below high = {self.high}")
 
     def __call__(self, n: int, rng: Rng, like: Tensor) -> tuple[Time, Time]:
-        t = shift(self.density(n, rng, like), self.shift).clamp(self.low, self.high)
+        t = restricted(self.density, self.shift, self.within, n, rng, like)
+        start, way = self.within[0], self.within[1] - self.within[0]
+        t = t.clamp(start + self.low * way, start + self.high * way if self.high < 1.0 else None)
         return t, t
 
 
@@ -87,14 +120,16 @@ class Diagonal:
 class Triangle:
     """A share on the diagonal r = t, a share on the edge r = 0, the rest free: two draws, sorted.
 
-    AnyFlow, arXiv:2605.13724. The shares are stratified over the global batch: exact where share · batch is whole,
-    on average where not, so a global batch of one still sees every role.
+    within: of one of two experts, both draws are there, and the edge is its end. The shares are stratified over the
+    global batch: exact where share · batch is whole, on average where not, so a global batch of one still sees every
+    role. AnyFlow, arXiv:2605.13724.
     """
 
     diagonal: float = field(default=0.5, validator=share)
     edge: float = field(default=0.25, validator=share)
     shift: float = field(default=1.0, validator=validators.gt(0.0))
-    density: Density = Uniform()
+    density: Truncated = Uniform()
+    within: Span = field(default=ALL, validator=span)
 
     def __attrs_post_init__(self) -> None:
         if self.diagonal + self.edge > 1.0:
@@ -103,9 +138,9 @@ class Triangle:
             )
 
     def __call__(self, n: int, rng: Rng, like: Tensor) -> tuple[Time, Time]:
-        a, b, role = self.density(n, rng, like), self.density(n, rng, like), rng.stratified(n, like)
-        t, r = shift(torch.maximum(a, b), self.shift), shift(torch.minimum(a, b), self.shift)
-        r = torch.where(role < self.diagonal + self.edge, torch.zeros_like(r), r)
+        a, b = (restricted(self.density, self.shift, self.within, n, rng, like) for _ in range(2))
+        role, t, r = rng.stratified(n, like), torch.maximum(a, b), torch.minimum(a, b)
+        r = torch.where(role < self.diagonal + self.edge, torch.full_like(r, self.within[0]), r)
         return t, torch.where(role < self.diagonal, t, r)
 
 
@@ -122,7 +157,7 @@ class Gap:
 
     def __call__(self, n: int, rng: Rng, like: Tensor) -> tuple[Time, Time]:
         gap = self.gap(n, rng, like)
-        r = self.end.below(1 - gap, rng)
+        r = self.end.between(torch.zeros_like(gap), 1 - gap, rng)
         return shift((r + gap).clamp_max(1.0), self.shift), shift(r, self.shift)
 
 
@@ -142,10 +177,15 @@ class Dyadic:
         return shift((i + 1) / steps, self.shift), shift(i / steps, self.shift)
 
 
-def roles(t: Time, r: Time) -> dict[str, Tensor]:
-    """Masks [B] by role: diagonal (r = t), edge (r = 0 < t), free. A sample has exactly one."""
+def end_of(times: TimeSampler) -> float:
+    """The least r that it draws on purpose: what an edge is."""
+    return times.within[0] if isinstance(times, Triangle) else 0.0
+
+
+def roles(t: Time, r: Time, end: float = 0.0) -> dict[str, Tensor]:
+    """Masks [B] by role: diagonal (r = t), edge (r = end < t), free. A sample has exactly one."""
     diagonal = t == r
-    edge = (r == 0) & ~diagonal
+    edge = (r == end) & ~diagonal
     return {"diagonal": diagonal, "edge": edge, "free": ~diagonal & ~edge}
 
 

@@ -177,7 +177,7 @@ DEFECTS: list[Defect] = [
     ),
     (
         "a difference beyond pure noise",
-        *(DERIVATIVE, "above.clamp_max(1.0), ", "above, "),
+        *(DERIVATIVE, "above.clamp_max(self.high), ", "above, "),
         partial(test_derivative.test_clamped_differences_stay_between_r_and_noise, derivative=CentralDifference(0.05)),
     ),
     (
@@ -229,7 +229,7 @@ DEFECTS: list[Defect] = [
     ),
     (
         "no edge",
-        *(TIMES, "torch.zeros_like(r), r)", "r, r)"),
+        *(TIMES, "torch.full_like(r, self.within[0]), r)", "r, r)"),
         test_times.test_a_triangle_of_no_diagonal_and_no_edge_has_neither,
     ),
     # weights
@@ -268,7 +268,7 @@ DEFECTS: list[Defect] = [
     ),
     (
         "critic and teacher at other noise",
-        *(DMD, "denoise(z, t, batch.cond, batch.null", "denoise(z + 1, t, batch.cond, batch.null"),
+        *(DMD, "velocity(z, t, batch.cond, batch.null", "velocity(z + 1, t, batch.cond, batch.null"),
         dmd.test_critic_and_teacher_are_asked_at_the_same_noisy_samples_within_the_times,
     ),
     (

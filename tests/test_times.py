@@ -169,7 +169,7 @@ def test_quantiles_of_an_end_that_is_logit_normal() -> None:
 @pytest.mark.parametrize("density", [Uniform(), LogitNormal(-0.4), LogitNormal(2.0, 0.1)])
 @pytest.mark.parametrize("high", [0.0, 1e-6, 0.3, 1.0])
 def test_what_is_cut_off_stays_below(density: Truncated, high: float) -> None:
-    drawn = density.below(torch.full((1000,), high), Rng.seeded(0))
+    drawn = density.between(torch.zeros(1000), torch.full((1000,), high), Rng.seeded(0))
     assert drawn.dtype == torch.float32
     assert ((drawn >= 0) & (drawn <= high)).all()
 

@@ -1,4 +1,7 @@
-"""AnyFlow: any-step video diffusion by on-policy flow-map distillation, arXiv:2605.13724."""
+"""AnyFlow: any-step video diffusion by on-policy flow-map distillation, arXiv:2605.13724.
+
+`within` is of one of two experts that part at b, (b, 1) or (0, b): it is trained at these times alone.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from ..objectives.distribution_matching import CriticMatching, DistributionMatch
 from ..objectives.flow_map_matching import FlowMapMatching
 from ..reweights import Balanced, Beta
 from ..rollout import FlowMapBackwardSimulation
-from ..times import Diagonal, LogitNormal, Triangle
+from ..times import ALL, Diagonal, LogitNormal, Span, Triangle
 from .citations import ANYFLOW, DMD, MEANFLOW
 from .flow_matching import flow_matching
 
@@ -20,9 +23,9 @@ CITATIONS = (ANYFLOW, MEANFLOW, DMD)
 REFERENCE_H = 5e-3
 
 
-def teacher(*, shift: float = 5.0, drop: float = 0.1) -> Method:
+def teacher(*, shift: float = 5.0, drop: float = 0.1, within: Span = ALL) -> Method:
     """Stage 0: fine-tune the teacher on the data that the student will see."""
-    return flow_matching(role="teacher", shift=shift, drop=drop)
+    return flow_matching(role="teacher", shift=shift, drop=drop, within=within)
 
 
 def forward(
@@ -35,13 +38,14 @@ def forward(
     edge: float = 0.25,
     velocity: Literal["data", "teacher"] = "data",
     parity: bool = False,
+    within: Span = ALL,
 ) -> Method:
     """Stage 1, section 3.2: fine-tune a diffusion model into a flow map.
 
     `h` is the difference's, `flowmap.derivative.WIDTH` unless given. `parity=True` is the reference: guidance fused,
     differences not clamped at the borders and, unless given, with h = 0.005.
     """
-    matching = _matching(shift, guidance, drop, h, diagonal, edge, velocity, parity)
+    matching = _matching(shift, guidance, drop, h, diagonal, edge, velocity, parity, within)
     return Method("anyflow_forward", (Update("student", ((1.0, matching),)),), CITATIONS)
 
 
@@ -63,22 +67,26 @@ def on_policy(
     share_rollout: bool = True,
     replay: bool = False,
     parity: bool = False,
+    within: Span = ALL,
 ) -> Method:
     """Stage 2, section 3.3: match the teacher's distribution on the student's own rollouts, stage 1 kept on.
 
     `teacher_guidance` is the standard w (the reference's "3.0" is w = 4). `share_rollout`: the critic learns from the
     samples that the student's update made, where there is one whenever the critic learns; False rolls out again, as
     the reference does. `parity=True`: that, t over the whole of [0, 1], no floor under the normaliser, and stage 1's
-    parity. `replay`: hold the graph of one chunk of the rollout at a time, for a second forward pass.
+    parity. `replay`: hold the graph of one chunk of the rollout at a time, for a second forward pass. `within`: of the
+    high expert distributions are matched at its end; the low one's samples begin with what the high student makes.
     """
-    rollout = FlowMapBackwardSimulation(steps, shift, replay)
+    rollout = FlowMapBackwardSimulation(steps, shift, replay, within)
     shared = share_rollout and not parity and critic_every % student_every == 0
-    times = Diagonal(shift=shift) if parity else Diagonal(shift=shift, low=0.02, high=0.98)
-    matching = DistributionMatching(rollout, times, teacher_guidance, floor=0.0 if parity else 1e-3)
-    critic = CriticMatching(None if shared else rollout, Diagonal(LogitNormal(), shift))
+    end = within[0]
+    times = Diagonal(shift=shift) if parity else Diagonal(shift=shift, low=0.02, high=0.98, within=within)
+    matching = DistributionMatching(rollout, times, teacher_guidance, floor=0.0 if parity else 1e-3, end=end)
+    asked = Diagonal(LogitNormal(), shift, low=0.02 if end else 0.0, within=within)
+    critic = CriticMatching(None if shared else rollout, asked, end=end)
     terms: tuple[tuple[float, Objective], ...] = ((dmd, matching),)
     if cotrain:
-        terms += ((cotrain, _matching(shift, guidance, drop, h, diagonal, edge, velocity, parity)),)
+        terms += ((cotrain, _matching(shift, guidance, drop, h, diagonal, edge, velocity, parity, within)),)
     updates = (Update("student", terms, student_every), Update("critic", ((1.0, critic),), critic_every))
     return Method("anyflow_on_policy", updates, CITATIONS)
 
@@ -92,11 +100,16 @@ def _matching(
     edge: float,
     velocity: Literal["data", "teacher"],
     parity: bool,
+    within: Span,
 ) -> FlowMapMatching:
+    if parity and within != ALL:
+        raise ValueError(
+            f"within = {within} with parity = True: must be one or the other, the reference has one network"
+        )
     return FlowMapMatching(
-        times=Triangle(diagonal, edge, shift),
-        derivative=CentralDifference(h or (REFERENCE_H if parity else WIDTH), clamp=not parity),
-        reweight=(Beta(1.0, 0.5, shift), Balanced()),
+        times=Triangle(diagonal, edge, shift, within=within),
+        derivative=CentralDifference(h or (REFERENCE_H if parity else WIDTH), clamp=not parity, high=within[1]),
+        reweight=(Beta(1.0, 0.5, shift, within), Balanced()),
         guidance=Fused(guidance, drop) if parity else Exact(guidance, drop),
         velocity=velocity,
     )

@@ -9,11 +9,13 @@ from attrs import field, frozen
 
 from .. import validators
 from .._types import Batch, Latent, Mean, Rng, Role, Shared, Time
-from ..path import expand, interpolate
+from ..path import expand, interpolate, renoise, state_from_velocity, sub_velocity
 from ..reweights import Reweight, reweighted
 from ..rollout import FlowMapBackwardSimulation, Rollout
 from ..times import Diagonal, LogitNormal, TimeSampler
 from . import Loss, Networks, nonfinite
+
+below_one = validators.and_(validators.ge(0.0), validators.lt(1.0))
 
 
 @frozen
@@ -26,12 +28,20 @@ class DistributionMatching:
     sample counts as zero, and `Loss.nonfinite` says whose output was not; where x itself is not, neither is the loss.
     Teacher and critic never build a graph: 1 F + 2 F, the two of guidance in one call. Keeps the samples for
     `CriticMatching`.
+
+    end: the time s of the rollout's samples, where they are noisy ones, z_s, of the high one of two experts. Then t
+    lies above s, z_t = a z_s + b ε is `renoise`d from there, and E[z_s | z_t] takes the place of both x̂: the same
+    descent, of KL(p_s^student || p_s^teacher). Nothing is asked at a time below s.
     """
 
     rollout: Rollout = FlowMapBackwardSimulation()
     times: TimeSampler = Diagonal(shift=5.0, low=0.02, high=0.98)
     w: float = field(default=4.0, validator=validators.ge(1.0))
     floor: float = field(default=1e-3, validator=validators.ge(0.0))
+    end: float = field(default=0.0, validator=below_one)
+
+    def __attrs_post_init__(self) -> None:
+        _ends(self, self.rollout)
 
     @property
     def needs(self) -> frozenset[Role]:
@@ -46,15 +56,22 @@ class DistributionMatching:
         shared.keep(rng, x)
         with torch.no_grad():
             t, _ = self.times(len(x), rng, x)
-            z, _ = interpolate(x, rng.noise_like(x), t)
-        return matching(nets, batch, x, z, t, self.w, self.floor)
+            z = noisier(x, rng.noise_like(x), self.end, t)
+        return matching(nets, batch, x, z, t, self.w, self.floor, self.end)
 
 
-def matching(nets: Networks, batch: Batch, x: Latent, z: Latent, t: Time, w: float, floor: float) -> Loss:
-    """`DistributionMatching` of samples x that are seen as z_t; gradient goes to x alone."""
+def noisier(x: Latent, noise: Latent, s: float, t: Time) -> Latent:
+    """z_t of z_s = x."""
+    return renoise(x, noise, torch.full_like(t, s), t) if s else interpolate(x, noise, t)[0]
+
+
+def matching(
+    nets: Networks, batch: Batch, x: Latent, z: Latent, t: Time, w: float, floor: float, end: float = 0.0
+) -> Loss:
+    """`DistributionMatching` of samples x at the time `end` that are seen as z_t; gradient goes to x alone."""
     with torch.no_grad():
-        fake = nets["critic"].denoise(z, t, batch.cond)
-        real = nets["teacher"].denoise(z, t, batch.cond, batch.null, w)
+        fake = state_from_velocity(z, nets["critic"].velocity(z, t, batch.cond), t, end)
+        real = state_from_velocity(z, nets["teacher"].velocity(z, t, batch.cond, batch.null, w), t, end)
         scale = (x - real).abs().flatten(1).mean(1).clamp_min(floor)
         g = (fake - real) / expand(scale, x)
         finite = g.isfinite().flatten(1).all(1)
@@ -74,11 +91,19 @@ class CriticMatching:
 
     rollout: None takes the samples that this iteration's `DistributionMatching` made; a rollout makes fresh ones.
     reweight: of a sample's loss, the mean square of its velocity's error.
+
+    end: the time s of the samples, as in `DistributionMatching`. The velocity of what is made noisier from there is
+    `sub_velocity`, -z_s / (1 - s) + b' ε, and its error counts by 1 / b'², so that the target's noise, which grows near
+    s, is that of ε at every t. At s = 0, b' = 1.
     """
 
     rollout: Rollout | None = None
     times: TimeSampler = Diagonal(LogitNormal(), shift=5.0)
     reweight: tuple[Reweight, ...] = ()
+    end: float = field(default=0.0, validator=below_one)
+
+    def __attrs_post_init__(self) -> None:
+        _ends(self, self.rollout)
 
     @property
     def needs(self) -> frozenset[Role]:
@@ -94,8 +119,24 @@ class CriticMatching:
                 "CriticMatching.rollout = None needs the samples of a student update in the same iteration"
             )
         t, _ = self.times(len(x), rng, x)
-        z, v = interpolate(x, rng.noise_like(x), t)
-        raw = (nets["critic"].velocity(z, t, batch.cond) - v).square().flatten(1).mean(1)
+        z, v, slope = self._target(x, rng.noise_like(x), t)
+        raw = (nets["critic"].velocity(z, t, batch.cond) - v).square().flatten(1).mean(1) / slope**2
         loss = reweighted(raw, t, t, self.reweight, shared)
         bad = nonfinite(student=x, critic=raw)
         return Loss(loss.mean(), {"loss": Mean.of(raw)}, raw.detach().isfinite(), bad)
+
+    def _target(self, x: Latent, noise: Latent, t: Time) -> tuple[Latent, Latent, Time | float]:
+        """(z_t, its velocity, b')."""
+        if not self.end:
+            return *interpolate(x, noise, t), 1.0
+        s = torch.full_like(t, self.end)
+        z, v, b = sub_velocity(x, noise, s, t)
+        return z, v, (t + (1 - t) * (s / (1 - s)) ** 2) / b
+
+
+def _ends(instance: DistributionMatching | CriticMatching, rollout: Rollout | None) -> None:
+    """A ValueError where the samples are not at the time that the objective takes them to be at."""
+    if isinstance(rollout, FlowMapBackwardSimulation) and rollout.within[0] != instance.end:
+        raise ValueError(
+            f"{type(instance).__name__}.end = {instance.end}: must be {rollout.within[0]}, where its rollout ends"
+        )

@@ -30,7 +30,7 @@ from ..guidance import Exact, Guidance
 from ..model import FlowMap
 from ..path import expand, interpolate
 from ..reweights import Ramp, Reweight, expected, reweighted
-from ..times import Diagonal, TimeSampler, roles
+from ..times import Diagonal, TimeSampler, end_of, roles
 from . import Loss, Networks, Ordered, nonfinite
 from .rounding import rounding
 
@@ -122,7 +122,7 @@ class FlowMapMatching(Ordered):
         raw = (guide.implied(u, u_null) - y).square().flatten(1).mean(1)
 
         loss = reweighted(raw, t, r, self.reweight, shared, noise)
-        logs = {f"loss/{role}": Mean.of(raw, mask) for role, mask in roles(t, r).items()}
+        logs = {f"loss/{role}": Mean.of(raw, mask) for role, mask in roles(t, r, end_of(self.times)).items()}
         logs |= rounding(
             *(u_θ, z, rng, shared, gap * du, (v - u.detach())[off]),
             lambda near: gap * self._derivative(u_θ, near, t, r, v, c, off, shared),

@@ -15,7 +15,7 @@ from flowmap.method import Method, Update
 from flowmap.methods.citations import DMD
 from flowmap.objectives import Loss, Networks, nonfinite
 from flowmap.objectives.distribution_matching import matching
-from flowmap.path import expand, renoise, unshift
+from flowmap.path import renoise, sub_velocity, unshift
 from flowmap.path import shift as shifted
 from flowmap.times import Density, Uniform, share
 
@@ -113,19 +113,6 @@ class Above:
         first = unshift(torch.tensor(s, device=like.device), self.shift)
         t = shifted(first + (1 - first) * self.density(n, rng, like), self.shift)
         return t.clamp(s + self.low * (1 - s), s + self.high * (1 - s))
-
-
-def sub_velocity(x: Latent, noise: Latent, s: Time, t: Time) -> tuple[Latent, Latent, Tensor]:
-    """(x_t, v_sub, b) of x_s = x, for s < t: a = (1 - t) / (1 - s), b² = t² - a² s²,
-
-        x_t = a x_s + b ε,      v_sub = d/dt x_t = -x_s / (1 - s) + b' ε,      b b' = t + (1 - t) s² / (1 - s)².
-
-    E[v_sub | x_t] is the velocity E[ε - x | x_t] of the data of which x_s is a noisy sample; at s = 0 it is ε - x.
-    """
-    a = (1 - t) / (1 - s)
-    b = (t**2 - (a * s) ** 2).sqrt()
-    slope = (t + (1 - t) * (s / (1 - s)) ** 2) / b
-    return expand(a, x) * x + expand(b, x) * noise, expand(slope, x) * noise - x / expand(1 - s, x), b
 
 
 @frozen
