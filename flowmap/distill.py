@@ -13,9 +13,10 @@ from attrs import evolve
 from . import atomic, plugins
 from ._types import Role
 from .data import Data, Source, fingerprint
-from .evaluation import card, rounding
+from .evaluation import QualityCurve, card, rounding
 from .faults import reach
-from .model import FlowMap
+from .mistaken import INDEX
+from .model import FlowMap, Sampling
 from .objectives import Networks, equipped
 from .observers import Observers, tracked
 from .recipe import Precision, Recipe, RecipeError, digest, not_data
@@ -128,10 +129,14 @@ def evaluate(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Judge the student in the run directory `run` anew, as `recipe.evaluation` says; write to `out`, or to `run`."""
+    """Judge the student in the run directory `run` anew, as `recipe.evaluation` says; write to `out`, or to `run`.
+
+    run: or a student's own directory, such as one that `flowmap import` wrote, with the recipe of another; it is judged
+    on the grid of its own shift, and has no model card of ours.
+    """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = precision(recipe) if dtype is None else dtype
-    student = Path(run) / "student"
+    recipe, student = judging(recipe, Path(run)), _student(Path(run))
     if recipe.evaluation is None:
         raise RecipeError(f"the recipe {recipe.name or recipe.backbone} has no evaluation: give one that has")
     if card.known(student) is None:
@@ -145,8 +150,25 @@ def evaluate(
     nets: dict[Role, FlowMap] = dict(recipe.spec_of("teacher").build(teacher, device=device, dtype=dtype))
     nets["student"] = recipe.backbone.load(student, device=device, dtype=dtype)
     recipe.evaluation(nets, recipe.backbone, Path(out or run))
-    if out is None:
+    if out is None and student != Path(run):
         card.write(recipe, Path(run))
+
+
+def judging(recipe: Recipe, run: Path) -> Recipe:
+    """`recipe` as it judges what is in `run`: itself of a run; of a student's own directory, that student beside its
+    teacher, sampled in the one way that it was made for, if it was."""
+    if (student := _student(run)) != run:
+        return recipe
+    evaluation, own = recipe.evaluation, Sampling.of(student)
+    if isinstance(evaluation, QualityCurve) and own.kind == "consistency":
+        evaluation = evolve(evaluation, own=own)
+    spec = plugins.backbone(str(student))
+    return evolve(recipe, backbone=spec, teacher=recipe.spec_of("teacher"), evaluation=evaluation)
+
+
+def _student(run: Path) -> Path:
+    """The student of a run; itself, where `run` is a student's own directory."""
+    return run if (run / INDEX).is_file() else run / "student"
 
 
 def _batches(recipe: Recipe, source: Data | Source, path: Path | None, device: torch.device) -> Data:

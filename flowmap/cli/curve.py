@@ -1,4 +1,4 @@
-"""flowmap curve: judge a finished run's student again."""
+"""flowmap curve: judge a finished run's student again, or one that others made."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..mistaken import INDEX
 from . import recipes
 from .command import Command, positive
 from .distill import default_out, report
@@ -22,7 +23,7 @@ BESIDE = "where to write; by default the run or, where that has another evaluati
 
 
 def arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="the run directory")
+    parser.add_argument("run", metavar="RUN", help="the run directory, or a student's own (flowmap import)")
     parser.add_argument(
         "--steps", type=positive, nargs="+", metavar="N", help="of sampling; as in the recipe by default"
     )
@@ -38,7 +39,7 @@ def run(options: Namespace) -> None:
     recipe = recipes.load(name)
     import attrs
 
-    from ..distill import evaluate
+    from ..distill import evaluate, judging
     from ..evaluation import QualityCurve
 
     if options.steps is not None:
@@ -46,6 +47,7 @@ def run(options: Namespace) -> None:
             raise UsageError(f"--steps {options.steps}: the recipe {recipe.name!r} has no QualityCurve to give them to")
         steps = tuple(sorted(set(options.steps)))
         recipe = attrs.evolve(recipe, evaluation=attrs.evolve(recipe.evaluation, steps=steps))
+    recipe = judging(recipe, path)
     if recipe.evaluation is None:
         raise UsageError(f"the recipe {recipe.name!r} has no evaluation: give --recipe with one that has")
     out = Path(options.out) if options.out else place(recipe.evaluation, path, recipe.name, options.steps)
@@ -67,6 +69,10 @@ def place(evaluation: Evaluator, run: Path, name: str, steps: Sequence[int] | No
 
 def _recipe_of(run: Path) -> str:
     file = run / "recipe.json"
+    if (run / INDEX).is_file() and not file.is_file():
+        raise UsageError(
+            f"{run} is a student's directory and no run: say whose evaluation, such as --recipe quickstart"
+        )
     try:
         name = json.loads(file.read_text()).get("name")
     except OSError:

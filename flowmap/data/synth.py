@@ -16,7 +16,7 @@ from .._types import Cond, Latent, Rng, Role, concat
 from ..guidance import Guided
 from ..model import Codec, FlowMap, FlowMapSpec, Sampling, conditions_of_images, guided_twice
 from ..rollout import STEPS, Step, walk
-from ..times import euler_grid
+from ..times import grid_of
 from .decode import frames_of
 from .format import DataError, Plan
 from .shards import LatentShards
@@ -42,7 +42,8 @@ class Synthesis:
     """`each` samples of every prompt: `steps` Euler steps of the teacher's ODE under guidance w = `guidance`.
 
     By default as the networks are sampled as they come: a diffusion model in 50 steps under w = 5, Wan's own; a student
-    in 4 of its own steps, along the flow or by jumps to data, and without further guidance: it has its own.
+    in 4 of its own steps or as many as it was made for, along the flow or by jumps to data, and without further
+    guidance: it has its own.
 
     The noise of sample k is a function of (seed, k) alone, so a part of the samples, another order or another machine
     gives the same. shape: of the videos, (frames, height, width); or of the latents, (F, C, h, w). shift: of the grid,
@@ -110,7 +111,7 @@ class Synthesis:
         diffusion = own.kind == "euler"
         found = evolve(
             self,
-            steps=self.steps or (STEPS_OF_DIFFUSION if diffusion else STEPS_OF_STUDENT),
+            steps=self.steps or (STEPS_OF_DIFFUSION if diffusion else len(own.times or range(STEPS_OF_STUDENT))),
             guidance=(w := self.guidance or (GUIDANCE if own == Sampling() else 1.0)),
             shift=self.shift or teacher.shift,
         )
@@ -126,7 +127,8 @@ class Synthesis:
         except ValueError as error:
             raise DataError(str(error)) from error
         assert self.steps is not None and self.shift is not None and self.guidance is not None  # settled
-        grid, step = euler_grid(self.steps, self.shift, u.boundary), STEPS[teacher.sampling().kind]
+        own = teacher.sampling()
+        grid, step = grid_of(own, self.steps, self.shift, u.boundary), STEPS[own.kind]
         return Generator(self, u.eval(), self.guidance, grid.to(device), step, codec, shape, device, dtype)
 
 

@@ -19,10 +19,11 @@ from .. import validators
 from .._types import Cond, Latent, Rng, Role, concat, select
 from ..atomic import write_json, write_text
 from ..data.video_folder import frames_of
-from ..model import Codec, FlowMapSpec
+from ..model import Codec, FlowMapSpec, Sampling
 from ..objectives import Networks
 from ..recipe import describe
 from ..rollout import consistency_step, guided_euler_step, ode_step, sample
+from ..times import grid_of
 from ..training.run import environment
 from . import plots, previews, records
 from .metrics import Metric, Samples
@@ -59,7 +60,9 @@ class QualityCurve:
     Teacher: Euler steps of the ODE under guidance `guidance`, two calls a step. Student: jumps, one call a step; and
     with `consistency` the same weights under the sampler that jumps to data and noises again, which is what a flow map
     does away with. All use the grid of `backbone.shift`. With `teacher_sampler="flow_map"` the frozen network jumps
-    too, and takes no guidance: it is a student, and the curve shows it before and after it was fine-tuned.
+    too, and takes no guidance: it is a student, and the curve shows it before and after it was fine-tuned. own: of a
+    student that jumps to data alone, such as a published one: how it is sampled, at its own levels where as many steps
+    are asked for, and that is the one way in which it is.
 
     prompts: of no training sample; sample i has prompt i modulo their number. shape: of a latent, (F, C, H, W).
     reference: Euler steps of the teacher's run that paired errors refer to; it is a point of the teacher's curve too.
@@ -83,6 +86,7 @@ class QualityCurve:
     teacher_sampler: Literal["euler", "flow_map"] = field(
         default="euler", validator=validators.in_(("euler", "flow_map"))
     )
+    own: Sampling | None = field(default=None, validator=validators.optional(validators.instance_of(Sampling)))
     images: tuple[str, ...] = field(default=(), converter=_strings)
 
     @images.validator
@@ -111,8 +115,10 @@ class QualityCurve:
         calls = 2 if self.teacher_sampler == "euler" and self.guidance != 1.0 else 1
         counts = sorted({*self.steps, self.reference})
         teacher = [Point("teacher", self.teacher_sampler, n, calls * n) for n in counts]
-        student = [Point("student", "flow_map", n, n) for n in self.steps]
-        noised = [Point("student", "consistency", n, n) for n in self.steps if self.consistency]
+        made_for = () if self.own is None or self.own.times is None else (len(self.own.times),)
+        steps = sorted({*self.steps, *made_for})
+        student = [Point("student", "flow_map", n, n) for n in steps if self.own is None]
+        noised = [Point("student", "consistency", n, n) for n in steps if self.own is not None or self.consistency]
         return (*teacher, *student, *noised)
 
     def __call__(self, nets: Networks, backbone: FlowMapSpec, out: Path) -> None:
@@ -144,7 +150,10 @@ class QualityCurve:
         return bool(manifest["digest"] == self.digest())
 
     def digest(self) -> str:
-        return hashlib.sha256(json.dumps(describe(self), sort_keys=True).encode()).hexdigest()
+        told = describe(self)
+        if self.own is None:  # as it was told before there was such a field
+            del told["own"]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     def _real(self, bench: Bench) -> dict[str, tuple[float, float]]:
         """Each metric of real videos, as the codec gives them back."""
@@ -196,7 +205,7 @@ class QualityCurve:
             "samples_per_seed": self.samples,
             "steps": list(self.steps),
             "shape": {"latent": list(self.shape), "video": list(video)},
-            "grid": {"shift": shift},
+            "grid": {"shift": shift} | ({} if self.own is None else {"own": self.own.times}),
             "teacher": {
                 "sampler": self.teacher_sampler,
                 "guidance": self.guidance if self.teacher_sampler == "euler" else 1.0,
@@ -259,12 +268,9 @@ class Bench:
             "consistency": consistency_step,
         }[point.sampler]
         u, parts = self.nets[point.model], torch.arange(len(noise), device=noise.device).split(self.curve.batch)
-        return torch.cat(
-            [
-                sample(u, noise[part], select(self.cond, part), point.steps, shift=self.shift, step=step)
-                for part in parts
-            ]
-        )
+        own = self.curve.own if point.model == "student" else None
+        grid = grid_of(own or Sampling(), point.steps, self.shift, u.boundary)
+        return torch.cat([sample(u, noise[part], select(self.cond, part), grid=grid, step=step) for part in parts])
 
     def _samples(self, latents: Latent, reference: Latent | None) -> Samples:
         return Samples(self.codec.decode(latents), latents, self.texts, reference)

@@ -28,11 +28,15 @@ Picture = NDArray[np.uint8]
 
 
 def write(shown: Mapping[Point, Tensor], prompts: Sequence[str], out: Path) -> None:
-    """`grid.png`, and for the teacher and the student at every number of steps a video of all `shown` prompts."""
+    """`grid.png`, and for the teacher and the student at every number of steps a video of all `shown` prompts.
+
+    What the re-noising sampler makes is shown of a student that has no other.
+    """
+    names = labels(shown)
     rows = {
-        label: {p.steps: videos for p, videos in shown.items() if p.key == key}
-        for key, label in labels(shown).items()
-        if key != ("student", "consistency")
+        label.partition(",")[0]: {p.steps: videos for p, videos in shown.items() if p.key == key}
+        for key, label in names.items()
+        if key != ("student", "consistency") or ("student", "flow_map") not in names
     }
     write_grid(rows, prompts, out / "grid.png")
     for label, by_steps in rows.items():

@@ -36,15 +36,21 @@ class Weights:
 
 
 def read(file: Path) -> Weights:
-    """The tensors of a safetensors file, or of a checkpoint of PyTorch, of which nothing is run."""
-    if not file.is_file():
+    """The tensors of a safetensors file, a directory of them, or a checkpoint of PyTorch, of which nothing is run.
+
+    A directory may be that of a network in several files, or of a pipeline, whose transformer is read.
+    """
+    if not file.exists():
         raise WeightsError(f"{file}: there is no such file")
-    if file.suffix == ".safetensors":
-        found: Any = _safetensors(file)
+    found: Any
+    if file.is_dir():
+        found = _shards(file)
+    elif file.suffix == ".safetensors":
+        found = _safetensors(file)
     elif file.suffix in PICKLES:
         found = _unpickled(file)
     else:
-        raise WeightsError(f"{file}: must end in .safetensors, {', '.join(PICKLES)}")
+        raise WeightsError(f"{file}: must be a directory, or end in .safetensors, {', '.join(PICKLES)}")
     taken = []
     while isinstance(found, dict) and (key := next((k for k in WRAPPERS if isinstance(found.get(k), dict)), None)):
         found = found[key]
@@ -71,6 +77,19 @@ def _named(file: Path, found: Mapping[str, Tensor], taken: tuple[str, ...]) -> W
     return Weights(file, tensors, taken, prefix)
 
 
+def _shards(folder: Path) -> dict[str, Tensor]:
+    here = folder / "transformer" if (folder / "transformer").is_dir() else folder
+    found: dict[str, Tensor] = {}
+    for file in sorted(here.glob("*.safetensors")):
+        part = _safetensors(file)
+        if twice := found.keys() & part.keys():
+            raise WeightsError(f"{here}: {min(twice)} is in two of its files: give one of them")
+        found |= part
+    if not found:
+        raise WeightsError(f"{here}: there is no .safetensors in it")
+    return found
+
+
 def _safetensors(file: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -91,7 +110,9 @@ def _unpickled(file: Path) -> Any:
             f"{file}: holds more than tensors{what} which only running what it says could make: refused. Ask its "
             "publisher for tensors alone, best as safetensors"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise  # of the file as a whole; PyTorch's own have none: a file that was cut gives "Invalid argument"
         raise WeightsError(
             f"{file}: is damaged, or no checkpoint of PyTorch: {str(error).partition(chr(10))[0]}"
         ) from None

@@ -38,7 +38,15 @@ def flowmap_graphs() -> Mapping[str, Family]:
 
 @hookimpl
 def flowmap_layouts() -> Mapping[str, Layout]:
-    return lazily.Lazily({"self_forcing": f"{__name__}.published:SELF_FORCING"})
+    names = (
+        "self_forcing",
+        "causal_forcing",
+        "causal_forcing_framewise",
+        "krea_realtime",
+        "causvid",
+        "lightx2v_causvid",
+    )
+    return lazily.Lazily({name: f"{__name__}.published:{name.upper()}" for name in names})
 
 
 @hookimpl

@@ -19,8 +19,8 @@ from .spec import COMPRESSED_PATCH, Far
 if TYPE_CHECKING:
     from torch import Tensor
 
-CHUNKS = 7
-"""Of a training video: 21 latent frames, three at a time."""
+FRAMES = 21
+"""Of a training video."""
 EMA = "generator_ema"
 POSITIONS = 1024
 """Of frames, where a network does not say: what diffusers takes."""
@@ -28,7 +28,7 @@ POSITIONS = 1024
 
 @frozen
 class Causal:
-    """Chunks of `frames` latent frames, the first of `first`, each seeing all before it, whose time is 0.
+    """Chunks of `frames` latent frames, the first perhaps of `first`, each seeing all before it, whose time is 0.
 
     levels, shift: where its sampler stops, as its publisher writes them; a warped level is shifted. Between two levels
     it jumps to data and renews the noise. It has a guidance built in that no file says. wrapper: the key by which a
@@ -40,7 +40,7 @@ class Causal:
     shift: float = 5.0
     warped: bool = True
     frames: int = 3
-    first: int = 3
+    first: int | None = None
     wrapper: str | None = None
 
     def claims(self, found: Weights) -> bool:
@@ -51,6 +51,12 @@ class Causal:
         """The levels as times, decreasing, before 0."""
         return tuple(shift(torch.tensor(self.levels) / 1000, self.shift if self.warped else 1.0).tolist())
 
+    @property
+    def partition(self) -> tuple[int, ...]:
+        """Of a training video; a longer one goes on with chunks of `frames`."""
+        first = self.first or self.frames
+        return first, *(self.frames,) * ((FRAMES - first) // self.frames)
+
     def write(self, found: Weights, base: str, out: Path) -> Brought:
         import diffusers
         from flowmap_wan import pipelines
@@ -59,7 +65,7 @@ class Causal:
 
         ready(spec := Far(base))
         config = spec.outline().config
-        network = causal(fitted(found, config, base), config, (self.first, *(self.frames,) * (CHUNKS - 1)))
+        network = causal(fitted(found, config, base), config, self.partition)
         scheduler = diffusers.FlowMapEulerDiscreteScheduler(shift=self.shift)
         pipelines.write(base, out, {"transformer": network, "scheduler": scheduler}, Far.pipelines[-1])
         return Brought(Sampling("consistency", None, self.times), size(config))
@@ -82,7 +88,7 @@ def causal(state: Mapping[str, Tensor], config: Mapping[str, Any], partition: Se
     kernel of compressed tokens, for whoever trains on with fewer chunks in full.
     """
     import diffusers
-    from flowmap_wan.build import rebuilt
+    from flowmap_wan.build import rebuilt, second_embedder
 
     with torch.device("meta"):
         net = diffusers.AnyFlowFARTransformer3DModel(
@@ -92,11 +98,23 @@ def causal(state: Mapping[str, Tensor], config: Mapping[str, Any], partition: Se
             full_chunk_limit=config.get("rope_max_seq_len", POSITIONS),
             chunk_partition=tuple(partition),
         )
-    times = {name: value for name, value in state.items() if ".time_embedder." in name}
-    more = {name.replace(".time_embedder.", ".delta_embedder."): value.clone() for name, value in times.items()}
-    net.load_state_dict({**state, **more, **Far().extra_state(state)}, strict=True, assign=True)
+    net.load_state_dict({**state, **second_embedder(state), **Far().extra_state(state)}, strict=True, assign=True)
     net.rope = rebuilt(net.rope)
     return net
 
 
-SELF_FORCING = Causal("Self-Forcing, arXiv:2506.08009: 3 frames a chunk, 4 steps", (1000, 750, 500, 250), wrapper=EMA)
+FOUR = (1000, 750, 500, 250)
+SELF_FORCING = Causal("Self-Forcing, arXiv:2506.08009, 1.3B: 3 frames a chunk, 4 levels", FOUR, wrapper=EMA)
+CAUSAL_FORCING = Causal("Causal Forcing, arXiv:2602.02214, 1.3B: 3 frames a chunk, 4 levels", FOUR)
+CAUSAL_FORCING_FRAMEWISE = Causal("Causal Forcing, frame by frame: 1 frame a chunk, 4 levels", FOUR, frames=1)
+KREA_REALTIME = Causal("Krea Realtime 14B: 3 frames a chunk, 4 levels", FOUR)
+CAUSVID = Causal(
+    "CausVid, arXiv:2412.07772, 1.3B: 3 frames a chunk, 3 levels", (1000, 757, 522), shift=8.0, warped=False
+)
+LIGHTX2V_CAUSVID = Causal(
+    "LightX2V's CausVid, 14B: 3 frames a chunk, 9 levels",
+    (999, 934, 862, 756, 603, 410, 250, 140, 74),
+    shift=8.0,
+    warped=False,
+)
+"""Chunks and levels are those of their publishers' configurations."""

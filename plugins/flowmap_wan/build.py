@@ -38,8 +38,8 @@ def build(
     ready(spec)
     meta = device.type == "meta"
     net = (empty(spec, dtype) if meta else pretrained(spec, dtype).to(device)).requires_grad_(False)
-    known = "gate_value" in net.config  # a distilled network: every role reads both times
-    if known and "critic" in roles:
+    known = two_times(net.config)  # a distilled network: every role reads both times
+    if "gate_value" in net.config and "critic" in roles:
         raise ValueError(
             f"{spec.path} is a distilled student, and the critic must start as a diffusion model, such as the one that "
             "it was distilled from: give that one as Recipe.critic, or as Recipe.teacher for teacher and critic"
@@ -60,6 +60,11 @@ def build(
         if not meta:
             began(spec, u)
     return built
+
+
+def two_times(config: Mapping[str, Any]) -> bool:
+    """Whether r has a say in a network: not in plain Wan, nor behind gate 0, as in a causal student of one time."""
+    return bool(config.get("gate_value"))
 
 
 def flow_map(spec: WanSettings, net: Any, role: Role, *, two_times: bool, student: bool) -> WanFlowMap:
@@ -175,17 +180,17 @@ def lift(spec: WanSettings, net: Any) -> Any:
     """The student's transformer with the weights of `net`; the second time embedder is a copy of the first."""
     import diffusers
 
+    known = two_times(net.config)
     if type(net).__name__ == spec.transformers[-1]:
-        return net
+        return net if known else opened(spec, net)
     config = {key: net.config[key] for key in SHAPE}
-    config |= {"gate_value": net.config.get("gate_value", spec.gamma)}
-    config |= {"deltatime_type": net.config.get("deltatime_type", spec.delta)}
+    config |= {"gate_value": net.config["gate_value"] if known else spec.gamma}
+    config |= {"deltatime_type": net.config["deltatime_type"] if known else spec.delta}
     with torch.device("meta"):
         lifted = getattr(diffusers, spec.transformers[-1])(**config, **spec.extra_config())
     state = dict(net.state_dict())
-    if "gate_value" not in net.config:
-        for key in [key for key in state if ".time_embedder." in key]:
-            state[key.replace(".time_embedder.", ".delta_embedder.")] = state[key].clone()
+    if not known:
+        state |= second_embedder(state)
     extra = spec.extra_state(state)
     state |= {name: value.to(dtype_of(name, type(lifted), value.dtype)) for name, value in extra.items()}
     lifted.load_state_dict(state, strict=True, assign=True)
@@ -194,3 +199,18 @@ def lift(spec: WanSettings, net: Any) -> Any:
         lifted.rope = rebuilt(lifted.rope)
     lifted.condition_embedder.delta_emb_gate = torch.tensor([config["gate_value"]], device=device)
     return lifted.eval().requires_grad_(False)
+
+
+def opened(spec: WanSettings, net: Any) -> Any:
+    """`net`, of a student's class with gate 0, lifted in place: the diagonal is kept, and r has a say."""
+    net.register_to_config(gate_value=spec.gamma, deltatime_type=spec.delta)
+    gate = torch.tensor([spec.gamma], device=None if net.device.type == "meta" else net.device)
+    net.condition_embedder.delta_emb_gate = gate
+    net.load_state_dict(second_embedder(net.state_dict()), strict=False, assign=True)
+    return net.requires_grad_(False)
+
+
+def second_embedder(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A copy of the first, by its own names."""
+    first = {name: value for name, value in state.items() if ".time_embedder." in name}
+    return {name.replace(".time_embedder.", ".delta_embedder."): value.clone() for name, value in first.items()}

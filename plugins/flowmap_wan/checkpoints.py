@@ -107,14 +107,17 @@ def fused(u: WanFlowMap, dtype: torch.dtype | None = None, device: torch.device 
     for key, base, change in parts(u.net, u.adapter):
         weight = base if change is None else base.float() + change
         state[key] = weight.to(device, base.dtype if dtype is None else dtype_of(key, cls, dtype), copy=True)
-    name = type(u.net).__name__ if u.two_times else "WanTransformer3DModel"
+    chunked = not isinstance(u, Bidirectional)  # with one time, behind gate 0, the class of two
+    if chunked and not u.two_times:
+        config["gate_value"] = 0.0
+    name = type(u.net).__name__ if u.two_times or chunked else "WanTransformer3DModel"
     with torch.device("meta"):
         empty: Any = getattr(diffusers, name)
         keys = signature(empty.__init__).parameters
         network: Any = empty(**{key: value for key, value in config.items() if key in keys})
     network.load_state_dict({k: v for k, v in state.items() if k in network.state_dict()}, strict=True, assign=True)
-    if u.two_times:
-        network.condition_embedder.delta_emb_gate = torch.tensor([u.gamma])
+    if "gate_value" in network.config:
+        network.condition_embedder.delta_emb_gate = torch.tensor([network.config["gate_value"]])
     network.rope = rebuilt(network.rope)
     return network
 

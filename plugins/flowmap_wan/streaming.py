@@ -17,7 +17,7 @@ from flowmap._types import Role
 from flowmap.model import Put, Rows
 
 from .bases import began
-from .build import PATCH, checked_class, dtype_of, empty, style
+from .build import PATCH, checked_class, dtype_of, empty, style, two_times
 from .network import WanFlowMap
 from .targets import PIPELINE
 
@@ -48,7 +48,8 @@ def fill(spec: WanSettings, nets: Mapping[Role, FlowMap], put: Put, dtype: torch
 class Source:
     """The tensors of a lifted network, by name: those of its base, or made of them.
 
-    stored: where the base's are; cls: its class, which says what stays float32 whatever `dtype` is.
+    stored: where the base's are; cls: its class, which says what stays float32 whatever `dtype` is; lifted: whether it
+    was lifted before, and has a second embedder that is its own.
     """
 
     spec: WanSettings
@@ -56,16 +57,19 @@ class Source:
     cls: Any
     dtype: torch.dtype
     style: Pairs
+    lifted: bool
 
     @classmethod
     def of(cls, spec: WanSettings, dtype: torch.dtype) -> Source:
         if spec.path is None or not spec.pretrained:
             net = empty(spec, dtype)
-            return cls(spec, drawn(net, spec.seed), type(net), dtype, style(spec))
-        return cls(spec, stored(spec.path), checked_class(spec), dtype, style(spec))
+            return cls(spec, drawn(net, spec.seed), type(net), dtype, style(spec), False)
+        base = checked_class(spec)
+        lifted = two_times(base.load_config(spec.path, subfolder="transformer"))
+        return cls(spec, stored(spec.path), base, dtype, style(spec), lifted)
 
     def rows(self, name: str) -> Rows:
-        if name not in self.stored and ".delta_embedder." in name:
+        if not self.lifted:
             name = name.replace(".delta_embedder.", ".time_embedder.")
         if name in self.stored:
             part, dtype = self.stored[name], dtype_of(name, self.cls, self.dtype)

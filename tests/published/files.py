@@ -12,6 +12,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
+CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
 BASE = Path(flowmap_digits.__file__).parent / "assets" / "tiny_wan"
 RULES = (
     (r"^condition_embedder\.time_embedder\.linear_1\.", "time_embedding.0."),
