@@ -55,9 +55,13 @@ def wrong(folder: Path, row: Row, family: str) -> Iterator[str]:
 
 def unread(index: Mapping[str, Any], row: Row) -> Iterator[str]:
     """What `model_index.json` names beyond what the pipeline of the row has."""
-    if (kind := index.get("_class_name")) != row.pipeline:
+    if (kind := index.get("_class_name")) not in (row.pipeline, *row.also):
         yield f"is {article(str(kind))}: must be {article(row.pipeline)}"
         return
+    for name, value in row.index.items():
+        if (index.get(name) or None) != value:
+            yield f"its {INDEX} has {name} = {index.get(name)!r}: must be {value!r}"
+            return
     more = [
         f"{name} ({value[-1]})"
         for name, value in index.items()

@@ -53,8 +53,9 @@ class Change:
 @torch.no_grad()
 def changes(u: DiffusersFlowMap, plain: Any, times: Sequence[float]) -> list[Change]:
     """One for every embedder of the time: with them the network `plain` says at t_i what `u`, alone, does of t_i and
-    t_{i+1}. times: t_0 > ... > t_N = 0."""
-    t, r = torch.tensor(list(pairwise(times)), dtype=torch.float64).float().unbind(1)
+    t_{i+1}, and of a first frame that is held, at 0. times: t_0 > ... > t_N = 0."""
+    pairs = [*pairwise(times), *([(0.0, 0.0)] if u.row.held is not None else [])]
+    t, r = torch.tensor(pairs, dtype=torch.float64).float().unbind(1)
     now, then = u.units(t), u.units(r)
     return [_change(path, u.net.get_submodule(path), plain.get_submodule(path), now, then) for path in u.row.times]
 

@@ -23,6 +23,15 @@ def first(codec: DiffusersCodec, images: Tensor, frames: int) -> Tensor:
     return codec.encode(images[:, None])
 
 
+def then_zeros(codec: DiffusersCodec, images: Tensor, frames: int) -> Tensor:
+    """[B, F, C, h, w]: `first`, and zeros of latents for the frames behind it, in the units of CogVideoX."""
+    x, config = first(codec, images, frames), codec.pipeline.vae.config
+    if config.get("invert_scale_latents"):  # the image's latents are divided by what others are multiplied with
+        x = x / config["scaling_factor"] ** 2
+    behind = codec.latent_shape(frames, *images.shape[-2:])[0] - 1
+    return torch.cat([x, torch.zeros_like(x).expand(-1, behind, -1, -1, -1)], 1)
+
+
 def padded(codec: DiffusersCodec, images: Tensor, frames: int) -> Tensor:
     """[B, F, C, h, w] latents of a video that begins with the image and is grey from then on."""
     codec.latent_shape(frames, *images.shape[-2:])

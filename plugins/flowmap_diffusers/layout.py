@@ -24,7 +24,7 @@ def packed(p: int) -> Layout:
 
 
 TOKENS, TOKENS_2X2 = packed(1), packed(2)
-FRAMES_FIRST = Layout(lambda z: z, lambda y, like: y)
+FRAMES_FIRST = Layout(lambda z: z, lambda y, like: y[:, :, : like[2]])
 CHANNELS_FIRST = Layout(lambda z: z.transpose(1, 2), lambda y, like: y.transpose(1, 2))
 FIRST_CHANNELS = Layout(CHANNELS_FIRST.to, lambda y, like: y[:, : like[2]].transpose(1, 2))
 """The same; a network may take channels of conditions after these."""

@@ -22,6 +22,9 @@ from flowmap.path import expand
 from . import vp
 from .row import Call, Positions, Row, output
 
+LEAST = 1e-6
+"""t below which the first frame is taken to be there."""
+
 
 class Running:
     """What the parts of a network that several roles may share are told of the call that runs: its times, its role's
@@ -66,6 +69,24 @@ class DiffusersFlowMap(FlowMap):
         if self.row.alone and len(z) > 1 and not torch.compiler.is_exporting():
             ones = [slice(i, i + 1) for i in range(len(z))]
             return torch.cat([self.forward(z[i], t[i], r[i], {k: v[i] for k, v in cond.items()}) for i in ones])
+        if (held := self.row.held) is not None:
+            return self._behind(cond[held].to(z), z, t, r, cond)
+        return self._whole(z, t, r, cond)
+
+    def _behind(self, first: Latent, z: Latent, t: Time, r: Time, cond: Cond) -> Latent:
+        """Of a video whose first latent frame is known: the network is given it at time 0, and what z has there is not
+        heard. u of it is that of a data set of one point,
+
+            u = (z - first) / t,    so that  Φ_{0←t}(z) = first  and  u = ε - first  at  z = (1 - t) first + t ε:
+
+        samplers end there whatever they begin with, objectives and guidance have nothing to correct.
+        """
+        t, r = (s if s.ndim == 2 else s[:, None].expand(-1, z.shape[1]) for s in (t, r))
+        inside = torch.ones_like(t).index_fill_(1, torch.zeros(1, dtype=torch.int64, device=t.device), 0.0)
+        u = self._whole(torch.cat([first, z[:, 1:]], 1), t * inside, r * inside, cond)
+        return torch.cat([(z[:, :1] - first) / expand(t[:, :1].clamp_min(LEAST), z[:, :1]), u[:, 1:]], 1)
+
+    def _whole(self, z: Latent, t: Time, r: Time, cond: Cond) -> Latent:
         if self.lora is not None:
             activate(self.net, self.adapter)
             self.running.adapter = self.adapter

@@ -90,7 +90,9 @@ class Row:
     second, and how many frames and pixels of a side one latent stands for, where no directory says so; side: of a
     token, in latents; shift: of the sampling grid, at the largest size where the pipeline's depends on it. images: of a
     network that begins with an image, the entries of the condition that are made of it, each by a function of (codec,
-    images, frames) as in `images.py`.
+    images, frames) as in `images.py`; held: the one of them that is the first latent frame itself, which the network is
+    given in place of z's, at time 0. index: what a directory's `model_index.json` must say; also: pipelines whose
+    directories do as well; needs: what the class must be told something.
 
     module: where class and pipeline are, if not in diffusers; such a pipeline knows latents alone.
     """
@@ -132,6 +134,10 @@ class Row:
     shift: float = 1.0
     licence: str | None = None
     images: Mapping[str, Callable[[Any, Tensor, int], Tensor]] = field(factory=dict)
+    held: str | None = None
+    index: Mapping[str, Any] = field(factory=dict)
+    also: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
     @property
     def vp(self) -> bool:

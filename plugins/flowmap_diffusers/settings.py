@@ -109,6 +109,11 @@ class Settings(Streamed, Referenced):
         config: Mapping[str, Any] = {**self.row.tiny, **self.config}
         if self.path is not None:
             config = read(fetch(self.path) / "transformer" / "config.json")
+        for name in self.row.needs:
+            if config.get(name) is None:
+                raise ValueError(
+                    f"Diffusers(family={self.family!r}): its transformer has no {name}: another network of the class"
+                )
         for name, value in self.row.only.items():
             own = config[name] if name in config else value if self.path is None else self.row.default(name)
             if own != value:

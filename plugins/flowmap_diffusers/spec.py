@@ -190,9 +190,13 @@ def resolve(name: str) -> Diffusers | None:
             return Diffusers(name, family=family)
     if (folder := _found(name)) is None or not (folder / INDEX).is_file():
         return None
-    kind, config = read(folder / INDEX).get("_class_name"), read(folder / "transformer" / "config.json")
-    found = {family: row.only for family, row in ROWS.items() if row.pipeline == kind}
-    fits = {family: sum(config.get(name) == value for name, value in only.items()) for family, only in found.items()}
+    index, config = read(folder / INDEX), read(folder / "transformer" / "config.json")
+    found = {family: row for family, row in ROWS.items() if row.pipeline == index.get("_class_name")}
+    fits = {
+        family: sum(config.get(name) == value for name, value in row.only.items())
+        + sum((index.get(name) or None) == value for name, value in row.index.items())
+        for family, row in found.items()
+    }
     return Diffusers(name, family=max(fits, key=fits.__getitem__)) if fits else None
 
 

@@ -159,6 +159,7 @@ def code(spec: Settings) -> str:
         time=row.names[1],
         flip=(row.convention.clock == "1-t") != bool(row.schedule.get("invert_sigmas")),
         defaults=defaults,
+        held=row.held is not None,
     )
 
 

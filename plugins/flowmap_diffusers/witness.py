@@ -28,9 +28,16 @@ R = 0.3
 """r / t, at which a network with two times of its own is looked at."""
 
 
-def single(time: Tensor) -> Tensor:
-    """[B], where a pipeline tells every frame or token its time; without a condition they are one."""
+def single(time: Tensor, frames: int | None = None) -> Tensor:
+    """[B], where a pipeline tells every frame or token its time; without a condition they are one.
+
+    frames: of a latent whose first is held, at time 0.
+    """
     times = time.reshape(len(time), -1)
+    if frames is not None:
+        held, times = times.tensor_split([times.shape[1] // frames], 1)
+        if bool(held.any()):
+            raise AssertionError(f"the pipeline tells the first frame the time {held.tolist()}: must be 0")
     if not torch.equal(times, times[:, :1].expand_as(times)):
         raise AssertionError(f"the pipeline tells frames different times, {times.tolist()}: it was given a condition")
     return times[:, 0]
@@ -65,13 +72,17 @@ def played(spec: Settings, x: Latent, noise: Latent, cond: Cond, count: int = ST
     pipeline.set_progress_bar_config(disable=True)
     codec = DiffusersCodec(pipeline, row, positions, spec.guidance)
     shown, images = picture(codec, x)
+    if row.held is not None:
+        noise, point = (torch.cat([images[row.held], value[:, 1:]], 1) for value in (noise, x))
+    else:
+        point = x
     calls: list[Heard] = []
     of_class = signature(type(net).forward)
 
     def replaced(*args: Any, **kwargs: Any) -> Any:
         handed = of_class.bind(net, *args, **kwargs).arguments
         own, time = (handed[name] for name in row.names)
-        time = single(time)
+        time = single(time, None if row.held is None else x.shape[1])
         then = dict.fromkeys(row.second, time)  # pipelines leave it out
         made = output(type(net).forward(net, *args, **{**kwargs, **then, "return_dict": False}))
         more: tuple[Tensor, ...] = ()
@@ -82,7 +93,9 @@ def played(spec: Settings, x: Latent, noise: Latent, cond: Cond, count: int = ST
                 earlier = {**kwargs, **dict.fromkeys(then, R * time), "return_dict": False}
                 u = row.layout.back(output(type(net).forward(net, *args, **earlier)), x.shape)
                 more = row.convention.t(R * time.float() * row.multiplies), row.convention.velocity(u)
-            told = row.convention.velocity((z - x) / expand(t, z))
+            told = row.convention.velocity((z - point) / expand(t, z))
+            if row.held is not None:  # pipelines leave out what the network says of the first frame
+                v = torch.cat([z[:, :1] - point[:, :1], v[:, 1:]], 1)
         else:
             t = schedule.times[time.long()].float()
             z = row.layout.back(own, x.shape) / vp.scale(expand(t, x))
@@ -105,7 +118,7 @@ def played(spec: Settings, x: Latent, noise: Latent, cond: Cond, count: int = ST
         output_type="latent",
         return_dict=False,
     )[0]
-    return Played(row.latents.back(end, x.shape), calls, images)
+    return Played(row.latents.back(end, x.shape) - point + x, calls, images)
 
 
 def picture(codec: DiffusersCodec, x: Latent) -> tuple[dict[str, Any], Cond]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -11,25 +13,36 @@ import numpy as np
 import pytest
 import torch
 from attrs import evolve
-from flowmap_diffusers import Diffusers, rows
+from flowmap_diffusers import Diffusers, rows, vp
+from flowmap_diffusers.network import DiffusersFlowMap
 from flowmap_diffusers.rows import ROWS
 from PIL import Image
 
-from flowmap import Rng
-from flowmap._types import nullify
+from flowmap import Rng, sample
+from flowmap._types import Cond, nullify
 from flowmap.guidance import Guided
-from flowmap.model import ConditionError, FlowMapSpec
+from flowmap.model import Codec, ConditionError, FlowMapSpec, conditions_of_images
+from flowmap.path import expand
 from flowmap.plugins import backbone, manager
 from flowmap.testing.checks import network, reference
+from flowmap.testing.kit import perturb
 from tests.test_planted_defects import planted
 
 from . import toys
 from .test_directories import Case, made
 
 CPU: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
+STEPS, SLOW = (1, 4), ("wan_i2v", "skyreels_v2_i2v", "ltx_i2v")
 PLUGINS = manager(flowmap_diffusers, entry_points=False)
 SIZE = {"num_frames": 9, "height": 32, "width": 48}
-CASES = {"wan_i2v": Case(toys.wan_i2v, SIZE)}
+WIDE = {"num_frames": 9, "height": 64, "width": 96}
+CASES = {
+    "wan_i2v": Case(toys.wan_i2v, SIZE),
+    "skyreels_v2_i2v": Case(toys.skyreels_v2_i2v, SIZE),
+    "cogvideox_i2v": Case(toys.cogvideox_i2v, SIZE),
+    "wan_ti2v": Case(toys.wan_ti2v, WIDE),
+    "ltx_i2v": Case(toys.ltx_i2v, {"num_frames": 17, "height": 128, "width": 192}, dynamic=True),
+}
 """A latent of the row's example."""
 
 
@@ -51,13 +64,14 @@ def spec(folder: Path, family: str) -> Diffusers:
     return evolve(found, lora=evolve(found.lora, rank=4, alpha=4.0))
 
 
-def picture(seed: int = 0) -> tuple[Image.Image, torch.Tensor]:
+def picture(family: str) -> tuple[Image.Image, torch.Tensor]:
     """Of a file, and as a frame [1, 3, H, W] in [0, 1]."""
-    drawn = np.random.default_rng(seed).integers(0, 256, (SIZE["height"], SIZE["width"], 3), dtype=np.uint8)
+    size = CASES[family].size
+    drawn = np.random.default_rng(0).integers(0, 256, (size["height"], size["width"], 3), dtype=np.uint8)
     return Image.fromarray(drawn), torch.tensor(drawn).permute(2, 0, 1)[None] / 255
 
 
-def handed(pipe: Any, **told: Any) -> list[dict[str, Any]]:
+def handed(pipe: Any, family: str, **told: Any) -> list[dict[str, Any]]:
     """What the pipeline hands its network, call by call."""
     heard: list[dict[str, Any]] = []
 
@@ -67,39 +81,53 @@ def handed(pipe: Any, **told: Any) -> list[dict[str, Any]]:
 
     pipe.set_progress_bar_config(disable=True)
     hook = pipe.transformer.register_forward_pre_hook(look, with_kwargs=True)
-    pipe(output_type="latent", **SIZE, **told)
+    pipe(output_type="latent", **CASES[family].size, **told)
     hook.remove()
     return heard
 
 
-def test_the_network_hears_of_an_image_what_the_codec_says(spec: Diffusers, folder: Path) -> None:
-    """In both branches of the pipeline's own guidance, which differ in their text alone."""
-    from diffusers import DiffusionPipeline
-
-    image, frame = picture()
+def conditions(spec: Diffusers) -> tuple[Codec, Cond]:
+    """The codec, and what it makes of the picture."""
     codec = spec.codec(**CPU)
-    own = codec.encode_images(frame, SIZE["num_frames"])  # type: ignore[attr-defined]
+    own = conditions_of_images(codec, picture(spec.family)[1], CASES[spec.family].size["num_frames"])
     assert {*own} == {*spec.images}
-    pipe = DiffusionPipeline.from_pretrained(folder)
+    return codec, own
+
+
+def test_the_network_hears_of_an_image_what_the_codec_says(spec: Diffusers, family: str, folder: Path) -> None:
+    """In both branches of the pipeline's own guidance, which differ in their text alone."""
+    row, (codec, own) = spec.row, conditions(spec)
+    pipe = row.classes()[1].from_pretrained(folder)
     asked = {"prompt": "a seven", "negative_prompt": "", "guidance_scale": 3.0}
-    calls = handed(pipe, image=image, num_inference_steps=2, **asked)
+    calls = handed(pipe, family, image=picture(family)[0], num_inference_steps=2, **asked)
     u = spec.build(frozenset({"teacher"}), **CPU)["teacher"]
-    texts = [codec.encode_prompts([prompt])["text"] for prompt in ("a seven", "")]
-    seen = []
+    assert isinstance(u, DiffusersFlowMap)
+    texts, seen = [codec.encode_prompts([prompt]) for prompt in ("a seven", "")], []
     for call in calls:
-        z = call["hidden_states"][:, : spec.row.example["z"][1]].transpose(1, 2)
-        t = call["timestep"].float()[:1] / 1000
         with torch.no_grad():
-            v = pipe.transformer(**{**call, "return_dict": False})[0].transpose(1, 2)
-        errors = [float((u(z, t, t, {"text": text, **own}) - v).abs().max() / v.abs().max()) for text in texts]
-        seen.append([error < 1e-4 for error in errors])
+            made = pipe.transformer(**{**call, "return_dict": False})[0]
+        like = (len(made), *row.example["z"])
+        z, v = row.layout.back(call["hidden_states"], like), row.layout.back(made, like)
+        time = call["timestep"].reshape(len(made), -1)[:, -1].float()
+        if u.schedule is not None:
+            t = u.schedule.times[time.long()].float()
+            z = z / vp.scale(expand(t, z))
+            v = u.schedule.velocity(z, v, t)
+        else:
+            t = time / 1000
+        for k in range(len(made)):
+            one = slice(k, k + 1)
+            with torch.no_grad():
+                ours = [u(z[one], t[one], t[one], {**text, **own}) for text in texts]
+            skip = int(row.held is not None)  # what the network says of the first frame, pipelines leave out
+            errors = [float((o - v[one])[:, skip:].abs().max() / v[one].abs().max()) for o in ours]
+            seen.append([error < 2e-4 for error in errors])
     assert sorted(seen) == [[False, True], [False, True], [True, False], [True, False]]
 
 
 def test_guidance_leaves_the_image(spec: Diffusers) -> None:
     """v_∅ is of the same image without the text, and the codec's null has no entry of an image."""
-    codec = spec.codec(**CPU)
-    own = codec.encode_images(picture()[1], SIZE["num_frames"])  # type: ignore[attr-defined]
+    codec, own = conditions(spec)
     cond, null = {**codec.encode_prompts(["a seven"]), **own}, codec.encode_prompts([""])
     u = spec.build(frozenset({"teacher"}), **CPU)["teacher"]
     z, t = Rng.seeded(1).noise_like(torch.zeros(1, *spec.row.example["z"])), torch.tensor([0.7])
@@ -107,9 +135,101 @@ def test_guidance_leaves_the_image(spec: Diffusers) -> None:
         guided = Guided(u, 3.0, null)(z, t, t, cond)
         v, v_null = u(z, t, t, cond), u(z, t, t, {**null, **own})
         torch.testing.assert_close(guided, v_null + 3 * (v - v_null), rtol=0, atol=1e-5)
-        imageless = u(z, t, t, nullify(cond, spec.null({**cond, **null}) | {n: 0 * v[:1] for n, v in own.items()}))
-    assert (imageless - v_null).abs().max() > 1e-3
+        imageless = u(z, t, t, nullify(cond, {**null, **{name: 0 * value for name, value in own.items()}}))
+    assert (imageless - v_null).abs().max() > 1e-4
     assert not {*spec.null(cond)} & {*spec.images}
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES],
+    indirect=True,
+    scope="module",
+)
+def test_a_student_in_diffusers_alone_is_flowmap_s(spec: Diffusers, family: str, tmp_path: Path) -> None:
+    """Moved off the teacher, both embedders too, as training does; in a process that cannot import flowmap."""
+    u = spec.build(frozenset({"student"}), **CPU)["student"]
+    perturb(u, 0, 0.1)
+    student, row = tmp_path / "student", spec.row
+    spec.save(u, student)
+    found = backbone(str(student), PLUGINS)
+    assert found.images == spec.images
+    loaded, z, t = found.load(student, **CPU), Rng.seeded(2).noise_like(torch.zeros(1, *row.example["z"])), 0.7
+    codec, own = conditions(spec)
+    cond, t = {**codec.encode_prompts(["a seven"]), **own}, torch.tensor([0.7])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(z, t, t / 2, cond), u(z, t, t / 2, cond), rtol=1e-4, atol=1e-5)
+        assert (loaded(z, t, t / 2, cond) - loaded(z, t, t, cond)).abs().max() > 1e-3
+    if row.vp:
+        return  # its pipeline takes the steps of DDIM
+    noise = z if row.held is None else torch.cat([own[row.held], z[:, 1:]], 1)  # LTX's is given it so
+    torch.save(row.latents.to(noise), tmp_path / "noise.pt")
+    picture(family)[0].save(tmp_path / "first.png")
+    code = f"""
+import sys
+sys.modules["flowmap"] = sys.modules["flowmap_diffusers"] = None
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+asked = dict(image=Image.open("first.png"), prompt="a seven", output_type="latent", return_dict=False)
+asked.update({dict(CASES[family].size)})
+noise = torch.load("noise.pt")
+pipe = DiffusionPipeline.from_pretrained({str(student)!r}, trust_remote_code=True)
+pipe.set_progress_bar_config(disable=True)
+torch.save({{n: pipe(num_inference_steps=n, latents=noise.clone(), **asked)[0] for n in {STEPS}}}, "out.pt")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    made = torch.load(tmp_path / "out.pt")
+    for steps in STEPS:
+        ours = sample(loaded, z, cond, steps=steps, shift=found.shift)
+        error = (row.latents.back(made[steps].float(), z.shape) - ours).abs().max() / ours.abs().max()
+        assert float(error) < 1e-5, (steps, float(error))
+
+
+HELD = [name for name, row in ROWS.items() if row.held]
+
+
+@pytest.mark.parametrize("family", HELD)
+def test_the_first_frame_is_held(family: str) -> None:
+    """Whatever z has there: samplers end at it, its velocity is that of the path, nothing of it is trained, and both
+    its times are 0."""
+    spec = Diffusers(family=family, lora=None)
+    u = spec.build(frozenset({"student"}), **CPU)["student"]
+    perturb(u, 0, 0.1)
+    z, cond = spec.example()
+    first, t, r = cond["first"], torch.tensor([0.9, 0.4]), torch.tensor([0.5, 0.1])
+    for steps in (1, 3):
+        torch.testing.assert_close(sample(u, z, cond, steps=steps)[:, :1], first, rtol=0, atol=1e-6)
+    noise = Rng.seeded(3).noise_like(first)
+    on_path = torch.cat([(1 - expand(t, first)) * first + expand(t, first) * noise, z[:, 1:]], 1)
+    out = u(on_path, t, r, cond)
+    torch.testing.assert_close(out[:, :1], noise - first, rtol=1e-5, atol=1e-5)
+    trained = [*u.trained().values()]
+    reached, none = (
+        [g for g in torch.autograd.grad(part.sum(), trained, retain_graph=True, allow_unused=True) if g is not None]
+        for part in (out[:, 1:], out[:, :1] + 0 * out[:, 1:])
+    )
+    assert any(g.any() for g in reached)
+    assert not any(g.any() for g in none)
+    other = torch.cat([z[:, :1] + 1.0, z[:, 1:]], 1)
+    with torch.no_grad():
+        assert torch.equal(u(other, t, r, cond)[:, 1:], u(z, t, r, cond)[:, 1:])
+        frames = torch.stack([torch.zeros(2), r, r], 1), torch.stack([r + 0.05, r, r], 1)
+        each = t[:, None].expand(2, 3)
+        assert torch.equal(u(z, each, frames[0], cond)[:, 1:], u(z, each, frames[1], cond)[:, 1:])
+
+
+@pytest.mark.parametrize("then", ["r * inside", "t * inside"])
+def test_a_time_that_is_not_0_fails(then: str) -> None:
+    """r by what the first frame hears; t by the pipeline as a witness."""
+    with planted("flowmap_diffusers.network", then, then[0]):
+        if then[0] == "t":
+            with pytest.raises(AssertionError, match="is not the network as the model's own sampler calls it"):
+                reference.check_u_is_the_network_as_its_sampler_calls_it(Diffusers(family="wan_ti2v"))
+        else:
+            with pytest.raises(AssertionError):
+                test_the_first_frame_is_held("wan_ti2v")
 
 
 IMAGES = [name for name, row in ROWS.items() if row.images]

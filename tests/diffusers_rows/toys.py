@@ -50,12 +50,35 @@ def wan_i2v() -> Mapping[str, Any]:
     from flowmap_diffusers.stand_in import clip_vision
 
     words = tokenizer()
-    return {
-        "tokenizer": words,
-        "text_encoder": t5(len(words), "UMT5EncoderModel"),
-        "vae": wan_vae(),
-        **clip_vision(8),
-    }
+    text = {"tokenizer": words, "text_encoder": t5(len(words), "UMT5EncoderModel")}
+    return {**text, "vae": wan_vae(), **clip_vision(8)}
+
+
+def wan_ti2v() -> Mapping[str, Any]:
+    from flowmap_diffusers import stand_in
+
+    words = tokenizer()
+    text = {"tokenizer": words, "text_encoder": t5(len(words), "UMT5EncoderModel")}
+    return {**text, "vae": stand_in.wan_vae(16), "expand_timesteps": True}
+
+
+def skyreels_v2_i2v() -> Mapping[str, Any]:
+    from flowmap_diffusers.stand_in import clip_vision
+
+    return {**skyreels_v2(), **clip_vision(8)}
+
+
+def ltx_i2v() -> Mapping[str, Any]:
+    from flowmap_diffusers import stand_in
+
+    words = tokenizer()
+    return {"tokenizer": words, "text_encoder": t5(len(words)), "vae": stand_in.ltx_vae()}
+
+
+def cogvideox_i2v() -> Mapping[str, Any]:
+    from flowmap_diffusers import stand_in
+
+    return {**cogvideox(), "vae": stand_in.cogvideox_vae()}
 
 
 def mochi() -> Mapping[str, Any]:

@@ -35,5 +35,6 @@ ROW = Row(
           "added_kv_proj_dim": 24},
     example={"z": (3, 4, 4, 6), "text": (TEXT, 16), "image": (5, 8), "first": (3, 8, 4, 6)},
     images={"image": images.features, "first": images.masked}, given={"text": "prompt_embeds"}, blocks=("blocks",),
-    parts=lambda: {"vae": wan_vae(), **clip_vision(8)}, hub="Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", shift=3.0,
+    parts=lambda: {"vae": wan_vae(), **clip_vision(8)}, needs=("image_dim",),
+    index={"expand_timesteps": None}, hub="Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", shift=3.0,
 )  # fmt: skip
