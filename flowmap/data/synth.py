@@ -120,11 +120,11 @@ class Synthesis:
         return found
 
     def _open(self, teacher: FlowMapSpec, device: torch.device, dtype: torch.dtype) -> Generator:
-        codec = teacher.codec(device=device, dtype=dtype)
         try:
+            codec = teacher.codec(device=device, dtype=dtype)
             shape = self.shape if len(self.shape) == 4 else codec.latent_shape(*self.shape)
             u = teacher.build(frozenset[Role]({"teacher"}), device=device, dtype=dtype)["teacher"]
-        except ValueError as error:
+        except (ValueError, NotImplementedError) as error:
             raise DataError(str(error)) from error
         assert self.steps is not None and self.shift is not None and self.guidance is not None  # settled
         own = teacher.sampling()

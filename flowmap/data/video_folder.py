@@ -118,10 +118,10 @@ class VideoFolder:
         plan = Plan(len(windows), self.shard, made_from, backbone.encoders())
 
         def maker() -> Encoder:
-            codec = backbone.codec(device=device, dtype=dtype)
             try:
+                codec = backbone.codec(device=device, dtype=dtype)
                 codec.latent_shape(self.frames, self.height, self.width)
-            except ValueError as error:
+            except (ValueError, NotImplementedError) as error:
                 raise DataError(f"VideoFolder: {error}") from error
             return Encoder(settled, windows, codec, device, dtype)
 

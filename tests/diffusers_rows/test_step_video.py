@@ -19,6 +19,7 @@ from torch import Tensor
 
 import flowmap
 from flowmap import Rng
+from flowmap.cli import main
 from flowmap.model import WeightsError
 from flowmap.path import Convention
 from flowmap.plugins import PluginError
@@ -291,8 +292,16 @@ def test_a_student_comes_back_and_is_sampled(folder: Path, tmp_path: Path, lora:
     assert not (tmp_path / "model_index.json").exists() and not spec.forms()
 
 
-def test_its_encoders_are_not_here(folder: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"step_video: its text encoders and its VAE are not here: take `LatentFolder`"
+def test_its_encoders_are_not_here(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Said in a sentence, before anything is made."""
+    spec = flowmap.backbone(str(folder))
+    spec.save(spec.build(frozenset({"student"}), **CPU)["student"], student := tmp_path / "student")
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    made = ["--out", str(tmp_path / "made.mp4")]
+    for command in (
+        ["data", "synth", str(folder), "--prompts", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "made")],
+        ["sample", str(student), "--prompt", "a cat", "--size", "17x32x48", *made],
     ):
-        flowmap.backbone(str(folder)).codec(**CPU)
+        assert main(command) == 2
+        assert "step_video: its text encoders and its VAE are not here: take `LatentFolder`" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"student", "prompts.txt"}

@@ -28,6 +28,7 @@ ROWS = {  # with the memory that the committed plan is for
     "anyflow_hunyuan": "141GiB",
     "anyflow_cogvideox5b": "80GiB",
     "anyflow_qwen_image": "141GiB",
+    "anyflow_stepvideo": "141GiB",
 }
 SIZED = Sized(LatentFolder("nowhere"), x=(FRAMES, 16, SIDE, SIDE), cond={"text": TEXT})
 

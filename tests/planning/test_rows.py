@@ -24,7 +24,7 @@ from flowmap.training.loop import Trainer
 
 from .helpers import CPU, ROLES, hollow, measured_step
 
-PLANNED = ("cogvideox", "hunyuan_video", "ltx", "qwen_image")  # those of the large recipes
+PLANNED = ("cogvideox", "hunyuan_video", "ltx", "qwen_image", "step_video")  # those of the large recipes
 
 
 def spec(family: str) -> Diffusers:

@@ -9,7 +9,7 @@ from flowmap import TensorData, distill
 from flowmap.cli import recipes
 
 WAN = ("anyflow_wan1b", "anyflow_wan14b", "anyflow_far1b", "anyflow_far14b")
-ROWS = ("anyflow_ltx", "anyflow_hunyuan", "anyflow_cogvideox5b", "anyflow_qwen_image")
+ROWS = ("anyflow_ltx", "anyflow_hunyuan", "anyflow_cogvideox5b", "anyflow_qwen_image", "anyflow_stepvideo")
 
 
 @pytest.mark.parametrize("name", WAN + ROWS)
@@ -77,4 +77,5 @@ def test_sizes_are_those_that_the_network_takes(name):
     assert recipe.data.cond.keys() | {"z"} == row.example.keys()
     assert channels * row.side**2 in {config["in_channels"], row.side**2 * config["in_channels"]}
     assert height % row.side == width % row.side == 0 and recipe.backbone.shift == row.shift
-    assert recipe.data.cond["text"][1] in config.values()
+    widths = {*config.values(), *config.get("caption_channels", ())} if row.latents_only else {*config.values()}
+    assert recipe.data.cond["text"][1] in widths
