@@ -13,7 +13,7 @@ import torch
 from attrs import frozen
 from flowmap_lora.roles import fill_adapter
 from flowmap_lora.start import Pairs, added, pairs
-from torch import nn
+from torch import Tensor, nn
 
 from flowmap import FlowMap
 from flowmap._types import Role
@@ -103,7 +103,17 @@ def hear(net: Any, row: Row, running: Running, gamma: float | None, dtype: torch
         else:
             lift(net, path, gamma, clock=running.clock, features=features)
         if found:  # some ask the parameters of the embedder, which are float32 here, for the type that they go on in
-            net.get_submodule(path).register_forward_hook(lambda module, given, e: e.to(dtype))
+            net.get_submodule(path).register_forward_hook(GoesOn(dtype))
+
+
+@frozen
+class GoesOn:
+    """A hook: what a module gives, in `dtype`."""
+
+    dtype: torch.dtype
+
+    def __call__(self, module: nn.Module, given: Any, made: Tensor) -> Tensor:
+        return made.to(self.dtype)
 
 
 def empty(spec: Settings, dtype: torch.dtype) -> Any:

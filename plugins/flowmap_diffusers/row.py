@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from attrs import Factory, field, frozen
@@ -34,8 +34,7 @@ def output(y: Any) -> Tensor:
 Inputs = Callable[["Call"], Mapping[str, Any]]
 
 
-@frozen(eq=False)
-class Call:
+class Call(NamedTuple):
     """One call of a network. x: the latent as the network takes it; shape: as it is here, [B, F, C, H, W].
 
     t: in the network's units, [B] or, where the row allows that, [B, F]. cond: in the network's precision. positions:

@@ -8,6 +8,7 @@ Another package adds a row by an entry point, in its `pyproject.toml`:
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module, metadata
@@ -40,6 +41,7 @@ def collected() -> Mapping[str, Row]:
         if not isinstance(row, Row):
             raise TypeError(f"the row {entry.name!r} ({entry.value}) is a {type(row).__name__}: must be a Row")
         found[entry.name] = row
+    copyreg.pickle(Row, pickled)
     return dict(sorted(found.items()))
 
 
@@ -48,3 +50,15 @@ def __getattr__(name: str) -> Any:
     if name != "ROWS":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return collected()
+
+
+def named(name: str) -> Row:
+    return collected()[name]
+
+
+def pickled(row: Row) -> tuple[Any, tuple[str]]:
+    """A row is pickled, and copied, by its name."""
+    known = collected()
+    if (name := next((name for name, other in known.items() if other is row), None)) is None:
+        raise TypeError(f"a row of {row.transformer} that is not among {', '.join(known)} cannot be pickled or copied")
+    return named, (name,)
