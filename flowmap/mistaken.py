@@ -43,8 +43,8 @@ def what(path: Path) -> str | None:
 def _file(path: Path) -> str:
     if path.suffix in CHECKPOINTS:
         return (
-            "is a checkpoint in one file: give the directory of a diffusers pipeline; diffusers' `from_single_file` "
-            "reads such a file for a pipeline's transformer, and `save_pretrained` of the pipeline writes the directory"
+            "is a checkpoint in one file: give the directory of a diffusers pipeline; `flowmap import` makes one of "
+            "Wan's, diffusers' `from_single_file` and the pipeline's `save_pretrained` of others'"
         )
     return "is a file, not a student's directory"
 

@@ -50,7 +50,7 @@ def _sampled(student: Brought | None) -> str:
         return "a diffusion model, to distil"
     own = student.sampling
     at = "" if own.times is None else f" at {', '.join(f'{t:.4g}' for t in own.times)}"
-    return f"its sampler is {own.kind}{at}"
+    return f"its sampler is {own.kind}{at}" + (f"; {student.note}" if student.note else "")
 
 
 def _claimed(found: Weights, pm: pluggy.PluginManager) -> tuple[str, Layout]:

@@ -16,10 +16,14 @@ from .weights import Weights
 
 @frozen
 class Brought:
-    """A student of others: how it is sampled, and of the latents that it was trained on, (F, C, H, W), where known."""
+    """A student of others: how it is sampled, and of the latents that it was trained on, (F, C, H, W), where known.
+
+    note: what was taken for granted, in a clause.
+    """
 
     sampling: Sampling
     latent: tuple[int, int, int, int] | None = None
+    note: str = ""
 
 
 @runtime_checkable

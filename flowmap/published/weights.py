@@ -27,10 +27,14 @@ PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 
 @frozen(eq=False)
 class Weights:
-    """The tensors of a file, by name without what a trainer put around. taken: the keys that they lay under."""
+    """The tensors of a file, by name without what a trainer put around; dictionaries in it are joined by dots.
+
+    notes: what else is in it. taken: the keys that the tensors lay under; prefix: what stood before every name.
+    """
 
     file: Path
     tensors: Mapping[str, Tensor]
+    notes: Mapping[str, Any]
     taken: tuple[str, ...] = ()
     prefix: str = ""
 
@@ -55,16 +59,31 @@ def read(file: Path) -> Weights:
     while isinstance(found, dict) and (key := next((k for k in WRAPPERS if isinstance(found.get(k), dict)), None)):
         found = found[key]
         taken.append(key)
-    if not isinstance(found, dict) or not found:
+    if not isinstance(found, dict):
         raise WeightsError(f"{file}: holds {article(type(found).__name__)}: must be tensors by name")
-    for name, value in found.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            keys = f"; a checkpoint has its weights under one of {', '.join(WRAPPERS)}"
-            raise WeightsError(f"{file}: {name!r} is {article(type(value).__name__)}: must be a tensor{keys}")
-    return _named(file, found, tuple(taken))
+    tensors, notes = _flat(found)
+    if not tensors:
+        raise WeightsError(f"{file}: has no tensors, but {', '.join(map(repr, [*notes][:5])) or 'nothing'}")
+    return _named(file, tensors, notes, tuple(taken))
 
 
-def _named(file: Path, found: Mapping[str, Tensor], taken: tuple[str, ...]) -> Weights:
+def _flat(found: Mapping[Any, Any], under: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of dictionaries in dictionaries, and what else is there, by names joined by dots."""
+    tensors: dict[str, Tensor] = {}
+    notes: dict[str, Any] = {}
+    for key, value in found.items():
+        name = f"{under}{key}"
+        if isinstance(value, Tensor):
+            tensors[name] = value
+        elif isinstance(value, Mapping):
+            more, told = _flat(value, f"{name}.")
+            tensors, notes = tensors | more, notes | told
+        else:
+            notes[name] = value
+    return tensors, notes
+
+
+def _named(file: Path, found: Mapping[str, Tensor], notes: Mapping[str, Any], taken: tuple[str, ...]) -> Weights:
     own = {name: TRAINER.sub("", name) for name in found}
     prefix = ""
     while add := next((p for p in PREFIXES if all(name.startswith(prefix + p) for name in own.values())), None):
@@ -74,7 +93,7 @@ def _named(file: Path, found: Mapping[str, Tensor], taken: tuple[str, ...]) -> W
         if (short := short.removeprefix(prefix)) in tensors:
             raise WeightsError(f"{file}: two of its tensors are called {short}, one of them {name}")
         tensors[short] = found[name]
-    return Weights(file, tensors, taken, prefix)
+    return Weights(file, tensors, notes, taken, prefix)
 
 
 def _shards(folder: Path) -> dict[str, Tensor]:

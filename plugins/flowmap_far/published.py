@@ -61,23 +61,14 @@ class Causal:
         import diffusers
         from flowmap_wan import pipelines
         from flowmap_wan.directory import ready
-        from flowmap_wan.published import fitted
+        from flowmap_wan.published import fitted, latents
 
         ready(spec := Far(base))
         config = spec.outline().config
         network = causal(fitted(found, config, base), config, self.partition)
         scheduler = diffusers.FlowMapEulerDiscreteScheduler(shift=self.shift)
         pipelines.write(base, out, {"transformer": network, "scheduler": scheduler}, Far.pipelines[-1])
-        return Brought(Sampling("consistency", None, self.times), size(config))
-
-
-def size(config: Mapping[str, Any]) -> tuple[int, int, int, int] | None:
-    """Of the latents that published students of this network were trained on: 81 frames at 480 × 832."""
-    from flowmap_wan.sizes import LATENT, T2V_1_3B, T2V_14B
-
-    same = {"num_attention_heads", "attention_head_dim", "num_layers", "in_channels", "ffn_dim"}
-    known = any(all(config.get(name) == full[name] for name in same) for full in (T2V_1_3B, T2V_14B))
-    return LATENT if known else None
+        return Brought(Sampling("consistency", None, self.times), latents(config))
 
 
 def causal(state: Mapping[str, Tensor], config: Mapping[str, Any], partition: Sequence[int]) -> Any:

@@ -12,6 +12,7 @@ from flowmap.model import WeightsError
 from flowmap.published.weights import Weights
 
 from .names import original
+from .sizes import LATENT, T2V_1_3B, T2V_14B
 
 SHOWN = 5
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -32,6 +33,13 @@ def fitted(found: Weights, config: Mapping[str, Any], base: str) -> dict[str, Te
     if wrong := "; ".join(_wrong(found.tensors, {names[name]: value for name, value in own.items()})):
         raise WeightsError(f"{found.file} is not the network of {base}: {wrong}")
     return {name: found.tensors[theirs] for name, theirs in names.items()}
+
+
+def latents(config: Mapping[str, Any]) -> tuple[int, int, int, int] | None:
+    """(F, C, H, W) that published students of a network of this size were trained on: 81 frames at 480 × 832."""
+    same = ("num_attention_heads", "attention_head_dim", "num_layers", "in_channels", "ffn_dim")
+    known = any(all(config.get(name) == full[name] for name in same) for full in (T2V_1_3B, T2V_14B))
+    return LATENT if known else None
 
 
 def diffusers_names(found: Weights) -> bool:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from flowmap import FlowMapSpec
     from flowmap.export.family import Family
+    from flowmap.published.layout import Layout
 
     from .spec import Wan21
 
@@ -33,6 +34,11 @@ def flowmap_graphs() -> Mapping[str, Family]:
     from flowmap_wan.export import OneChunkFamily
 
     return {"wan": OneChunkFamily()}
+
+
+@hookimpl
+def flowmap_layouts() -> Mapping[str, Layout]:
+    return lazily.Lazily({name: f"{__name__}.published:{name.upper()}" for name in ("wan", "anyflow_rl")})
 
 
 @hookimpl

@@ -108,7 +108,8 @@ def test_damaged_safetensors(asked, tmp_path):
 
 
 def test_no_tensors(asked):
-    assert "'step' is an int: must be a tensor; a checkpoint has its weights under one of" in asked({"step": 3})
+    assert "has no tensors, but 'step', 'config.width'" in asked({"step": 3, "config": {"width": 2}})
+    assert "has no tensors, but nothing" in asked({"generator_ema": {}})
     assert "holds a list: must be tensors by name" in asked([1, 2])
 
 
