@@ -76,6 +76,8 @@ class FlowMap(nn.Module, ABC):
     """What is built in, `Sampling.guidance`: more of it is an error."""
     boundary: float | None = None
     """A time at which one network gives way to another, `flowmap.experts`: every sampler's grid has it."""
+    within: tuple[float, float] = (0.0, 1.0)
+    """The times that it serves: of one of two experts, not all. It is walked along them alone."""
 
     @abstractmethod
     def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
@@ -149,7 +151,7 @@ class Wrapped(FlowMap, ABC):
 
     def __init__(self, u: FlowMap) -> None:
         super().__init__()
-        self.u, self.guidance, self.boundary = u, u.guidance, u.boundary
+        self.u, self.guidance, self.boundary, self.within = u, u.guidance, u.boundary, u.within
 
     def chunks(self, frames: int) -> tuple[int, ...]:
         return self.u.chunks(frames)

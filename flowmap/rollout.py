@@ -19,6 +19,8 @@ from .times import ALL, Span, euler_grid, parting, span
 
 CHUNK = 0xC4A2
 """Before the number of a chunk in the key of its stream: forks by a small number are anybody's."""
+BETWEEN = 1e-6
+"""Times in float32 that are the same."""
 Step: TypeAlias = Callable[[FlowMap, Latent, Time, Time, Cond, Cache, Rng], Latent]
 
 
@@ -134,6 +136,7 @@ def walk(
     context: clean latents of the first frames [B, F0, C, H, W], one for image-to-video, more to go on from a clip. They
     come back as they are, and the noise of these frames is not used.
     """
+    _serves(u, grid)
     past, rest = chunks_after(u, noise.shape[1], 0 if context is None else _matching(context, noise).shape[1])
     given = () if context is None else context.to(noise).split(past, dim=1)
     chunks = noise.split((*past, *rest), dim=1)[len(past) :]
@@ -155,6 +158,16 @@ def chunks_after(u: FlowMap, frames: int, given: int) -> tuple[tuple[int, ...], 
         raise ValueError(f"context frames = {given}: this network makes all {frames} at once, and takes none as given")
     allowed = " or ".join(map(str, ends[1:-1]))
     raise ValueError(f"context frames = {given}: must be {allowed}, where a chunk ends and another is left to make")
+
+
+def _serves(u: FlowMap, grid: Tensor) -> None:
+    """A ValueError where the grid leaves the times of a network that has not all of them."""
+    low, high = u.within
+    if (low, high) != ALL and not (low <= float(grid[-1]) + BETWEEN and float(grid[0]) <= high + BETWEEN):
+        raise ValueError(
+            f"this is one of two experts alone, for t from {low:g} to {high:g}, and the walk goes from {grid[0]:g} to "
+            f"{grid[-1]:g}: take the pair of both"
+        )
 
 
 def _matching(context: Latent, noise: Latent) -> Latent:

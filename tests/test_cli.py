@@ -63,7 +63,7 @@ RECIPES = {
     ),
     ANYFLOW + "RECIPE = anyflow.forward(gidance=3.0)": (
         "mine.py, line 2: forward has no field 'gidance' (= 3.0): must be one of shift, guidance, drop, h, diagonal, "
-        "edge, velocity, parity; did you mean 'guidance'?"
+        "edge, velocity, parity, within; did you mean 'guidance'?"
     ),
     ANYFLOW + "RECIPE = anyflow.forward(diagonal=0.8, edge=0.5)": (
         "mine.py, line 2: forward.diagonal + edge = 1.3: the shares must not sum to more than 1"

@@ -109,9 +109,9 @@ def weights(folder: Path, part: str, pipeline: str) -> Iterator[str]:
         yield f"its {part} has no weights: there is no {part}/{WEIGHTS[part]}.safetensors"
 
 
-def beside(folder: Path) -> Iterator[str]:
+def beside(folder: Path, part: str = "transformer") -> Iterator[str]:
     """Adapters that nothing loads."""
-    for place in (folder, folder / "transformer"):
+    for place in (folder, folder / part):
         for name in ADAPTERS:
             if (place / name).is_file():
                 yield (
@@ -133,11 +133,11 @@ def tensors(weights: Collection[Path]) -> Iterator[str]:
             return  # who reads it says what is wrong with it
         if any(".lora_A." in name or ".base_layer." in name for name in names):
             yield (
-                f"transformer/{file.name} has adapters that are not fused: load the pipeline, "
+                f"{file.parent.name}/{file.name} has adapters that are not fused: load the pipeline, "
                 "`pipe.fuse_lora()`, `pipe.unload_lora_weights()`, `pipe.save_pretrained(DIR)`, and give DIR"
             )
         if strange := sorted(types.keys() - PLAIN):
             yield (
-                f"transformer/{file.name} has {types[strange[0]]} as {strange[0]}: the weights are quantised; give "
-                "those that they were made of, in bfloat16 or float32"
+                f"{file.parent.name}/{file.name} has {types[strange[0]]} as {strange[0]}: the weights are quantised; "
+                "give those that they were made of, in bfloat16 or float32"
             )

@@ -12,6 +12,7 @@ from flowmap.mistaken import CHECKPOINTS, INDEX
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WEIGHTS: Mapping[str, str] = {
     "transformer": "diffusion_pytorch_model",
+    "transformer_2": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
 }

@@ -77,9 +77,9 @@ def _hash(files: Stamps) -> str | None:
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
-def transformer_hash(folder: Path, *more: Path) -> str:
-    """Of the files of a pipeline's transformer, and more."""
-    files = sorted(p for p in (folder / "transformer").iterdir() if p.suffix in (".safetensors", ".json"))
+def transformer_hash(folder: Path, *more: Path, part: str = "transformer") -> str:
+    """Of the files of a pipeline's transformer, and more. part: its name there."""
+    files = sorted(p for p in (folder / part).iterdir() if p.suffix in (".safetensors", ".json"))
     return _hash_of([*files, *more])
 
 

@@ -10,13 +10,13 @@ from typing import Any
 from .folder import downloaded, files
 
 
-def stored(path: str) -> dict[str, Any]:
-    """Every tensor of the transformer in a pipeline's directory or hub id."""
+def stored(path: str, part: str = "transformer") -> dict[str, Any]:
+    """Every tensor of the transformer in a pipeline's directory or hub id. part: its name there."""
     folder = Path(path)
-    if not (folder / "transformer").is_dir():
-        folder = downloaded(path, allow_patterns=["transformer/*"])
-    if not (weights := files(folder)):
-        raise ValueError(f"{folder}: its transformer has no safetensors, which several processes could share")
+    if not (folder / part).is_dir():
+        folder = downloaded(path, allow_patterns=[f"{part}/*"])
+    if not (weights := files(folder, part)):
+        raise ValueError(f"{folder}: its {part} has no safetensors, which several processes could share")
     return slices(weights)
 
 

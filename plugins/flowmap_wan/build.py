@@ -20,6 +20,7 @@ from flowmap.model import origin, require_fit
 
 from .bases import began
 from .directory import ready
+from .experts import within
 from .network import Bidirectional, WanFlowMap
 from .targets import PIPELINE
 
@@ -75,7 +76,9 @@ def flow_map(spec: WanSettings, net: Any, role: Role, *, two_times: bool, studen
         "text_length": spec.text_length,
         "checkpointing": spec.checkpointing,
     }
-    return spec.student(net, role, **settings) if student else Bidirectional(net, role, **settings)
+    made = spec.student(net, role, **settings) if student else Bidirectional(net, role, **settings)
+    made.within = within(spec.path, spec.expert)
+    return made
 
 
 def pretrained(spec: WanSettings, dtype: torch.dtype) -> Any:
@@ -92,15 +95,15 @@ def pretrained(spec: WanSettings, dtype: torch.dtype) -> Any:
                 value = tensors[f"{prefix}.{name}" if prefix else name][:]
                 layer.register_parameter(name, nn.Parameter(value.to(p.dtype)))
         return styled(spec, net, tensors)
-    if weights := files(Path(spec.path)):
+    if weights := files(Path(spec.path), spec.part):
         require_fit(weights, empty(spec, dtype), more=True)  # diffusers would make up what is missing
-    given = {"subfolder": "transformer", "dtype": dtype, "use_safetensors": True}  # and no pickles where there are none
+    given = {"subfolder": spec.part, "dtype": dtype, "use_safetensors": True}  # and no pickles where there are none
     cls = checked_class(spec)
     loader: Any = type(cls.__name__, (cls,), {"_keep_in_fp32_modules": exact(cls)})
     net = loader.from_pretrained(spec.path, **given)
     net.__class__ = cls  # the other one was for loading: it has no name that diffusers could write down
     net.register_to_config(_name_or_path=origin(spec.path))
-    return styled(spec, net.eval(), {} if spec.fuse is None else stored(spec.path))
+    return styled(spec, net.eval(), {} if spec.fuse is None else stored(spec.path, spec.part))
 
 
 def style(spec: WanSettings) -> Pairs:
@@ -121,7 +124,7 @@ def checked_class(spec: WanSettings) -> Any:
     """The diffusers class of the transformer at `spec.path`, one that the spec can start from."""
     import diffusers
 
-    name = diffusers.WanTransformer3DModel.load_config(spec.path, subfolder="transformer")["_class_name"]
+    name = diffusers.WanTransformer3DModel.load_config(spec.path, subfolder=spec.part)["_class_name"]
     if name not in spec.transformers:
         raise ValueError(f"{spec.path}: its transformer is a {name}: must be one of {', '.join(spec.transformers)}")
     return getattr(diffusers, name)
@@ -136,7 +139,7 @@ def empty(spec: WanSettings, dtype: torch.dtype) -> Any:
             net: Any = diffusers.WanTransformer3DModel(**spec.config)
         else:
             cls = checked_class(spec)
-            net = cls.from_config(cls.load_config(spec.path, subfolder="transformer"))
+            net = cls.from_config(cls.load_config(spec.path, subfolder=spec.part))
     for name, p in net.named_parameters():
         p.data = p.data.to(dtype_of(name, type(net), dtype))
     net.rope = rebuilt(net.rope)

@@ -17,7 +17,7 @@ from flowmap_lora.start import LORA_FILE
 from flowmap import FlowMap
 from flowmap.model import Sampling
 
-from . import bases, pipelines
+from . import bases, experts, pipelines
 from .build import build, dtype_of, flow_map, pretrained, rebuilt
 from .network import Bidirectional, WanFlowMap
 from .streaming import Source
@@ -41,21 +41,26 @@ def save(spec: WanSettings, u: FlowMap, path: Path, dtype: torch.dtype = torch.f
     if not isinstance(u, WanFlowMap):
         raise TypeError(f"save: a {type(u).__name__} is not a network of Wan's family")
     transformer = fused(u, dtype, torch.device("cpu"))
+    if spec.expert is not None and spec.path is not None and "gate_value" in transformer.config:
+        guidance = {spec.expert: u.guidance}
+        return experts.write(spec.path, path, {spec.expert: transformer}, spec.shift, guidance)
     # of both: FlowMatchEulerDiscreteScheduler would shift its times twice
-    parts = {"transformer": transformer, "scheduler": diffusers.FlowMapEulerDiscreteScheduler(shift=spec.shift)}
+    parts = {spec.part: transformer, "scheduler": diffusers.FlowMapEulerDiscreteScheduler(shift=spec.shift)}
     if spec.path is None:
         for name, part in parts.items():
             part.save_pretrained(path / name)
     elif "gate_value" in transformer.config:
         pipelines.write(spec.path, path, parts, spec.pipelines[-1])
     else:
-        pipelines.write(spec.path, path, {"transformer": transformer})
+        pipelines.write(spec.path, path, {spec.part: transformer})
     if u.lora is not None and u.role == "student":
         save_lora(u, path / "lora", spec.path, spec.fuse)
 
 
 def contents(spec: WanSettings, path: Path) -> dict[str, str]:
     """Of a directory that `save` wrote: `WanSettings.contents`."""
+    if spec.expert is not None:
+        return {f"{spec.part}/": f"the {spec.expert} expert, half of a pipeline: `Experts` puts both together"}
     told, kind = {}, spec.pipelines[-1]
     if (path / "model_index.json").is_file():
         told["."] = f"the whole pipeline, `{kind}.from_pretrained(DIR)`"
@@ -146,7 +151,7 @@ def save_lora(u: WanFlowMap, path: Path, base: str | None = None, fuse: str | No
 def load(spec: WanSettings, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
     """A student from a directory that `save` wrote, or from its LoRA file on top of `spec.path`."""
     file = path / LORA_FILE if path.is_dir() else path
-    if (path / "transformer").is_dir():
+    if (path / spec.part).is_dir():
         net = pretrained(evolve(spec, path=str(path), pretrained=True), dtype).to(device).requires_grad_(False)
         if "gate_value" not in net.config:
             raise ValueError(f"{path}: its transformer is a {type(net).__name__}, which has one time: not a student")

@@ -17,6 +17,7 @@ from flowmap.mistaken import CHECKPOINTS, INDEX, read, what
 from flowmap.model import Sampling
 from flowmap.validators import article
 
+from . import experts
 from .sizes import SCHEDULER
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ PLAIN_WAN: Mapping[str, Any] = {
     "qk_norm": "rms_norm_across_heads",
 }
 """Settings of a `WanTransformer3DModel` that no student's class has, as text-to-video has them."""
+ONE = "expert='high' or expert='low'"
 SCALE = 1000
 """Training times of a scheduler: what t is multiplied with."""
 CHANNELS = 16
@@ -54,12 +56,12 @@ def ready(spec: WanSettings) -> None:
     spec.validate()
 
 
-def sampling(path: str) -> Sampling:
+def sampling(path: str, part: str) -> Sampling:
     """Of the network in a pipeline; of a hub id that is not here, what its name says."""
     folder = local(path)
     if folder is None:
         return Sampling("flow_map", None) if "AnyFlow" in path else Sampling()
-    kind = read(folder / "transformer" / "config.json").get("_class_name", DIFFUSION)
+    kind = read(folder / part / "config.json").get("_class_name", DIFFUSION)
     return Sampling() if kind == DIFFUSION else Sampling.of(folder)
 
 
@@ -90,22 +92,23 @@ def _wrong(spec: WanSettings, folder: Path, whole: bool, shift: bool) -> Iterato
         )
         return
     index = read(folder / INDEX)
-    parts = [part for part in PARTS if part != "transformer" or spec.pretrained]
+    named, config = (spec.part if part == "transformer" else part for part in PARTS), folder / spec.part / "config.json"
+    parts = [part for part in named if part != spec.part or spec.pretrained]
     if whole:
         yield from checks.missing(folder, parts)
     if spec.pretrained:
-        yield from _class(read(folder / "transformer" / "config.json"), spec.transformers)
-    yield from _unread(index, spec.pipelines)
+        yield from _class(read(config), spec.transformers)
+    yield from _unread(index, spec)
     yield from _scheduler(read(folder / SCHEDULER), shift)
     for part in parts:
         if part in WEIGHTS and whole:
             yield from checks.weights(folder, part, str(index.get("_class_name")))
-    yield from checks.beside(folder)
+    yield from checks.beside(folder, spec.part)
     vae = read(folder / "vae" / "config.json")
     yield from _statistics(vae)
     if spec.pretrained:
-        yield from _transformer(read(folder / "transformer" / "config.json"), vae)
-        yield from checks.tensors(files(folder))
+        yield from _transformer(read(config), vae)
+        yield from checks.tensors(files(folder, spec.part))
 
 
 def _class(config: Mapping[str, Any], transformers: Collection[str]) -> Iterator[str]:
@@ -117,24 +120,36 @@ def _class(config: Mapping[str, Any], transformers: Collection[str]) -> Iterator
         )
 
 
-def _unread(index: Mapping[str, Any], pipelines: Collection[str]) -> Iterator[str]:
+def _unread(index: Mapping[str, Any], spec: WanSettings) -> Iterator[str]:
     """What `model_index.json` names beyond what is read."""
-    if (kind := index.get("_class_name")) not in pipelines:
+    pipelines, there = spec.pipelines, experts.experts(index)
+    if spec.expert is not None and spec.expert not in there:
+        yield (
+            f"has no {spec.expert} expert: there is {there[0]!r} alone, half of a student"
+            if there
+            else f"has one network and no boundary_ratio: leave expert = {spec.expert!r} out"
+        )
+    if (kind := index.get("_class_name")) not in pipelines and not (there and kind == experts.STUDENT):
         yield (
             f"is {article(str(kind))}: must be one of {', '.join(pipelines)}, which make a video of a prompt alone: "
             "conditions such as images are not read"
         )
-    named = {name: value for name, value in index.items() if not name.startswith("_")}
+    of_pair = ("boundary_ratio", *experts.PARTS.values()) if spec.expert in there else ()
+    named = {name: value for name, value in index.items() if not name.startswith("_") and name not in of_pair}
     classes = {name: value[-1] for name, value in named.items() if isinstance(value, list) and value}
     settings = {name: value for name, value in named.items() if name not in classes and name not in SAME}
     more = [f"{name} ({kind})" for name, kind in classes.items() if kind is not None and name not in PARTS]
     more += [f"{name} = {value!r}" for name, value in settings.items() if value not in (None, False)]
     if more:
-        expert = " (two experts, as Wan2.2 A14B)" if classes.get("transformer_2") else ""
-        yield (
-            f"its {kind} has {' and '.join(more)}{expert}, which flowmap does not read, so its teacher would be "
-            "another model: give a pipeline of one transformer, such as Wan2.1-T2V or Wan2.2-TI2V-5B"
+        two = (
+            f" (two experts, as Wan2.2 A14B), and one of them alone would be another model: say which, {ONE}, or take "
+            "both, flowmap.backbone(path)"
         )
+        other = (
+            ", which flowmap does not read, so its teacher would be another model: give a pipeline of one transformer, "
+            "such as Wan2.1-T2V or Wan2.2-TI2V-5B"
+        )
+        yield f"its {kind} has {' and '.join(more)}{two if len(there) == 2 else other}"
     for name, wanted in PARTS.items():
         if classes.get(name) is None and name != "transformer":
             yield f"its {INDEX} has no {name}: must be a whole pipeline, whose other parts a student is saved with"

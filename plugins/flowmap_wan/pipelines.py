@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ CARRIED = (".json", ".safetensors", ".model", ".txt")
 """Suffixes of what a part is read from: no pickles."""
 
 
-def write(base: str, out: Path, own: Mapping[str, Any], kind: str | None = None) -> None:
+def write(base: str, out: Path, own: Mapping[str, Any], kind: str | None = None, without: Collection[str] = ()) -> None:
     """The pipeline at `base`, a directory or hub id, with the parts `own`, by name, in place of its own.
 
     kind: the class of pipeline that it becomes, with the parts and settings that this one takes; that of `base`.
+    without: parts that are left out.
     The other parts are neither loaded nor rounded, and are in the types in which `base` has them.
     """
     import diffusers
@@ -32,7 +33,7 @@ def write(base: str, out: Path, own: Mapping[str, Any], kind: str | None = None)
     for name, part in own.items():
         part.save_pretrained(out / name)
         index[name] = ["diffusers", type(part).__name__]
-    for name in index.keys() - own.keys():
+    for name in index.keys() - own.keys() - {*without}:
         if (folder / name).is_dir():
             _carry(folder / name, out / name)
     about = {"_class_name": kind, "_diffusers_version": diffusers.__version__}

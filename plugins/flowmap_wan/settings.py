@@ -15,6 +15,7 @@ from flowmap import validators
 from flowmap.methods.citations import WAN
 from flowmap.model import Splits, Streamed
 
+from .experts import PARTS, Expert
 from .sizes import shift
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class WanSettings(Streamed, Splits):
     shift: of the sampling grid, which is saved with a student; None is that of the pipeline's own scheduler, and 5 for
     a network of random weights alone; a fine-tuned teacher keeps its scheduler. seed: of random weights.
     fuse: a LoRA file, or its directory, added into the base before anything else: for teacher, student and critic.
+    expert: of a pipeline of two, Wan2.2 A14B, which one: "high", for times above its boundary, or "low". Its student is
+    half of a pipeline, `flowmap_wan.pair.Experts`.
     """
 
     transformers: ClassVar[tuple[str, ...]]
@@ -81,6 +84,9 @@ class WanSettings(Streamed, Splits):
     seed: int = 0
     config: Mapping[str, Any] = field(factory=lambda: dict(TINY))
     fuse: str | None = field(default=None, converter=_path, kw_only=True)
+    expert: Expert | None = field(
+        default=None, validator=validators.optional(validators.in_(("high", "low"))), kw_only=True
+    )
 
     @text_tokens.validator
     def _enough(self, attribute: Any, kept: int) -> None:
@@ -101,6 +107,11 @@ class WanSettings(Streamed, Splits):
     @abstractmethod
     def extra_state(self, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """The student's tensors that a Wan transformer with the tensors `state` does not have."""
+
+    @property
+    def part(self) -> str:
+        """What the network is called in a pipeline."""
+        return "transformer" if self.expert is None else PARTS[self.expert]
 
     def frame_rate(self) -> float:
         return FPS

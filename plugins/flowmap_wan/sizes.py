@@ -38,8 +38,9 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": T2V_1_3B,
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": T2V_14B,
     "Wan-AI/Wan2.2-TI2V-5B-Diffusers": TI2V_5B,
+    "Wan-AI/Wan2.2-T2V-A14B-Diffusers": T2V_14B,
 }
-"""By hub id."""
+"""By hub id; of A14B each expert."""
 SHIFT = 5.0
 """Of the sampling grid, where no scheduler says another: Wan's own for 720 lines."""
 SHIFTS: Mapping[str, float] = {

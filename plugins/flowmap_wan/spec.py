@@ -15,6 +15,7 @@ from flowmap_lora.roles import Lora
 from flowmap.mistaken import INDEX, read
 from flowmap.model import About, Sampling, origin
 
+from . import experts
 from .settings import TINY, WanSettings
 from .sizes import PUBLISHED, SCHEDULER, SIZES
 
@@ -44,7 +45,7 @@ class WanSpec(WanSettings):
     def sampling(self) -> Sampling:
         from .directory import sampling
 
-        return Sampling() if self.path is None or not self.pretrained else sampling(self.path)
+        return Sampling() if self.path is None or not self.pretrained else sampling(self.path, self.part)
 
     def about(self) -> About:
         here = self.path is None or Path(self.path).is_dir()
@@ -83,7 +84,7 @@ class WanSpec(WanSettings):
         """Of a published network, whose size is known, or of a directory's `transformer/config.json`."""
         if self.path is None or not self.pretrained:
             return evolve(self, path=None, fuse=None)
-        file = Path(self.path) / "transformer" / "config.json"
+        file = Path(self.path) / self.part / "config.json"
         if file.is_file():
             known = json.loads(file.read_text())
             return evolve(self, path=None, fuse=None, config={key: known[key] for key in SIZES if key in known})
@@ -102,7 +103,7 @@ class WanSpec(WanSettings):
         base = None
         if self.path is not None and self.pretrained and (here := Path(self.path)).is_dir():
             own = [here / SCHEDULER] if self._shift is None and (here / SCHEDULER).is_file() else []
-            base = transformer_hash(here, *own)
+            base = transformer_hash(here, *own, part=self.part)
         return with_loras(base, self.lora, self.fuse)
 
     def encoders(self) -> Mapping[str, str]:
@@ -166,6 +167,11 @@ Spec = TypeVar("Spec", bound=WanSpec)
 
 def resolve(kind: type[Spec], name: str, pipelines: tuple[str, ...], hub: re.Pattern[str]) -> Spec | None:
     """The spec of a directory of one of `pipelines`, or of a hub id that matches `hub`; None where it is another's."""
-    if (Path(name) / INDEX).is_file():
-        return kind(name) if read(Path(name) / INDEX).get("_class_name") in pipelines else None
-    return kind(name) if hub.fullmatch(name) else None
+    if not (Path(name) / INDEX).is_file():
+        return kind(name) if hub.fullmatch(name) else None
+    index = read(Path(name) / INDEX)
+    there, own = experts.experts(index), index.get("_class_name")
+    if own == experts.STUDENT and len(there) == 1:
+        net = read(Path(name) / experts.PARTS[there[0]] / "config.json").get("_class_name")
+        return kind(name, expert=there[0]) if net == kind.transformers[-1] else None
+    return kind(name) if own in pipelines else None

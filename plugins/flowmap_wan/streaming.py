@@ -65,8 +65,8 @@ class Source:
             net = empty(spec, dtype)
             return cls(spec, drawn(net, spec.seed), type(net), dtype, style(spec), False)
         base = checked_class(spec)
-        lifted = two_times(base.load_config(spec.path, subfolder="transformer"))
-        return cls(spec, stored(spec.path), base, dtype, style(spec), lifted)
+        lifted = two_times(base.load_config(spec.path, subfolder=spec.part))
+        return cls(spec, stored(spec.path, spec.part), base, dtype, style(spec), lifted)
 
     def rows(self, name: str) -> Rows:
         if not self.lifted:

@@ -39,7 +39,7 @@ ROWS = slice(0, 8)
 def load(spec: WanSettings, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
     """The student in `path`: `of` its base and adapters, or as `checkpoints.load` gives it."""
     path = Path(path)
-    u = of(spec, path, device=device, dtype=dtype)
+    u = None if spec.expert is not None else of(spec, path, device=device, dtype=dtype)
     return checkpoints.load(spec, path, device=device, dtype=dtype) if u is None else u
 
 

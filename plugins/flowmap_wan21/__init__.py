@@ -10,6 +10,7 @@ from flowmap import hookimpl, lazily
 
 if TYPE_CHECKING:
     from flowmap_lora import Lora
+    from flowmap_wan.pair import Experts
 
     from flowmap import FlowMapSpec
     from flowmap.export.family import Family
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
 
     from .spec import Wan21
 
-__all__ = ["Lora", "Wan21"]
-__getattr__ = lazily.public(__name__, {"flowmap_lora": ["Lora"], f"{__name__}.spec": ["Wan21"]})
+__all__ = ["Experts", "Lora", "Wan21"]
+__getattr__ = lazily.public(
+    __name__, {"flowmap_lora": ["Lora"], "flowmap_wan.pair": ["Experts"], f"{__name__}.spec": ["Wan21"]}
+)
 
 
 @hookimpl
@@ -43,11 +46,12 @@ def flowmap_layouts() -> Mapping[str, Layout]:
 
 @hookimpl
 def flowmap_resolve_backbone(name: str) -> FlowMapSpec | None:
+    from flowmap_wan import pair
     from flowmap_wan.spec import resolve
 
-    from .spec import HUB, Wan21
+    from .spec import HUB, TWO, Wan21
 
-    return resolve(Wan21, name, Wan21.pipelines, HUB)
+    return pair.resolve(Wan21, name, TWO) or resolve(Wan21, name, Wan21.pipelines, HUB)
 
 
 def _published(size: str) -> FlowMapSpec:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 HUB = re.compile(r"[\w.-]+/[\w.-]*(Wan2\.1-T2V|Wan2\.2-TI2V-5B|AnyFlow-Wan2\.1)[\w.-]*")
 
+TWO = re.compile(r"[\w.-]+/[\w.-]*Wan2\.2-T2V-A14B[\w.-]*")
+"""Hub ids of two experts."""
+
 
 @frozen
 class Wan21(WanSpec):

@@ -39,8 +39,8 @@ def parts() -> dict[str, Any]:
     return {name: getattr(pipe, name) for name in ("tokenizer", "text_encoder", "vae", "scheduler")}
 
 
-def wan(**settings: Any) -> WanTransformer3DModel:
-    torch.manual_seed(3)
+def wan(seed: int = 3, **settings: Any) -> WanTransformer3DModel:
+    torch.manual_seed(seed)
     return WanTransformer3DModel(**{**SMALL, **settings}).eval()
 
 
@@ -68,9 +68,10 @@ def ti2v(folder: Path) -> DiffusionPipeline:
     return saved(WanPipeline(**own, transformer=net, expand_timesteps=True), folder)
 
 
-def two_experts(folder: Path) -> DiffusionPipeline:
+def two_experts(folder: Path, boundary_ratio: float = 0.875) -> DiffusionPipeline:
     """Wan2.2 A14B."""
-    return saved(WanPipeline(**parts(), transformer=wan(), transformer_2=wan(), boundary_ratio=0.875), folder)
+    experts = {"transformer": wan(3), "transformer_2": wan(4)}
+    return saved(WanPipeline(**parts(), **experts, boundary_ratio=boundary_ratio), folder)
 
 
 def image_to_video(folder: Path) -> DiffusionPipeline:

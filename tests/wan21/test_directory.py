@@ -17,7 +17,7 @@ from flowmap_diffusers.folder import files
 from flowmap_digits import TINY_WAN
 from flowmap_digits.data import MovingDigits
 from flowmap_far import Far
-from flowmap_wan21 import Wan21
+from flowmap_wan21 import Experts, Wan21
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
@@ -67,7 +67,6 @@ def test_the_shipped_pipeline_is_whole(wan: Path) -> None:
 # ---------------------------------------------------------------- pipelines of other functions
 EXPERTS = "its WanPipeline has transformer_2 (WanTransformer3DModel) and boundary_ratio = 0.875 (two experts"
 KINDS: dict[Callable[[Path], Any], tuple[str, str]] = {
-    pipelines.two_experts: (EXPERTS, EXPERTS),
     pipelines.image_to_video: (
         "is a WanImageToVideoPipeline: must be one of WanPipeline, AnyFlowPipeline",
         "is a WanImageToVideoPipeline, which no plugin here takes",
@@ -79,6 +78,16 @@ KINDS: dict[Callable[[Path], Any], tuple[str, str]] = {
         "is a SkyReelsV2DiffusionForcingPipeline, which no plugin here takes",
     ),
 }
+
+
+def test_one_of_two_experts_is_not_taken_for_both(tmp_path: Path) -> None:
+    """Which of them is to be said; `backbone` takes the pair."""
+    pipelines.two_experts(tmp_path / "wan")
+    refused(tmp_path / "wan", EXPERTS)
+    recipe = Recipe(Wan21(tmp_path / "wan"), (Stage(anyflow.forward(shift=1.0), steps=1),), data=MovingDigits(count=2))
+    with pytest.raises(RecipeError, match=re.escape(EXPERTS)):
+        distill(recipe, out=tmp_path / "run")
+    assert isinstance(backbone(str(tmp_path / "wan")), Experts)
 
 
 @pytest.mark.parametrize("make, said", KINDS.items(), ids=lambda x: getattr(x, "__name__", ""))
