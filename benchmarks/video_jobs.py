@@ -16,6 +16,7 @@ from attrs import evolve, field, frozen, validators
 from flowmap_consistency import dmd2, self_forcing
 from flowmap_digits.data import MovingDigits
 from flowmap_digits.evaluation import METRICS as MEASURED
+from flowmap_digits.evaluation import frechet_distance
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -38,7 +39,7 @@ from . import any_step_video_report as report
 from . import budget, jobs
 from .curves import FEW, number
 
-METRICS = {m.name: m for m in MEASURED if m.name in report.STUDY.metrics}
+METRICS = {m.name: m for m in (frechet_distance, *MEASURED) if m.name in report.STUDY.metrics}
 BUDGETS = {"tiny": 1500, "small": 8000, "full": 32_000}
 TRIAL = 1000
 """The seed of the sweep, of its training and of its noise: of no result."""

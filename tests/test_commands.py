@@ -90,7 +90,7 @@ def test_the_records_are_of_teacher_and_student_at_every_number_of_steps(run: Pa
         *(("teacher", n, 2 * n) for n in (1, 2, 3)),
         *(("student", n, n) for n in (1, 2)),
     }
-    assert found[0].metric.startswith("frechet") and found[0].better == "lower"
+    assert found[0].metric == "energy_distance" and found[0].better == "lower"
     assert {r.seeds for r in found} == {2}
 
 
@@ -105,7 +105,7 @@ def test_a_second_call_trains_and_judges_nothing(recipe: Path, run: Path, capsys
     out, err = capsys.readouterr()
     assert "evaluating" not in err and "stage" not in err
     assert f"flowmap: {run} is trained already, and is not trained again\n" in err
-    assert "frechet distance (lower is better)" in out
+    assert "energy distance (lower is better)" in out
     assert f"{run / 'plots' / 'nfe.png'}" in out
 
 
@@ -195,7 +195,7 @@ def test_a_student_that_makes_all_frames_at_once_says_so_to_an_image(
     assert main([*request, "--out", str(tmp_path / "made.png")]) == 2
     assert capsys.readouterr().err == (
         "flowmap: this student makes all 5 latent frames at once and takes no context: one that makes them chunk after "
-        "chunk does\n"
+        "chunk does, and one from images to videos\n"
     )
     assert main([*request, "--size", "9x16x24"]) == 2
     assert "takes no context" in capsys.readouterr().err  # not that it is of another size, which is to no end

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .curve import QualityCurve
-from .metrics import Metric, Samples, endpoint_error
+from .metrics import Metric, Samples, endpoint_error, energy_distance_of_latents, variety
 
-__all__ = ["Metric", "QualityCurve", "Samples", "endpoint_error"]
+__all__ = ["Metric", "QualityCurve", "Samples", "endpoint_error", "energy_distance_of_latents", "variety"]

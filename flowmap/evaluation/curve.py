@@ -31,6 +31,7 @@ from .records import Point
 from .sampling import encode_image
 
 KEY = 0x0E7A1  # apart from every key of training, which is longer
+REAL_SEED = 0x0E7A1  # of the real videos that samples are compared with, apart from those that are judged beside them
 SHOWN = 16
 
 Real = Callable[[Sequence[str], int], Tensor]  # (prompts, seed) -> videos of them
@@ -66,8 +67,8 @@ class QualityCurve:
 
     prompts: of no training sample; sample i has prompt i modulo their number. shape: of a latent, (F, C, H, W).
     reference: Euler steps of the teacher's run that paired errors refer to; it is a point of the teacher's curve too.
-    samples: for each of `seeds`; the same everywhere, since a Fréchet distance grows as samples get fewer. real:
-    (prompts, seed) -> real videos, measured as generated ones are, to show what the metrics say of perfect samples.
+    samples: for each of `seeds`. real: (prompts, seed) -> real videos. Those of `seeds` are measured as generated ones
+    are, which is the floor of every metric; `real_samples` others are what both are compared with.
     images: files, one a prompt, of the first frames that networks from images to videos begin with, of the video's
     size.
     """
@@ -83,6 +84,7 @@ class QualityCurve:
     batch: int = field(default=64, validator=validators.ge(1))
     consistency: bool = True
     real: Real | None = None
+    real_samples: int = field(default=256, validator=validators.ge(2))
     teacher_sampler: Literal["euler", "flow_map"] = field(
         default="euler", validator=validators.in_(("euler", "flow_map"))
     )
@@ -103,8 +105,9 @@ class QualityCurve:
             raise ValueError(f"QualityCurve.metrics = {names}: their names must differ")
 
     def quick(self) -> QualityCurve:
-        """A trial: the same points, few samples."""
-        return evolve(self, seeds=self.seeds[:2], samples=min(self.samples, 4))
+        """A trial: the same points, few samples of few prompts. It shows that it runs, and says nothing of quality."""
+        few = evolve(self, prompts=self.prompts[:2], images=self.images[:2], real_samples=min(self.real_samples, 4))
+        return evolve(few, seeds=self.seeds[:2], samples=min(self.samples, 4))
 
     @property
     def guides(self) -> Mapping[Role, float]:
@@ -203,6 +206,7 @@ class QualityCurve:
             },
             "seeds": list(self.seeds),
             "samples_per_seed": self.samples,
+            "real_samples": self.real_samples if self.real is not None else 0,
             "steps": list(self.steps),
             "shape": {"latent": list(self.shape), "video": list(video)},
             "grid": {"shift": shift} | ({} if self.own is None else {"own": self.own.times}),
@@ -228,6 +232,7 @@ class Bench:
     null: Cond
     shift: float
     texts: tuple[str, ...]
+    real_samples: Samples | None
     device: torch.device
 
     @classmethod
@@ -237,7 +242,9 @@ class Bench:
         rows = torch.arange(curve.samples, device=device) % len(curve.prompts)
         cond = select({**codec.encode_prompts(curve.prompts), **_images(curve, backbone, codec)}, rows)
         texts = tuple(curve.prompts[i] for i in rows.tolist())
-        return cls(curve, nets, codec, cond, codec.encode_prompts([""]), backbone.shift, texts, device)
+        others = [curve.prompts[i % len(curve.prompts)] for i in range(curve.real_samples)]
+        real = curve.real and Samples.given_back(codec, curve.real(others, REAL_SEED).to(device), others, curve.batch)
+        return cls(curve, nets, codec, cond, codec.encode_prompts([""]), backbone.shift, texts, real, device)
 
     def calls(self) -> int:
         return len(self.curve.seeds) * sum(point.calls for point in self.curve.points())
@@ -273,7 +280,7 @@ class Bench:
         return torch.cat([sample(u, noise[part], select(self.cond, part), grid=grid, step=step) for part in parts])
 
     def _samples(self, latents: Latent, reference: Latent | None) -> Samples:
-        return Samples(self.codec.decode(latents), latents, self.texts, reference)
+        return Samples(self.codec.decode(latents), latents, self.texts, reference, self.real_samples)
 
 
 def _images(curve: QualityCurve, backbone: FlowMapSpec, codec: Codec) -> Cond:

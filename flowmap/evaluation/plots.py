@@ -70,7 +70,7 @@ def _axes(axes: Any, records: Sequence[Record]) -> None:
         axes.set_ylim(top=1.03)
     axes.tick_params(axis="y", labelsize=8)
     axes.set_xlabel("steps", fontsize=9)
-    arrow = {"lower": "↓", "higher": "↑"}[records[0].better]
+    arrow = {"lower": "↓", "higher": "↑", "one": "→ 1"}[records[0].better]
     axes.set_title(f"{records[0].metric.replace('_', ' ')} {arrow}", fontsize=10)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -26,6 +26,8 @@ TUNED: Mapping[Key, str] = {
 }
 """Where the frozen network is sampled as a flow map it is no teacher: it is the student before it was fine-tuned."""
 
+BETTER: Mapping[str, str] = {"lower": "lower is better", "higher": "higher is better", "one": "1 is real"}
+
 
 @frozen
 class Point:
@@ -114,14 +116,14 @@ def markdown(records: Sequence[Record]) -> str:
 
 def _block(records: Sequence[Record], real: tuple[float, float] | None, names: Mapping[Key, str]) -> str:
     steps = sorted({r.steps for r in records})
-    rows = [[f"{records[0].metric.replace('_', ' ')} ({records[0].better} is better)", *(f"{n}" for n in steps)]]
+    rows = [[f"{records[0].metric.replace('_', ' ')} ({BETTER[records[0].better]})", *(f"{n}" for n in steps)]]
     for key in dict.fromkeys(r.key for r in records):
         found = {r.steps: r for r in records if r.key == key}
         per = next(iter(found.values()))
         name = f"  {names[key]}, {per.calls // per.steps} call{'s' * (per.calls > per.steps)} a step"
         rows.append([name, *(_cell(found[n].mean, found[n].std) if n in found else "" for n in steps)])
     if real is not None:
-        rows.append(["  real videos", *[""] * (len(steps) - 1), _cell(*real)])
+        rows.append(["  real videos, the floor", *[""] * (len(steps) - 1), _cell(*real)])
     first, width = max(len(row[0]) for row in rows), max(len(cell) for row in rows for cell in row[1:])
     return "\n".join(f"{row[0]:{first}}" + "".join(f"  {cell:>{width}}" for cell in row[1:]) for row in rows)
 

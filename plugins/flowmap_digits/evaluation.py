@@ -5,6 +5,7 @@ Each function judges plain clips unless it is given another `Style`; what the cl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -14,7 +15,9 @@ from attrs import evolve, field, frozen
 from torch import Tensor
 
 from flowmap import validators
-from flowmap.evaluation import Metric, QualityCurve, Samples, endpoint_error
+from flowmap.evaluation import Metric, QualityCurve, Samples, endpoint_error, energy_distance_of_latents, variety
+from flowmap.evaluation.distances import energy_distance
+from flowmap.evaluation.metrics import prompt_by_prompt
 
 from . import drift, measure
 from .classifier import Moments
@@ -39,7 +42,7 @@ def metrics_of(style: Style) -> tuple[Metric, ...]:
     """`METRICS`, those that compare with real clips in the style."""
     if style == PLAIN:
         return METRICS
-    styled = (frechet, speed_error)
+    styled = (speed_error,)
     return tuple(evolve(m, measure=InStyle(m.measure, style)) if m.measure in styled else m for m in METRICS)
 
 
@@ -81,13 +84,25 @@ def speed_error(samples: Samples, style: Style = PLAIN) -> float:
     return measure.speed_error(samples.videos, prompts_with(samples.prompts), style)
 
 
+def feature_distance(samples: Samples) -> float:
+    """Energy distance to real clips of the same prompt in the classifier's features, mean over prompts."""
+    if samples.real is None:
+        return math.nan
+    here, there = measure.features(samples.videos), measure.features(samples.real.videos)
+    return prompt_by_prompt(here, there, samples, energy_distance)
+
+
 METRICS = (
-    Metric("frechet_distance", "lower", frechet),
+    energy_distance_of_latents,
+    Metric("feature_distance", "lower", feature_distance),
+    variety,
     Metric("label_accuracy", "higher", label_accuracy),
     Metric("direction_accuracy", "higher", direction_accuracy),
     Metric("speed_error", "lower", speed_error),
     endpoint_error,
 )
+frechet_distance = Metric("frechet_distance", "lower", frechet)
+"""Of no curve by default: it is mostly bias below some thousand samples."""
 intensity_drift = Metric("intensity_drift", "lower", drift.LastChunk(drift.absolute_drift))
 """Mean | ink / ink of the first frame − 1 | in the last two frames: for a student that continues its own output."""
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from functools import cache
 
 import pytest
 import torch
 from flowmap_digits import evaluation
 from flowmap_digits.data import MovingDigits
-from flowmap_digits.videos import HEAVY, PLAIN, held_out_prompts, train_prompts
+from flowmap_digits.videos import HEAVY, PLAIN, Style, held_out_prompts, train_prompts
 from torch import Tensor
 
 from flowmap.evaluation import Samples
@@ -19,8 +20,15 @@ TEXTS = [prompt.text for prompt in held_out_prompts()] * 4
 
 
 def measured(videos: Tensor, texts: list[str] = TEXTS) -> dict[str, float]:
-    samples = Samples(videos, videos, texts, None)
-    return {metric.name: metric.measure(samples) for metric in evaluation.METRICS}
+    samples = Samples(videos, videos, texts, None, beside())
+    return {metric.name: metric.measure(samples) for metric in (*evaluation.METRICS, evaluation.frechet_distance)}
+
+
+@cache
+def beside(style: Style = PLAIN) -> Samples:
+    """Other real clips; latents are videos here."""
+    videos = evaluation.real_clips(TEXTS * 2, 99, style)
+    return Samples(videos, videos, TEXTS * 2, None)
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +39,8 @@ def real() -> Tensor:
 def test_real_clips_are_nearly_perfect(real: Tensor) -> None:
     found = measured(real)
     assert found["frechet_distance"] < 1.0
+    assert abs(found["energy_distance"]) < 0.01 and abs(found["feature_distance"]) < 0.05
+    assert found["variety"] == pytest.approx(1.0, abs=0.1)
     assert found["label_accuracy"] > 0.95
     assert found["direction_accuracy"] == 1.0
     assert found["speed_error"] < 0.01
@@ -40,17 +50,21 @@ def test_real_clips_are_nearly_perfect(real: Tensor) -> None:
 def test_noise_is_not(real: Tensor) -> None:
     found = measured(torch.rand(real.shape, generator=torch.Generator().manual_seed(0)))
     assert found["frechet_distance"] > 20
+    assert found["energy_distance"] > 0.2 and found["feature_distance"] > 1
     assert found["label_accuracy"] < 0.3
 
 
 def test_the_wrong_prompts_are_noticed(real: Tensor) -> None:
     found = measured(real, TEXTS[5:] + TEXTS[:5])
     assert found["frechet_distance"] < 1.0  # the same videos, as a set
+    assert found["energy_distance"] > 0.02 and found["feature_distance"] > 1  # prompt by prompt
     assert max(found["label_accuracy"], found["direction_accuracy"]) < 0.6
 
 
 def test_one_clip_for_every_prompt_is_a_collapse(real: Tensor) -> None:
-    assert measured(real[:1].expand_as(real))["frechet_distance"] > 20
+    found = measured(real[:1].expand_as(real))
+    assert found["frechet_distance"] > 20 and found["energy_distance"] > 0.1
+    assert found["variety"] == 0.0
 
 
 def test_real_clips_differ_by_seed_and_not_by_call(real: Tensor) -> None:
@@ -61,7 +75,7 @@ def test_real_clips_differ_by_seed_and_not_by_call(real: Tensor) -> None:
 def test_the_prompts_are_in_no_training_clip() -> None:
     curve = evaluation.curve()
     assert set(curve.prompts).isdisjoint(prompt.text for prompt in train_prompts())
-    assert curve.metrics[0].name.startswith("frechet")
+    assert curve.metrics[0].name == "energy_distance"
     assert MovingDigits().seed >= 0
 
 
@@ -72,17 +86,17 @@ def test_a_curve_of_another_style_compares_with_real_clips_of_it() -> None:
     assert curve.real is not None and torch.equal(curve.real(TEXTS, 0), heavy)
 
     def judged(videos: Tensor) -> dict[str, float]:
-        samples = Samples(videos, videos, TEXTS, None)
+        samples = Samples(videos, videos, TEXTS, None, beside(HEAVY))
         return {metric.name: metric.measure(samples) for metric in curve.metrics}
 
-    assert judged(heavy)["frechet_distance"] < 1.0 and judged(heavy)["speed_error"] < 0.01
-    assert judged(plain)["frechet_distance"] > 5.0 and judged(plain)["speed_error"] == pytest.approx(0.75, abs=0.01)
+    assert judged(heavy)["feature_distance"] < 0.05 and judged(heavy)["speed_error"] < 0.01
+    assert judged(plain)["feature_distance"] > 0.2 and judged(plain)["speed_error"] == pytest.approx(0.75, abs=0.01)
 
 
 def test_a_plain_curve_knows_nothing_of_styles() -> None:
     assert evaluation.curve() == evaluation.curve(style=PLAIN)
     told = json.dumps(describe(evaluation.curve()))
-    assert '"measure": "flowmap_digits.evaluation.frechet"' in told and "style" not in told
+    assert '"measure": "flowmap_digits.evaluation.feature_distance"' in told and "style" not in told
     assert evaluation.curve().digest() != evaluation.curve(style=HEAVY).digest()
     assert '"<' not in json.dumps(describe(evaluation.curve(style=HEAVY, metrics=(evaluation.intensity_drift,))))
 
