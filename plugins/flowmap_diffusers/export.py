@@ -36,13 +36,16 @@ class RowFamily:
             Input("z", ("batch", "frames", u.shapes["z"][1], "height", "width"), f32, "z"),
             Input("t", ("batch",), f32, "t"),
             Input("r", ("batch",), f32, "r"),
-            *(Input(name, self._dims(u.shapes[name], tokens), _dtype(u, name), name) for name in names),
+            *(Input(name, self._dims(u, name, tokens), _dtype(u, name), name) for name in names),
         )
         side = {"height": u.row.side, "width": u.row.side}
         return (Graph("one_chunk", Call(alone(u), tuple(names)).eval(), inputs, "u", side),)
 
     @staticmethod
-    def _dims(shape: tuple[int, ...], tokens: int) -> tuple[int | str, ...]:
+    def _dims(u: DiffusersFlowMap, name: str, tokens: int) -> tuple[int | str, ...]:
+        shape = u.shapes[name]
+        if name in u.row.images and len(shape) == 4:  # latents, of all frames or of the first
+            return ("batch", "frames" if name != u.row.held else 1, shape[1], "height", "width")
         return ("batch", *("text" if k == 0 and n == tokens else n for k, n in enumerate(shape)))
 
     def sizes(self, u: FlowMap) -> Mapping[str, int]:

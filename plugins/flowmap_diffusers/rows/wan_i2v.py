@@ -36,5 +36,5 @@ ROW = Row(
     example={"z": (3, 4, 4, 6), "text": (TEXT, 16), "image": (5, 8), "first": (3, 8, 4, 6)},
     images={"image": images.features, "first": images.masked}, given={"text": "prompt_embeds"}, blocks=("blocks",),
     parts=lambda: {"vae": wan_vae(), **clip_vision(8)}, needs=("image_dim",),
-    index={"expand_timesteps": None}, hub="Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", shift=3.0,
+    index={"expand_timesteps": None}, hub="Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", shift=3.0, fps=16.0,
 )  # fmt: skip
