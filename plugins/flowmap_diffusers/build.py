@@ -24,6 +24,7 @@ from flowmap.validators import listed
 
 from . import vp
 from .bases import began
+from .causal import kind
 from .drawn import drawn
 from .folder import fetch
 from .loading import slices, stored
@@ -71,7 +72,7 @@ def build(
             shared = net, running
         net, running = shared
         told: dict[str, Any] = {"positions": positions, "computes": dtype, "two_times": two}
-        built[role] = DiffusersFlowMap(net, row, role, running, **told, lora=spec.lora, schedule=schedule)
+        built[role] = kind(row)(net, row, role, running, **told, lora=spec.lora, schedule=schedule)
     for role, u in built.items():
         u.eval()
         u.guidance, u.shapes = spec.sampling().guidance, spec.shapes()
@@ -99,9 +100,10 @@ def hear(net: Any, row: Row, running: Running, gamma: float | None, dtype: torch
         found = [name for name, _ in net.get_submodule(owner).named_children() if name in WAVES]
         features = f"{owner}.{found[0]}".lstrip(".") if found else None
         if gamma is None or row.second:
-            keep_exact(net, path, clock=running.clock, features=features, second=path not in row.times)
+            told: dict[str, Any] = {"features": features, "others": row.others, "second": path not in row.times}
+            keep_exact(net, path, clock=running.clock, **told)
         else:
-            lift(net, path, gamma, clock=running.clock, features=features)
+            lift(net, path, gamma, clock=running.clock, features=features, others=row.others)
         if found:  # some ask the parameters of the embedder, which are float32 here, for the type that they go on in
             net.get_submodule(path).register_forward_hook(GoesOn(dtype))
 

@@ -27,7 +27,7 @@ class RowFamily:
     dims: tuple[str, ...] = ("batch", "frames", "height", "width", "text")
 
     def claims(self, u: FlowMap) -> bool:
-        return isinstance(u, DiffusersFlowMap) and u.two_times
+        return isinstance(u, DiffusersFlowMap) and u.two_times and not u.row.causal
 
     def graphs(self, u: FlowMap) -> tuple[Graph, ...]:
         assert isinstance(u, DiffusersFlowMap)

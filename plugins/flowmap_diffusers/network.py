@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from attrs import frozen
@@ -45,6 +45,9 @@ class DiffusersFlowMap(FlowMap):
     of the forward pass. shapes: of one sample, z and conditions, as far as is known.
     """
 
+    more: ClassVar[frozenset[str]] = frozenset()
+    """What may stand in a condition beside the row's own entries."""
+
     def __init__(
         self,
         net: Any,
@@ -71,7 +74,7 @@ class DiffusersFlowMap(FlowMap):
             return torch.cat([self.forward(z[i], t[i], r[i], {k: v[i] for k, v in cond.items()}) for i in ones])
         if (held := self.row.held) is not None:
             return self._behind(cond[held].to(z), z, t, r, cond)
-        return self._whole(z, t, r, cond)
+        return self._whole(z, t, r, cond, cache)
 
     def _behind(self, first: Latent, z: Latent, t: Time, r: Time, cond: Cond) -> Latent:
         """Of a video whose first latent frame is known: the network is given it at time 0, and what z has there is not
@@ -86,7 +89,7 @@ class DiffusersFlowMap(FlowMap):
         u = self._whole(torch.cat([first, z[:, 1:]], 1), t * inside, r * inside, cond)
         return torch.cat([(z[:, :1] - first) / expand(t[:, :1].clamp_min(LEAST), z[:, :1]), u[:, 1:]], 1)
 
-    def _whole(self, z: Latent, t: Time, r: Time, cond: Cond) -> Latent:
+    def _whole(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
         if self.lora is not None:
             activate(self.net, self.adapter)
             self.running.adapter = self.adapter
@@ -95,7 +98,7 @@ class DiffusersFlowMap(FlowMap):
         given = {name: self._cast(value) for name, value in cond.items()}
         with self.running.clock.at(now, then) as told:
             own, time = self.row.layout.to(self._cast(x)), told / self.row.multiplies
-            call = Call(self.net, own, time, given, tuple(z.shape), self.positions)
+            call = Call(self.net, own, time, given, tuple(z.shape), self.positions, cache)
             y = output(self.net(**self.row.called(call), return_dict=False))
         y = self.row.layout.back(y, tuple(z.shape)).to(z.dtype)
         return self.row.convention.velocity(y) if self.schedule is None else self.schedule.velocity(z, y, t)
@@ -129,7 +132,7 @@ class DiffusersFlowMap(FlowMap):
 
     def _check(self, z: Latent, t: Time, cond: Cond) -> None:
         name, needed = type(self.net).__name__, {*self.row.example} - {"z"}
-        if cond.keys() != needed:
+        if cond.keys() - self.more != needed:
             raise ConditionError(f"{name} was given {sorted(cond)} as its condition: it reads {sorted(needed)}")
         if z.ndim != 5 or any(n % self.row.side for n in z.shape[-2:]):
             raise ValueError(f"{name}: latents {list(z.shape)}: must be [B, F, C, H, W], H and W ÷ {self.row.side}")

@@ -38,7 +38,7 @@ class Call(NamedTuple):
     """One call of a network. x: the latent as the network takes it; shape: as it is here, [B, F, C, H, W].
 
     t: in the network's units, [B] or, where the row allows that, [B, F]. cond: in the network's precision. positions:
-    of the pixels behind the latents, seconds a latent frame and pixels a latent side.
+    of the pixels behind the latents, seconds a latent frame and pixels a latent side. cache: of a causal network.
     """
 
     net: Any
@@ -47,6 +47,7 @@ class Call(NamedTuple):
     cond: Mapping[str, Tensor]
     shape: tuple[int, ...]
     positions: Positions
+    cache: Any = None
 
 
 @frozen
@@ -93,7 +94,9 @@ class Row:
     given in place of z's, at time 0. index: what a directory's `model_index.json` must say; also: pipelines whose
     directories do as well; needs: what the class must be told something.
 
-    module: where class and pipeline are, if not in diffusers; such a pipeline knows latents alone.
+    module: where class and pipeline are, if not in diffusers; such a pipeline knows latents alone. causal: a network
+    that makes chunk after chunk, which has `remember`, and `chunk_width` and `clean_t` in its config; others: those
+    calls of an embedder within one of the network that are for the time of clean chunks.
     """
 
     transformer: str
@@ -114,6 +117,8 @@ class Row:
     scheduler: str = "FlowMatchEulerDiscreteScheduler"
     schedule: Mapping[str, Any] = field(factory=dict)
     second: Mapping[str, str] = field(factory=dict)
+    causal: bool = False
+    others: tuple[int, ...] = ()
     blocks: tuple[str, ...] = ("transformer_blocks",)
     frames: bool = False
     adapted: str = r"((cross_)?attn\d?\..*(to_|add_)|ffn?(_context)?\.net\.|proj_(mlp|out)$)"

@@ -21,6 +21,7 @@ from flowmap.evaluation.rounding import since_built
 
 from . import bases
 from .build import WEIGHTS, exact, hear, hollow, positions_of
+from .causal import kind
 from .folder import downloaded
 from .network import DiffusersFlowMap, Running
 from .settings import STUDENT, Settings
@@ -81,7 +82,7 @@ def alone(
             layer._buffers[name] = None if buffer is None else buffer.to(device)
     u.row.ready(net, device)
     told: dict[str, Any] = {"positions": u.positions, "computes": computes, "two_times": u.two_times}
-    made = DiffusersFlowMap(net.requires_grad_(False), u.row, u.role, running, **told, schedule=u.schedule)
+    made = kind(u.row)(net.requires_grad_(False), u.row, u.role, running, **told, schedule=u.schedule)
     made.guidance, made.shapes = u.guidance, u.shapes
     return made.eval()
 
