@@ -236,6 +236,15 @@ def origin(path: str | Path) -> str:
     return f"{there.parent.name}/{there.name}" if there.name in ("student", "teacher") else there.name
 
 
+@frozen
+class Usual:
+    """size: frames, height and width of a model's videos; guidance: w of its diffusion sampler, where none is built in;
+    as it was published. None: nobody knows."""
+
+    size: tuple[int, int, int] | None = None
+    guidance: float | None = None
+
+
 class FlowMapSpec(ABC):
     """A recipe for flow maps: a frozen value, cheap to import, written into the checkpoint."""
 
@@ -283,6 +292,10 @@ class FlowMapSpec(ABC):
     def sampling(self) -> Sampling:
         """How its networks are sampled as they come: a diffusion model's, unless it says otherwise."""
         return Sampling()
+
+    def usual(self) -> Usual:
+        """What videos it makes, and how, where nobody says otherwise."""
+        return Usual()
 
     def frame_rate(self) -> float | None:
         """Frames a second of the videos that it was trained on; None where it has no opinion."""

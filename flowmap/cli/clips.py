@@ -38,14 +38,17 @@ def rate(text: str) -> float | Literal["keep"]:
     return value
 
 
-def folder(options: Namespace, size: tuple[int, int, int]) -> VideoFolder:
+def folder(options: Namespace, size: tuple[int, int, int] | None) -> VideoFolder:
     from ..data import VideoFolder
 
     if options.stride is not None and options.windows == 1:
         raise UsageError("--stride is between samples of one clip: give --windows, how many of them there may be")
+    frames, height, width = size or (None, None, None)
     return VideoFolder(
         options.clips,
-        *size,
+        frames,
+        height,
+        width,
         options.null_prompt,
         shard=options.shard_size,
         bad="skip" if options.skip_bad else "raise",

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from ..model import FlowMapSpec
     from ..recipe import Recipe
 
-SIZE = (81, 480, 832)
 PICTURES = (".png", ".jpg", ".jpeg")
 
 
@@ -39,12 +38,13 @@ def arguments(parser: ArgumentParser) -> None:
     synth = _task(tasks, "synth", "let a teacher make latents of prompts", SYNTH)
     synth.add_argument("teacher", metavar="RECIPE_OR_BACKBONE", help="a recipe, whose teacher it is, or a backbone")
     synth.add_argument("--prompts", required=True, metavar="FILE", help="a text file with a prompt a line")
-    _common(synth, "as the recipe's evaluation has it, or 81x480x832")
+    _common(synth, "as the recipe's evaluation has it, or the backbone's own")
     synth.add_argument("--each", type=positive, default=1, metavar="N", help="samples of every prompt, 1 by default")
     told = "of the teacher's sampler; by default 50, and 4 of a student"
     synth.add_argument("--steps", type=positive, metavar="N", help=told)
     told = (
-        "of classifier-free guidance; by default the recipe's evaluation's, or 5; none of a student, which has its own"
+        "of classifier-free guidance; by default the recipe's evaluation's, or the backbone's own; none of a student, "
+        "which has its own"
     )
     synth.add_argument("--guidance", type=scale, metavar="W", help=told)
     synth.add_argument(
@@ -63,7 +63,7 @@ def arguments(parser: ArgumentParser) -> None:
         metavar="BACKBONE",
         help="a name, a directory or a hub id; or a recipe, whose backbone it is",
     )
-    _common(encode, "81x480x832; of a longer clip its first frames, cut about the centre")
+    _common(encode, "the backbone's own; of a longer clip its first frames, cut about the centre")
     clips.arguments(encode)
     encode.set_defaults(work=_encode)
 
@@ -148,7 +148,7 @@ def _synth(options: Namespace) -> None:
     prompts = read_prompts(Path(options.prompts))
     asked = Synthesis(
         prompts,
-        options.size or judged.get("shape", SIZE),
+        options.size or judged.get("shape"),
         steps=options.steps,
         guidance=options.guidance or judged.get("guidance"),
         shift=options.shift,
@@ -176,7 +176,7 @@ def _images(path: Path, prompts: int) -> list[str]:
 def _encode(options: Namespace) -> None:
     wait_passively(options.console)
     _, spec = _resolve(options.backbone)
-    folder = clips.folder(options, options.size or SIZE)
+    folder = clips.folder(options, options.size)
     out, device, dtype = Path(options.out), _device(), _dtype(options)
     _told(out, lambda bar: folder.encode(spec, out, device=device, dtype=dtype, part=options.shard, progress=bar))
 

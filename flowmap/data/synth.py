@@ -25,9 +25,7 @@ from .writer import Made, Progress, stored, write
 SYNTH = 0x5A3D1E
 ELEMENTS = 1 << 21
 """Of latents in one call of the teacher: one video of Wan's size."""
-STEPS_OF_DIFFUSION, GUIDANCE = 50, 5.0
-"""Wan's own."""
-STEPS_OF_STUDENT = 4
+STEPS_OF_DIFFUSION, STEPS_OF_STUDENT = 50, 4
 MOST_PROMPTS = 1 << 30
 """Bytes of a file of prompts."""
 positive = validators.ge(1)
@@ -37,23 +35,27 @@ def _strings(values: Sequence[str]) -> tuple[str, ...]:
     return tuple(values)
 
 
+def _shape(shape: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if shape is None else tuple(shape)
+
+
 @frozen
 class Synthesis:
     """`each` samples of every prompt: `steps` Euler steps of the teacher's ODE under guidance w = `guidance`.
 
-    By default as the networks are sampled as they come: a diffusion model in 50 steps under w = 5, Wan's own; a student
+    By default as the networks are sampled as they come: a diffusion model in 50 steps under its `usual` w; a student
     in 4 of its own steps or as many as it was made for, along the flow or by jumps to data, and without further
     guidance: it has its own.
 
     The noise of sample k is a function of (seed, k) alone, so a part of the samples, another order or another machine
-    gives the same. shape: of the videos, (frames, height, width); or of the latents, (F, C, h, w). shift: of the grid,
-    by default the backbone's; null_prompt: of guidance's unconditional branch. shard: samples in a file. 81 frames
-    of 480 × 832 are what AnyFlow's pairs have. images: files, one a prompt, of the first frames that a teacher from
+    gives the same. shape: of the videos, (frames, height, width), by default the teacher's `usual`; or of the latents,
+    (F, C, h, w). shift: of the grid, by default the backbone's; null_prompt: of guidance's unconditional branch. shard:
+    samples in a file. images: files, one a prompt, of the first frames that a teacher from
     images to videos begins with; scaled and cut about the centre.
     """
 
     prompts: tuple[str, ...] = field(converter=_strings, validator=validators.min_len(1), repr=False)
-    shape: tuple[int, ...] = field(default=(81, 480, 832), converter=tuple)
+    shape: tuple[int, ...] | None = field(default=None, converter=_shape)
     steps: int | None = field(default=None, validator=validators.optional(positive))
     guidance: float | None = field(default=None, validator=validators.optional(validators.ge(1.0)))
     shift: float | None = field(default=None, validator=validators.optional(validators.gt(0.0)))
@@ -64,15 +66,15 @@ class Synthesis:
     images: tuple[str, ...] = field(default=(), converter=_strings, repr=False)
 
     @shape.validator
-    def _sizes(self, attribute: object, shape: tuple[int, ...]) -> None:
-        if len(shape) not in (3, 4) or not all(isinstance(n, int) and n >= 1 for n in shape):
+    def _sizes(self, attribute: object, shape: tuple[int, ...] | None) -> None:
+        if shape is not None and (len(shape) not in (3, 4) or not all(isinstance(n, int) and n >= 1 for n in shape)):
             raise ValueError(f"Synthesis.shape = {shape}: must be (frames, height, width) or a latent's (F, C, h, w)")
 
     @images.validator
     def _as_many(self, attribute: object, images: tuple[str, ...]) -> None:
         if images and len(images) != len(self.prompts):
             raise ValueError(f"{len(images)} images for {len(self.prompts)} prompts: must be one a prompt")
-        if images and len(self.shape) == 4:
+        if images and self.shape is not None and len(self.shape) == 4:
             raise ValueError(f"Synthesis.shape = {self.shape}: with images it must be (frames, height, width)")
 
     def run(
@@ -107,21 +109,28 @@ class Synthesis:
         if bool(self.images) != bool(teacher.images):
             does = "begins with an image: give one a prompt" if teacher.images else "takes no image: leave them out"
             raise DataError(f"{teacher.about().name} {does} (Synthesis.images, --context)")
-        own = teacher.sampling()
+        own, usual, name = teacher.sampling(), teacher.usual(), teacher.about().name
+        if (shape := self.shape or usual.size) is None:
+            raise DataError(f"{name} says no size of its videos: give one (Synthesis.shape, --size)")
+        if (w := self.guidance or (usual.guidance if own == Sampling() else 1.0)) is None:
+            asked = "give one, 1 for none (Synthesis.guidance, --guidance)"
+            raise DataError(f"{name} says no guidance of its sampler: {asked}")
         diffusion = own.kind == "euler"
         found = evolve(
             self,
             steps=self.steps or (STEPS_OF_DIFFUSION if diffusion else len(own.times or range(STEPS_OF_STUDENT))),
-            guidance=(w := self.guidance or (GUIDANCE if own == Sampling() else 1.0)),
+            shape=shape,
+            guidance=w,
             shift=self.shift or teacher.shift,
         )
         if (twice := guided_twice(own.guidance, w)) is not None:
-            raise DataError(f"{teacher.about().name} {twice}")
+            raise DataError(f"{name} {twice}")
         return found
 
     def _open(self, teacher: FlowMapSpec, device: torch.device, dtype: torch.dtype) -> Generator:
         try:
             codec = teacher.codec(device=device, dtype=dtype)
+            assert self.shape is not None  # settled
             shape = self.shape if len(self.shape) == 4 else codec.latent_shape(*self.shape)
             u = teacher.build(frozenset[Role]({"teacher"}), device=device, dtype=dtype)["teacher"]
         except (ValueError, NotImplementedError) as error:
@@ -153,6 +162,7 @@ class Generator:
         """What the teacher is told of the image of sample k, entries [1, ...] on the device."""
         if not self.asked.images:
             return {}
+        assert self.asked.shape is not None  # settled
         frames, height, width = self.asked.shape
         image = frames_of(Path(self.asked.images[k // self.asked.each]), 1, (height, width))
         made = conditions_of_images(self.codec, image, frames)

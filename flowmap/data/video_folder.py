@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from math import prod
 from pathlib import Path
 from typing import Literal
 
@@ -52,21 +53,21 @@ def _rate(value: object) -> object:
 class VideoFolder:
     """The videos of a folder, each with its caption in a text file of the same name or in `captions.json`; or tars.
 
-    Every sample is `frames` frames of a clip, `fps` a second, as a player shows them, scaled to cover height ×
-    width and cut about the centre. fps: None is the backbone's own rate; "keep" takes all frames of a clip, as does
-    None for a backbone that has none. windows: at most so many samples of a clip, each `stride` frames after the
-    one before, by default `frames`. caption: of clips that have none. prefix: before every caption. null_prompt:
-    what guidance calls the unconditional prompt; Wan's is its standard negative prompt. The encoded form goes to
-    `run/data` (or `cache`) and is used again where it was made from the same files by the same backbone; cut short,
-    it is gone on with; several processes share the work. shard: samples in a file. bad: what becomes of clips that
-    cannot be read, are too short or have no caption: "raise" names them all, having encoded the others, and the
-    same with "skip" then leaves them out, at the cost of their shards alone.
+    Every sample is `frames` frames of a clip, `fps` a second, as a player shows them, scaled to cover height × width
+    and cut about the centre; by default of the backbone's `usual` size. fps: None is the backbone's own rate; "keep"
+    takes all frames of a clip, as does None for a backbone that has none. windows: at most so many samples of a clip,
+    each `stride` frames after the one before, by default `frames`. caption: of clips that have none. prefix: before
+    every caption. null_prompt: what guidance calls the unconditional prompt; Wan's is its standard negative prompt. The
+    encoded form goes to `run/data` (or `cache`) and is used again where it was made from the same files by the same
+    backbone; cut short, it is gone on with; several processes share the work. shard: samples in a file. bad: what
+    becomes of clips that cannot be read, are too short or have no caption: "raise" names them all, having encoded the
+    others, and the same with "skip" then leaves them out, at the cost of their shards alone.
     """
 
     path: str = field(converter=str)
-    frames: int = field(default=81, validator=positive)
-    height: int = field(default=480, validator=positive)
-    width: int = field(default=832, validator=positive)
+    frames: int | None = field(default=None, validator=validators.optional(positive))
+    height: int | None = field(default=None, validator=validators.optional(positive))
+    width: int | None = field(default=None, validator=validators.optional(positive))
     null_prompt: str = ""
     cache: str | None = None
     shard: int = field(default=16, validator=positive)
@@ -106,7 +107,7 @@ class VideoFolder:
         dtype: of VAE and text encoder, and of texts on the disk; latents are float32.
         """
         require_directory(out)
-        settled = evolve(self, fps=self.fps or backbone.frame_rate() or "keep")
+        settled = self._settled(backbone)
         clips = settled.clips()
         if self.bad == "raise" and not (out / INDEX).is_file() and not (out / JOB).is_file():
             settled._look(clips)
@@ -120,7 +121,7 @@ class VideoFolder:
         def maker() -> Encoder:
             try:
                 codec = backbone.codec(device=device, dtype=dtype)
-                codec.latent_shape(self.frames, self.height, self.width)
+                codec.latent_shape(*settled.size)
             except (ValueError, NotImplementedError) as error:
                 raise DataError(f"VideoFolder: {error}") from error
             return Encoder(settled, windows, codec, device, dtype)
@@ -132,6 +133,29 @@ class VideoFolder:
                 f"{len(error.samples)} of {len(windows)} clips cannot be encoded; the others are, in {out}, and the "
                 f"same with {SKIP} leaves these out:{told(error.samples)}"
             ) from error
+
+    def _settled(self, backbone: FlowMapSpec) -> VideoFolder:
+        """With all that the backbone says by default."""
+        frames, height, width = backbone.usual().size or (None, None, None)
+        settled = evolve(
+            self,
+            frames=self.frames or frames,
+            height=self.height or height,
+            width=self.width or width,
+            fps=self.fps or backbone.frame_rate() or "keep",
+        )
+        try:
+            _ = settled.size
+        except DataError as error:
+            raise DataError(f"{backbone.about().name} says no size of its videos, and {error}") from None
+        return settled
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Frames, height, width."""
+        if self.frames is None or self.height is None or self.width is None:
+            raise DataError("neither does the folder: give one (VideoFolder.frames, height, width; --size)")
+        return self.frames, self.height, self.width
 
     def _look(self, clips: Sequence[Clip]) -> None:
         """An error that names all clips without a caption, and those that say that they are no video, or too short."""
@@ -145,7 +169,7 @@ class VideoFolder:
         if (without := self._captionless(clip)) is not None:
             return without
         try:
-            return self._short(clip, reaches(clip.source(), clip.name, self._every, self.frames))
+            return self._short(clip, reaches(clip.source(), clip.name, self._every, self.size[0]))
         except DataError as error:
             return str(error)
 
@@ -157,12 +181,12 @@ class VideoFolder:
 
     def _short(self, clip: Clip, frames: int | None, first: int = 0) -> str | None:
         """What is to be said of a clip with so many frames; None where that is enough, or not known."""
-        if frames is None or frames >= self.frames:
+        if frames is None or frames >= self.size[0]:
             return None
         rate = "" if self._every is None else f" at {float(self._every):g} a second"
         there = f" from frame {first} on" if first else ""
         has = f"{clip.name} has {frames} frames{rate}{there}"
-        return f"{has}: must have at least {self.frames} (VideoFolder.frames, --size)"
+        return f"{has}: must have at least {self.size[0]} (VideoFolder.frames, --size)"
 
     @property
     def _every(self) -> Fraction | None:
@@ -173,13 +197,13 @@ class VideoFolder:
         """Of every clip the first frames of its samples; of one that cannot be read, the first sample."""
         if self.windows == 1:
             return [(clip, 0) for clip in clips]
-        stride = self.stride or self.frames
+        stride = self.stride or self.size[0]
         with ThreadPoolExecutor(LOOKING) as pool:
             frames = [*pool.map(self._counted, clips)]
         return [
             (clip, k * stride)
             for clip, n in zip(clips, frames, strict=True)
-            for k in range(max(1, min(self.windows, (n - self.frames) // stride + 1)))
+            for k in range(max(1, min(self.windows, (n - self.size[0]) // stride + 1)))
         ]
 
     def _counted(self, clip: Clip) -> int:
@@ -206,7 +230,8 @@ class VideoFolder:
         """`frames` frames of height × width."""
         if (without := self._captionless(clip)) is not None:
             raise DataError(without)
-        video = decode(clip.source(), clip.name, Take(self.frames, self._every, first), (self.height, self.width))
+        frames, height, width = self.size
+        video = decode(clip.source(), clip.name, Take(frames, self._every, first), (height, width))
         if (short := self._short(clip, len(video.frames), first)) is not None:
             raise DataError(short)
         return video
@@ -227,7 +252,7 @@ class Encoder:
 
     def samples(self, first: int, last: int) -> Made:
         windows = self.windows[first:last]
-        most = max(1, PIXELS // (self.folder.frames * self.folder.height * self.folder.width))
+        most = max(1, PIXELS // (prod(self.folder.size)))
         groups = [windows[i : i + most] for i in range(0, len(windows), most)]
         prompts: list[str] = []
         origins: list[Origin] = []
@@ -246,7 +271,7 @@ class Encoder:
                 if videos and (not bad or self.folder.bad == "skip"):
                     together = as_floats(torch.stack([video.frames for _, _, video in videos]).to(self.device))
                     x.append(self.codec.encode(together).cpu())
-                    own.append(conditions_of_images(self.codec, together[:, 0], self.folder.frames))
+                    own.append(conditions_of_images(self.codec, together[:, 0], self.folder.size[0]))
         if bad and self.folder.bad == "raise":
             raise BadSamplesError(bad)
         if not prompts:

@@ -86,7 +86,8 @@ class Row:
     through it on its own; given: under which names the pipeline takes it back; call: its other arguments, so that it
     guides by nothing but what is in the condition; parts: of the pipeline, without which it does not run, at toy size.
     ready: what a network needs once, on its device, before it is traced. only: what the class must be told, or it is a
-    network that the row does not read. null: what guidance replaces. hub: the published pipeline. fps, vae: frames a
+    network that the row does not read. null: what guidance replaces. hub: the published pipeline. size,
+    guidance: as it was published, frames, height and width, and w, or what is embedded of it. fps, vae: frames a
     second, and how many frames and pixels of a side one latent stands for, where no directory says so; side: of a
     token, in latents; shift: of the sampling grid, at the largest size where the pipeline's depends on it. images: of a
     network that begins with an image, the entries of the condition that are made of it, each by a function of (codec,
@@ -132,6 +133,8 @@ class Row:
     ready: Callable[[Any, torch.device], object] = lambda net, device: None
     parts: Callable[[], Mapping[str, Any]] = dict
     only: Mapping[str, Any] = field(factory=dict)
+    size: tuple[int, int, int] | None = None
+    guidance: float | None = None
     fps: float = 24.0
     vae: tuple[int, int] = (4, 8)
     side: int = 2

@@ -11,7 +11,7 @@ from flowmap_lora import Lora
 
 from flowmap import validators
 from flowmap.mistaken import read
-from flowmap.model import Streamed
+from flowmap.model import Streamed, Usual
 from flowmap.reference import Referenced
 
 from .folder import fetch, local
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 STUDENT = "family.json"
 """Beside the student's `model_index.json`: what `Diffusers` is told to load it."""
+
+GUIDANCE = 6.0
+"""That is embedded, where a row does not say it."""
 
 
 def _path(path: str | Path | None) -> str | None:
@@ -35,7 +38,8 @@ class Settings(Streamed, Referenced):
     default a few thousand of them. family: its row. lora: adapters on one frozen base that serves every role; None
     trains whole networks, one a role. gamma: how r enters the time embedding. checkpointing: recompute each block in
     the backward pass. fps: frames of video a second, where positions depend on it; None is what the family was trained
-    with. guidance: what `codec` writes into the condition of a network that guidance was distilled into. shift: of the
+    with. guidance: what `codec` writes into the condition of a network that guidance was distilled into; None is what
+    the family is sampled with. shift: of the
     sampling grid; None is that of the directory's scheduler, and the family's where there is none, or one of another
     shift for every size. seed: of random weights. fuse: a LoRA file, or its directory, added into the base before
     anything else: for teacher, student and critic.
@@ -47,7 +51,7 @@ class Settings(Streamed, Referenced):
     gamma: float = field(default=0.25, validator=[validators.gt(0.0), validators.lt(1.0)])
     checkpointing: bool = False
     fps: float | None = field(default=None, validator=validators.optional(validators.gt(0.0)))
-    guidance: float = field(default=6.0, validator=validators.gt(0.0))
+    _guidance: float | None = field(default=None, validator=validators.optional(validators.gt(0.0)))
     _shift: float | None = field(default=None, validator=validators.optional(validators.gt(0.0)))
     seed: int = 0
     config: Mapping[str, Any] = field(factory=dict)
@@ -73,6 +77,13 @@ class Settings(Streamed, Referenced):
     @property
     def is_student(self) -> bool:
         return self.path is not None and (Path(self.path) / STUDENT).is_file()
+
+    @property
+    def guidance(self) -> float:
+        return self._guidance or self.row.guidance or GUIDANCE
+
+    def usual(self) -> Usual:
+        return Usual(self.row.size, None if self.distilled else self.row.guidance)
 
     @property
     def shift(self) -> float:

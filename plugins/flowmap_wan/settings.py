@@ -13,7 +13,7 @@ from flowmap_lora import Lora
 
 from flowmap import validators
 from flowmap.methods.citations import WAN
-from flowmap.model import Splits, Streamed
+from flowmap.model import Splits, Streamed, Usual
 
 from .experts import PARTS, Expert
 from .sizes import shift
@@ -112,6 +112,9 @@ class WanSettings(Streamed, Splits):
     def part(self) -> str:
         """What the network is called in a pipeline."""
         return "transformer" if self.expert is None else PARTS[self.expert]
+
+    def usual(self) -> Usual:
+        return Usual((81, 480, 832), 5.0)
 
     def frame_rate(self) -> float:
         return FPS

@@ -208,7 +208,7 @@ def spec(family: str, folder: Path) -> Diffusers:
     found = backbone(str(folder), PLUGINS)
     assert isinstance(found, Diffusers) and found.family == family and found.lora is not None
     found.validate()
-    return evolve(found, lora=evolve(found.lora, rank=4, alpha=4.0))
+    return evolve(found, lora=evolve(found.lora, rank=4, alpha=4.0), guidance=6.0)
 
 
 @pytest.fixture(scope="module")
@@ -368,8 +368,8 @@ def test_data_of_another_encoder_or_guidance_is_refused(part: str, tmp_path: Pat
     assert isinstance(spec, Diffusers) and foreign(spec.encoders(), spec) == []
     had = spec.encoders()
     if part == "transformer/guidance":
-        assert foreign(had, evolve(spec, guidance=3.5)) == [
-            "it has what another guidance made: 6, and the backbone's is 3.5; encode the data with this backbone"
+        assert foreign(had, evolve(spec, guidance=6.0)) == [
+            "it has what another guidance made: 3.5, and the backbone's is 6; encode the data with this backbone"
         ]
         return
     file = tmp_path / "pipeline" / part / "model.safetensors"

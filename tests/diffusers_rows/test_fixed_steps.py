@@ -35,7 +35,7 @@ def trained(family: str, path: Path) -> tuple[Diffusers, FlowMap]:
     """A student of a pipeline at toy size, moved off the teacher, both embedders too."""
     spec = backbone(str(made(family, path / "base")), PLUGINS)
     assert isinstance(spec, Diffusers)
-    spec = evolve(spec, lora=Lora(rank=4, alpha=8.0))
+    spec = evolve(spec, lora=Lora(rank=4, alpha=8.0), guidance=6.0)
     u = spec.build(frozenset({"student"}), **CPU)["student"]
     perturb(u, 0, 0.1)
     spec.save(u, path / "student")

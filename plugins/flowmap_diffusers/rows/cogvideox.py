@@ -41,5 +41,5 @@ ROW = Row(
     scheduler="CogVideoXDDIMScheduler", predictions=("v_prediction", "epsilon", "sample"),
     schedule={"prediction_type": "v_prediction", "timestep_spacing": "trailing", "rescale_betas_zero_snr": True,
               "snr_shift_scale": 1.0, "clip_sample": False},
-    hub="THUDM/CogVideoX-5b",
+    hub="THUDM/CogVideoX-5b", size=(49, 480, 720), guidance=6.0,
 )  # fmt: skip

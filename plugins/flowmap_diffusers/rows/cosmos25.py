@@ -45,4 +45,5 @@ ROW = Row(
           "use_crossattn_projection": True, "crossattn_proj_in_channels": 24, "encoder_hidden_states_channels": 16},
     example={"z": (3, 4, 4, 6), "text": (5, 24)}, given={"text": "prompt_embeds"}, parts=parts, shift=5.0, fps=16.0,
     call=lambda cond, positions: {"guidance_scale": 0.0}, hub="nvidia/Cosmos-Predict2.5-2B",
+    size=(93, 704, 1280), guidance=8.0,
 )  # fmt: skip

@@ -35,4 +35,5 @@ ROW = Row(
           "num_layers": 2, "mmdit_layers": 1, "time_embed_dim": 8, "text_embed_dim": 16},
     example={"z": (3, 4, 4, 6), "text": (5, 16)}, given={"text": "prompt_embeds"}, call=call, parts=parts, fps=8.0,
     adapted=r"(attn1\..*(to_|add_)|(txt_)?ff\.net\.)", hub="alibaba-pai/EasyAnimateV5.1-7b-zh-diffusers",
+    size=(49, 512, 512), guidance=5.0,
 )  # fmt: skip

@@ -34,5 +34,5 @@ ROW = Row(
     example={"z": (1, 4, 4, 6), "text": (5, 16), "pooled": (8,), "guidance": ()}, text={"text": 0, "pooled": 1},
     given={"text": "prompt_embeds", "pooled": "pooled_prompt_embeds"}, null=("text", "pooled"), multiplies=1e3,
     call=embedded, vae=(1, 8), blocks=("transformer_blocks", "single_transformer_blocks"),
-    hub="black-forest-labs/FLUX.1-dev", shift=3.16,
+    hub="black-forest-labs/FLUX.1-dev", shift=3.16, size=(1, 1024, 1024), guidance=3.5,
 )  # fmt: skip

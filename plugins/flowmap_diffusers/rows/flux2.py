@@ -32,4 +32,5 @@ ROW = Row(
     example={"z": (1, 16, 2, 3), "text": (5, 24), "guidance": ()}, given={"text": "prompt_embeds"}, multiplies=1e3,
     blocks=("transformer_blocks", "single_transformer_blocks"), adapted=r"(attn\.(to_|add_)|ff(_context)?\.linear_)",
     call=embedded, vae=(1, 16), side=1, shift=7.6, hub="black-forest-labs/FLUX.2-dev",
+    size=(1, 1024, 1024), guidance=4.0,
 )  # fmt: skip

@@ -33,4 +33,5 @@ ROW = Row(
     text={"text": 0, "pooled": 1, "mask": 2}, null=("text", "pooled"), call=embedded,
     given={"text": "prompt_embeds", "mask": "prompt_attention_mask", "pooled": "pooled_prompt_embeds"},
     blocks=("transformer_blocks", "single_transformer_blocks"), hub="hunyuanvideo-community/HunyuanVideo", shift=7.0,
+    size=(129, 720, 1280), guidance=6.0,
 )  # fmt: skip

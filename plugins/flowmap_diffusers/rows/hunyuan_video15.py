@@ -42,5 +42,5 @@ ROW = Row(
     given={"text": "prompt_embeds", "mask": "prompt_embeds_mask", "text_2": "prompt_embeds_2",
            "mask_2": "prompt_embeds_mask_2"},
     call=unguided, parts=parts, only={"use_meanflow": False}, vae=(4, 16), side=1, shift=5.0,
-    hub="hunyuanvideo-community/HunyuanVideo-1.5-480p_t2v",
+    hub="hunyuanvideo-community/HunyuanVideo-1.5-480p_t2v", size=(121, 480, 848), guidance=6.0,
 )  # fmt: skip

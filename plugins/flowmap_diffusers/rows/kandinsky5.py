@@ -49,5 +49,5 @@ ROW = Row(
     given={"text": "prompt_embeds_qwen", "pooled": "prompt_embeds_clip"}, null=("text", "pooled"), latents=BESIDE,
     blocks=("text_transformer_blocks", "visual_transformer_blocks"), only={"attention_type": "regular"},
     adapted=r"((self|cross)_attention\.(to_|out_layer)|feed_forward\.)",
-    hub="kandinskylab/Kandinsky-5.0-T2V-Lite-sft-5s-Diffusers",
+    hub="kandinskylab/Kandinsky-5.0-T2V-Lite-sft-5s-Diffusers", size=(121, 512, 768), guidance=5.0,
 )  # fmt: skip

@@ -31,5 +31,5 @@ ROW = Row(
     example={"z": (3, 4, 4, 6), "text": (5, 16), "mask": (5,)}, masks=("mask",), text={"text": 0, "mask": 1},
     given={"text": "prompt_embeds", "mask": "prompt_attention_mask"}, frames=True, fps=25.0, vae=(8, 32), side=1,
     call=lambda cond, positions: {"guidance_scale": 1.0, "frame_rate": positions.fps},
-    hub="Lightricks/LTX-Video", shift=7.77,
+    hub="Lightricks/LTX-Video", shift=7.77, size=(161, 512, 704), guidance=3.0,
 )  # fmt: skip

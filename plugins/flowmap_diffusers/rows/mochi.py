@@ -27,5 +27,5 @@ ROW = Row(
     example={"z": (3, 12, 4, 6), "text": (5, 16), "mask": (5,)}, masks=("mask",), text={"text": 0, "mask": 1},
     given={"text": "prompt_embeds", "mask": "prompt_attention_mask"}, fps=30.0, vae=(6, 8),
     convention=Convention(1000.0, clock="1-t", predicts="x-ε"), schedule={"invert_sigmas": True},
-    hub="genmo/mochi-1-preview",
+    hub="genmo/mochi-1-preview", size=(19, 480, 848), guidance=4.5,
 )  # fmt: skip

@@ -36,4 +36,5 @@ ROW = Row(
     example={"z": (3, 4, 4, 6), "text": (5, 16), "mask": (5,)}, text={"text": 0, "mask": 2}, masks=("mask",),
     given={"text": "prompt_embeds", "mask": "prompt_attention_mask"}, call=unguided, parts=parts, shift=3.0,
     blocks=("transformer_blocks", "single_transformer_blocks"), hub="Motif-Technologies/Motif-Video-2B",
+    size=(121, 736, 1280),
 )  # fmt: skip

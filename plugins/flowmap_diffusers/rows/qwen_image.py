@@ -29,5 +29,5 @@ ROW = Row(
     example={"z": (1, 4, 4, 6), "text": (5, 16), "mask": (5,)}, masks=("mask",), text={"text": 0, "mask": 1},
     given={"text": "prompt_embeds", "mask": "prompt_embeds_mask"}, tokens=512, vae=(1, 8), shift=3.0,
     adapted=r"(attn\..*(to_|add_)|(img|txt)_mlp\.net\.)", call=lambda cond, positions: {"true_cfg_scale": 1.0},
-    hub="Qwen/Qwen-Image",
+    hub="Qwen/Qwen-Image", size=(1, 1024, 1024), guidance=4.0,
 )  # fmt: skip

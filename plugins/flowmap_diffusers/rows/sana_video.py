@@ -30,5 +30,5 @@ ROW = Row(
     given={"text": "prompt_embeds", "mask": "prompt_attention_mask"}, frames=True, fps=16.0, side=4,
     empty={"complex_human_instruction": None}, only={"guidance_embeds": False},
     call=lambda cond, positions: {"guidance_scale": 1.0, "use_resolution_binning": False},
-    hub="Efficient-Large-Model/SANA-Video_2B_480p_diffusers", shift=8.0,
+    hub="Efficient-Large-Model/SANA-Video_2B_480p_diffusers", shift=8.0, size=(81, 480, 832), guidance=6.0,
 )  # fmt: skip

@@ -25,5 +25,5 @@ ROW = Row(
           "pooled_projection_dim": 12},
     example={"z": (1, 4, 8, 6), "text": (5, 16), "pooled": (12,)}, text={"text": 0, "pooled": 2}, vae=(1, 8),
     given={"text": "prompt_embeds", "pooled": "pooled_prompt_embeds"}, null=("text", "pooled"), shift=3.0,
-    hub="stabilityai/stable-diffusion-3.5-medium",
+    hub="stabilityai/stable-diffusion-3.5-medium", size=(1, 1024, 1024), guidance=7.0,
 )  # fmt: skip

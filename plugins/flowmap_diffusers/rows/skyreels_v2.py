@@ -26,5 +26,5 @@ ROW = Row(
     tiny={"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4, "text_dim": 16,
           "freq_dim": 32, "ffn_dim": 48, "num_layers": 2, "rope_max_seq_len": 64},
     example={"z": (3, 4, 4, 6), "text": (5, 16)}, given={"text": "prompt_embeds"}, blocks=("blocks",), frames=True,
-    hub="Skywork/SkyReels-V2-T2V-14B-720P-Diffusers", shift=8.0,
+    hub="Skywork/SkyReels-V2-T2V-14B-720P-Diffusers", shift=8.0, size=(97, 544, 960), guidance=6.0,
 )  # fmt: skip

@@ -21,5 +21,5 @@ ROW = evolve(
     TEXT, pipeline="SkyReelsV2ImageToVideoPipeline", inputs=inputs, layout=layout.FIRST_CHANNELS,
     latents=TEXT.layout, tiny={**TEXT.tiny, "in_channels": 12, "image_dim": 8, "added_kv_proj_dim": 24},
     example=WAN.example, images=WAN.images, parts=WAN.parts, needs=WAN.needs, frames=False,
-    hub="Skywork/SkyReels-V2-I2V-14B-540P-Diffusers",
+    hub="Skywork/SkyReels-V2-I2V-14B-540P-Diffusers", size=(97, 544, 960), guidance=5.0,
 )  # fmt: skip

@@ -32,5 +32,5 @@ ROW = Row(
     example={"z": (3, 4, 4, 6), "text": (5, 16), "clip": (3, 8), "mask": (5,)}, masks=("mask",),
     given={"text": "prompt_embeds", "clip": "clip_embeds", "mask": "prompt_mask"}, null=("text", "clip"), call=unguided,
     only={"use_additional_conditions": False, "patch_size": 1}, adapted=r"(attn\d\.w|ff\.net\.)",
-    vae=(8, 16), side=1, hub="stepfun-ai/stepvideo-t2v", shift=13.0, licence="MIT",
+    vae=(8, 16), side=1, hub="stepfun-ai/stepvideo-t2v", shift=13.0, licence="MIT", guidance=9.0,
 )  # fmt: skip

@@ -37,4 +37,5 @@ ROW = Row(
     images={"image": images.features, "first": images.masked}, given={"text": "prompt_embeds"}, blocks=("blocks",),
     parts=lambda: {"vae": wan_vae(), **clip_vision(8)}, needs=("image_dim",),
     index={"expand_timesteps": None}, hub="Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", shift=3.0, fps=16.0,
+    size=(81, 480, 832), guidance=5.0,
 )  # fmt: skip

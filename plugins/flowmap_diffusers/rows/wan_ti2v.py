@@ -27,5 +27,5 @@ ROW = Row(
     example={"z": (3, 4, 4, 6), "text": (5, 16), "first": (1, 4, 4, 6)}, images={"first": images.first}, held="first",
     given={"text": "prompt_embeds"}, blocks=("blocks",), frames=True, vae=(4, 16), only={"image_dim": None},
     parts=lambda: {"vae": wan_vae(16), "expand_timesteps": True}, index={"expand_timesteps": True},
-    also=("WanPipeline",), hub="Wan-AI/Wan2.2-TI2V-5B-Diffusers", shift=5.0,
+    also=("WanPipeline",), hub="Wan-AI/Wan2.2-TI2V-5B-Diffusers", shift=5.0, size=(121, 704, 1280), guidance=5.0,
 )  # fmt: skip

@@ -29,4 +29,5 @@ ROW = Row(
     names=("x", "t"), convention=Convention(1000.0, "1-t", "x-ε"), multiplies=1e3, tokens=512, vae=(1, 8),
     blocks=("noise_refiner", "context_refiner", "layers"), adapted=r"(attention\.to_|feed_forward\.w)", ready=_ready,
     call=lambda cond, positions: {"guidance_scale": 0.0}, hub="Tongyi-MAI/Z-Image", shift=6.0,
+    size=(1, 1024, 1024), guidance=6.0,
 )  # fmt: skip
