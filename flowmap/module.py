@@ -24,6 +24,11 @@ Times: TypeAlias = Literal["one", "pair", "two", "clock"]
 """net(z, t), net(z, (t, r) as one tensor), net(z, t, r), net(z, t) while a clock says both."""
 
 
+def _wide(value: Tensor, z: Latent) -> Tensor:
+    """What is stored in half precision comes to the module as z does: that it computes in half, only autocast says."""
+    return value.to(z.dtype) if value.dtype in (torch.bfloat16, torch.float16) else value
+
+
 class ModuleFlowMap(FlowMap):
     """u(z, t, r) of `net`, called with the entries of the condition as keyword arguments.
 
@@ -47,7 +52,7 @@ class ModuleFlowMap(FlowMap):
         half = self.dtype != torch.float32
         with torch.autocast(z.device.type, self.dtype) if half else nullcontext(), told as own:
             given = {"pair": (pair(now, then),), "two": (now, then)}.get(self.times, (own,))
-            u = self._called(z, *given, **cond)
+            u = self._called(z, *given, **{name: _wide(value, z) for name, value in cond.items()})
         return self.convention.velocity(u.to(z.dtype))
 
     @property

@@ -20,6 +20,7 @@ def fit(index: Index, backbone: FlowMapSpec) -> Iterator[Finding]:
 
     from .._types import Batch
     from ..data.check import Finding
+    from ..data.format import DTYPES
     from ..planning.hollow import Hollow, HollowError, hollowed
     from ..recipe import RecipeError
     from ..training.ranks import fits
@@ -34,7 +35,7 @@ def fit(index: Index, backbone: FlowMapSpec) -> Iterator[Finding]:
     hollowed(nets.values())
     x = Hollow(torch.zeros(1, *index.latent.shape, device=meta))
     # masks that let all through
-    cond = {key: torch.ones_like(entry.zeros()[None]) for key, entry in index.cond.items()}
+    cond = {key: torch.ones(1, *entry.shape, dtype=DTYPES[entry.dtype]) for key, entry in index.cond.items()}
     try:
         fits.check(nets, Batch(x, cond, cond), dict.fromkeys(ROLES, name), "the data")
     except RecipeError as error:

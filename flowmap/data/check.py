@@ -17,7 +17,8 @@ from .folder import foreign
 from .format import INDEX, SHARD, DataError, Entry, Index, regular
 from .journal import unfinished
 from .remarks import remarks
-from .shards import LatentShards, Sample, head_of, read
+from .shard import Sample, head_of, read
+from .shards import LatentShards
 
 MOST_LINES = 10
 """Of one kind; the rest is counted."""

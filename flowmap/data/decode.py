@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from itertools import chain, islice
+from itertools import chain, islice, repeat
+from math import floor
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
+import numpy as np
 import torch
 from attrs import define, field, frozen, validators
 from torch import Tensor
@@ -82,8 +84,8 @@ def decode(source: Source, name: str, take: Take, size: tuple[int, int] | None =
         scaled = _Scaled(name, view)
         if take.count is None:
             stored = torch.stack([scaled(frame) for frame in chain([first], frames)])
-        else:  # no second copy
-            stored, n = torch.empty(take.count, *view.scaled, 3, dtype=torch.uint8), 0
+        else:  # no second copy; and numpy asks for large pages
+            stored, n = torch.from_numpy(np.empty((take.count, *view.scaled, 3), np.uint8)), 0
             for n, frame in enumerate(chain([first], frames), 1):
                 stored[n - 1] = scaled(frame)
             stored = stored[:n]
@@ -121,16 +123,18 @@ def nearest(
     The last is shown for its duration, and counts for the half of it, as those before it do.
     """
     k, held = first, None
+    before = beyond = Fraction(0)
     for time, duration, frame in timed:
-        while held is not None and (last is None or k < last) and k / fps - held[0] <= time - k / fps:
-            yield held[2]
-            k += 1
+        if held is not None:
+            nearer = floor((before + time) / 2 * fps) + 1
+            yield from repeat(held, max(0, (nearer if last is None else min(nearer, last)) - k))
+            k = max(k, nearer)
         if last is not None and k >= last:
             return
-        held = time, duration, frame
-    while held is not None and (last is None or k < last) and k / fps - held[0] <= held[1] / 2:
-        yield held[2]
-        k += 1
+        held, before, beyond = frame, time, time + duration / 2
+    if held is not None:
+        nearer = floor(beyond * fps) + 1
+        yield from repeat(held, max(0, (nearer if last is None else min(nearer, last)) - k))
 
 
 def _timed(container: Any, stream: Any, start: Fraction) -> Iterator[tuple[Fraction, Fraction, Any]]:

@@ -80,11 +80,6 @@ class Entry:
         """Of values [n, ...]."""
         return cls(tuple(value.shape[1:]), str(value.dtype).removeprefix("torch."))
 
-    def zeros(self) -> Tensor:
-        """As it is handed out: half precision is for the disk."""
-        dtype = DTYPES[self.dtype]
-        return torch.zeros(self.shape, dtype=torch.float32 if dtype.is_floating_point else dtype)
-
 
 @frozen
 class File:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,8 +54,41 @@ def test_texts_may_be_nothing_but_padding_and_latents_of_half_precision(tmp_path
     data = write(tmp_path, plan(2, 2), Half)
     assert data is not None
     batch = data.batch([1])
-    assert batch.x.dtype == batch.cond["text"].dtype == torch.float32
+    assert batch.x.dtype == torch.float32  # of texts there is no copy in another type
+    assert batch.cond["text"].dtype == batch.null["text"].dtype == torch.bfloat16
     assert batch.x.tolist() == [[2.0, 3.0]] and batch.cond["text"].shape == (1, 3, 1)
+
+
+def test_a_sample_is_hashed_once_a_run_and_again_when_its_file_changes(tmp_path: Path, monkeypatch: Any) -> None:
+    from flowmap.data import shard
+
+    data, real = written(tmp_path), shard.sample_hash
+    hashed: list[str] = []
+    monkeypatch.setattr(shard, "sample_hash", lambda x, prompt, texts: hashed.append(prompt) or real(x, prompt, texts))
+    for _ in range(3):
+        data.batch([0, 1])
+    assert hashed == [prompt(0), prompt(1)]
+    file = tmp_path / data.index.shards[0].file
+    damaged = bytearray(file.read_bytes())
+    damaged[-1] ^= 1
+    file.write_bytes(damaged)
+    with pytest.raises(DataError, match="is damaged: its hash is another"):
+        data.batch(range(data.index.shards[0].count))
+    assert len(hashed) > 2
+    file.write_bytes(damaged[:-1])
+    with pytest.raises(DataError, match="so it is damaged"):  # not a look into memory that is no longer there
+        data.batch([0])
+
+
+def test_a_batch_holds_nothing_of_the_file(tmp_path: Path) -> None:
+    """Its tensors are copies: what is done to them is done to no later batch, nor to the file."""
+    data = written(tmp_path)
+    first = data.batch([0])
+    kept = first.x.clone(), first.cond["text"].clone()
+    first.x.zero_()
+    first.cond["text"].fill_(7)
+    again = data.batch([0])
+    assert torch.equal(again.x, kept[0]) and torch.equal(again.cond["text"], kept[1])
 
 
 def test_a_batch_is_a_function_of_its_numbers_so_a_run_goes_on_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
