@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +26,8 @@ def run(checkout: Path, code: str, **told: object) -> Any:
     absent = [name for name, package in entries if not any((checkout / p / package).is_dir() for p in ("", "plugins"))]
     environment = os.environ | {"PYTHONPATH": path, "FLOWMAP_DISABLE_PLUGINS": ",".join(absent)}
     environment |= {name: str(value) for name, value in told.items()}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # as installed: compiled once
+    environment["PYTHONPYCACHEPREFIX"] = str(Path(tempfile.gettempdir()) / "flowmap_benchmarks")
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, cwd=checkout, stdout=subprocess.PIPE, text=True, check=True
     )

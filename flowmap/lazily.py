@@ -32,14 +32,14 @@ class Lazily(Mapping[str, T]):
     """Items by name, each found or made when it is asked for: what a hook may give in place of a dictionary.
 
     makes: by name, where the item is, as `module:name`, or a function of nothing that makes it. forms: of backbones,
-    the names of `HasForms.forms()`, so that those are listed without a backbone.
+    the names of `HasForms.forms()` by the backbone's, so that it need not be made to list them; others are.
     """
 
-    def __init__(self, makes: Mapping[str, str | Callable[[], T]], forms: Sequence[str] = ()) -> None:
+    def __init__(self, makes: Mapping[str, str | Callable[[], T]], forms: Mapping[str, Sequence[str]] = {}) -> None:
         self._makes: dict[str, Callable[[], T]] = {
             name: partial(place, make) if isinstance(make, str) else make for name, make in makes.items()
         }
-        self.forms = tuple(forms)
+        self.forms = forms
 
     def __getitem__(self, name: str) -> T:
         return self._makes[name]()

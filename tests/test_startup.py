@@ -58,7 +58,7 @@ def test_what_is_listed_is_what_there_is() -> None:
     for hook in ("backbones", "methods", "stages", "exporters", "layouts", "trackers"):
         assert [*collect(installed(), f"flowmap_{hook}")] == [*claims(installed(), f"flowmap_{hook}")]
     for name, (_, items) in claims(installed(), "flowmap_backbones").items():
-        assert isinstance(items, Lazily) and {*items.forms} == {*forms_of(items[name])}, name
+        assert isinstance(items, Lazily) and {*items.forms[name]} == {*forms_of(items[name])}, name
 
 
 def test_an_item_that_cannot_be_made_is_its_plugins_fault() -> None:

@@ -25,6 +25,7 @@ def names(pm: Any) -> dict[str, list[str]]:
     """Every form, with the registered backbones that have it."""
     found: dict[str, list[str]] = {}
     for name, (_, items) in claims(pm, "flowmap_backbones").items():
-        for form in items.forms if isinstance(items, Lazily) else forms_of(items[name]):
+        told = items.forms.get(name) if isinstance(items, Lazily) else None
+        for form in forms_of(items[name]) if told is None else told:
             found.setdefault(form, []).append(name)
     return dict(sorted(found.items()))

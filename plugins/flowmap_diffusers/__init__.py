@@ -20,13 +20,16 @@ __all__ = ["Call", "Diffusers", "Row", "layout"]
 __getattr__ = lazily.public(__name__, {f"{__name__}.row": ["Call", "Row"], f"{__name__}.spec": ["Diffusers"]})
 FORMS = ("fixed-steps", "lora")
 """Of `Diffusers.forms`, for a list that loads no network."""
+LATENTS_ONLY = ("step_video",)
+"""Rows that have none of them."""
 
 
 @hookimpl
 def flowmap_backbones() -> Mapping[str, FlowMapSpec]:
-    from .rows import names
+    from .rows import here, names
 
-    return lazily.Lazily({name: partial(_published, name) for name in names()}, FORMS)
+    forms = dict.fromkeys(here(), FORMS) | dict.fromkeys(LATENTS_ONLY, ())
+    return lazily.Lazily({name: partial(_published, name) for name in names()}, forms)
 
 
 @hookimpl

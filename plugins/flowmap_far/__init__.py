@@ -26,7 +26,7 @@ def flowmap_backbones() -> Mapping[str, FlowMapSpec]:
     from flowmap_wan.listed import FORMS
 
     sizes = {"far": "1.3B", "far_14b": "14B"}
-    return lazily.Lazily({name: partial(_published, size) for name, size in sizes.items()}, FORMS)
+    return lazily.Lazily({name: partial(_published, size) for name, size in sizes.items()}, dict.fromkeys(sizes, FORMS))
 
 
 @hookimpl

@@ -29,7 +29,7 @@ def flowmap_backbones() -> Mapping[str, FlowMapSpec]:
     from flowmap_wan.listed import FORMS
 
     sizes = {"wan21": "1.3B", "wan21_14b": "14B"}
-    return lazily.Lazily({name: partial(_published, size) for name, size in sizes.items()}, FORMS)
+    return lazily.Lazily({name: partial(_published, size) for name, size in sizes.items()}, dict.fromkeys(sizes, FORMS))
 
 
 @hookimpl

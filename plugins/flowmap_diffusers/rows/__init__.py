@@ -23,17 +23,21 @@ if TYPE_CHECKING:
 GROUP = "flowmap_diffusers.rows"
 
 
-def names() -> list[str]:
-    """Of all rows, without one."""
-    here = [m.name for m in iter_modules(__path__)]
-    return sorted({*here, *(entry.name for entry in metadata.entry_points(group=GROUP))})
+def here() -> list[str]:
+    """The names of the rows in this folder, without loading one."""
+    return [m.name for m in iter_modules(__path__)]
 
 
 @cache
+def names() -> list[str]:
+    """Of all rows."""
+    return sorted({*here(), *(entry.name for entry in metadata.entry_points(group=GROUP))})
+
+
 def collected() -> Mapping[str, Row]:
     from ..row import Row
 
-    found: dict[str, Row] = {m.name: import_module(f".{m.name}", __name__).ROW for m in iter_modules(__path__)}
+    found: dict[str, Row] = {name: import_module(f".{name}", __name__).ROW for name in here()}
     for entry in metadata.entry_points(group=GROUP):
         row = entry.load()
         if entry.name in found:
@@ -49,16 +53,22 @@ def __getattr__(name: str) -> Any:
     """ROWS: once they are asked for."""
     if name != "ROWS":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return collected()
+    found = globals()[name] = collected()
+    return found
 
 
 def named(name: str) -> Row:
-    return collected()[name]
+    return _known()[name]
 
 
 def pickled(row: Row) -> tuple[Any, tuple[str]]:
     """A row is pickled, and copied, by its name."""
-    known = collected()
+    known = _known()
     if (name := next((name for name, other in known.items() if other is row), None)) is None:
         raise TypeError(f"a row of {row.transformer} that is not among {', '.join(known)} cannot be pickled or copied")
     return named, (name,)
+
+
+def _known() -> Mapping[str, Row]:
+    found: Mapping[str, Row] = globals().get("ROWS") or __getattr__("ROWS")
+    return found
