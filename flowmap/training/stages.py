@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,7 @@ from .ranks.agree import during
 from .run import Run
 from .saving import Saves
 from .store import checkpoint
+from .store.checkpoint import SaveError
 
 if TYPE_CHECKING:
     from ..observers import Observers
@@ -49,7 +51,13 @@ def train(
         if resumed is not None:
             checkpoint.restore_trainer(resumed, trainer)
         final = number + 1 == len(recipe.stages)
-        _stage(trainer, iteration if resumed is not None else 0, run, watch, weights, saves, final=final)
+        first = iteration if resumed is not None else 0
+        try:
+            _stage(trainer, first, run, watch, weights, saves, final=final)
+        except BaseException as error:
+            if not isinstance(error, KeyboardInterrupt):  # which saved before, or is to leave at once
+                saves.leave()
+            raise
 
 
 def _stage(
@@ -73,7 +81,8 @@ def _stage(
             stopping, due = saves.agreed(stop.asked)
             if last or stopping or due:
                 during(f"the checkpoint after {iteration + 1} iterations of {trainer.where}")
-                saves.save(trainer, weights, iteration + 1, last=stopping or (last and final))
+                end = stopping or (last and final)
+                saves.save(trainer, weights, iteration + 1, last=end, wait=last or stopping)
             if last:  # a signal while the stage's end was saved would find no iteration after it
                 stopping, _ = saves.agreed(stop.asked)
             if stopping:
@@ -90,7 +99,9 @@ def _stage(
 def _read(trainer: Trainer, means: Mapping[str, Mean], iteration: int, saves: Saves) -> dict[str, float]:
     try:
         return trainer.read(means, iteration)
-    except TrainingError as error:
+    except TrainingError as error:  # the same on all ranks
+        with suppress(SaveError):
+            saves.wait()
         kept = "" if saves.newest is None else f"; the last good checkpoint is {saves.newest.name}"
         raise TrainingError(f"{error}{kept}") from None
 

@@ -147,13 +147,21 @@ def watched(out: Path, *, at: str) -> None:
 
 @pytest.mark.row("R17")
 @pytest.mark.parametrize("at", ["save.shard:8", "save.shard:9", "save.after_data:9", "save.manifest:9"])
-def test_saves_are_synchronous_so_a_slow_one_is_awaited(at: str, tmp_path: Path, uninterrupted: str) -> None:
-    """Before the next save, the purge that follows it, and the end of the run."""
+def test_a_slow_one_is_awaited(at: str, tmp_path: Path, uninterrupted: str) -> None:
+    """By the next save, the purge that follows it, and the end of the run; training goes on meanwhile."""
     end = run(tmp_path / "run", job=partial(watched, at=at))
     assert end.code == 0 and end.seconds > faults.STALL, end.said
     expected = ["step_00_00000003", "step_01_00000003", "step_02_00000002", "step_02_00000003"]
     assert end.said.splitlines()[-1] == f"published: {' '.join(expected)}"
     assert finished(tmp_path / "run") == uninterrupted
+
+
+@pytest.mark.row("R17")
+def test_one_that_is_slow_on_one_rank_is_awaited_by_all(tmp_path: Path, of_two_ranks: str) -> None:
+    end = run(tmp_path / "run", "save.shard:4:stall@1,save.manifest:5:stall@0", ranks=2)
+    assert end.codes == (0, 0) and end.seconds > faults.STALL, end.said
+    assert status(tmp_path / "run")["notes"] == []
+    assert finished(tmp_path / "run", ranks=2) == of_two_ranks
 
 
 @pytest.mark.row("R17")

@@ -36,6 +36,8 @@ FAULTS = {
     "in the first step": ("data.next:1:term", TERM),
     "between student and critic": ("student.after:5:term", TERM),
     "during a save": ("save.shard:4:term", TERM),
+    "during a save that is slow": ("save.shard:4:term,save.shard:4:stall", TERM),
+    "during its purge": ("purge:5:term,purge:5:stall", TERM),
     "during the save at the end of a stage": ("save.after_manifest:6:term", TERM),
     "during the last save": ("save.after_data:9:term", TERM),
     "after the last save": ("save.after_rename:9:term", TERM),
@@ -96,7 +98,8 @@ def test_it_stops_after_the_step_that_it_was_in(tmp_path: Path) -> None:
 def test_a_second_signal_leaves_at_once(tmp_path: Path, uninterrupted: str) -> None:
     end = run(tmp_path / "run", "data.next:9:term,data.next:10:term")
     assert end.codes == (-signal.SIGTERM,)
-    assert newest(tmp_path / "run").name == "step_01_00000001"
+    # the step before may not be whole on the disk yet
+    assert newest(tmp_path / "run").name in ("step_00_00000003", "step_01_00000001")
     assert finished(tmp_path / "run") == uninterrupted
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
@@ -18,7 +19,7 @@ from torch import Tensor
 from flowmap.recipe import digest
 from flowmap.training.loop import Trainer
 from flowmap.training.ranks.networks import build
-from flowmap.training.store import checkpoint
+from flowmap.training.store import checkpoint, shards
 from tests.toys import data
 
 from .harness import finished, newest, recipe, run, status, tensors_of
@@ -43,11 +44,13 @@ class Disk:
     def __enter__(self) -> Disk:
         self._fsync = os.fsync
         os.fsync = self._seen_fsync
+        threading.setprofile(self._called)  # of the threads that write
         sys.setprofile(self._called)
         return self
 
     def __exit__(self, *error: object) -> None:
         sys.setprofile(None)
+        threading.setprofile(None)  # type: ignore[arg-type]
         os.fsync = self._fsync
 
     def _called(self, frame: FrameType, event: str, argument: Any) -> None:
@@ -305,6 +308,47 @@ def test_another_schema_is_not_damage(schema: int, stopped: tuple[Path, int], tm
     with pytest.raises(checkpoint.CheckpointError, match=f"is of schema {schema}, this version reads 1; .* {whose}"):
         checkpoint.latest(at, digest(recipe()))
     assert tree(at) == before
+
+
+@pytest.mark.row("R17")
+def test_what_is_saved_is_what_was_there_when_the_save_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not what training makes of it meanwhile: weights, averages, moments and counters."""
+    goes_on, write = threading.Event(), shards.write
+    monkeypatch.setattr(shards, "write", lambda *given: (goes_on.wait(), write(*given))[1])
+    of, weights = trainer()
+    of.step(0)
+    expected, counters = live(of, weights), of.state()
+    writing = checkpoint.begin(tmp_path, of, weights, 1, "digest")
+    of.step(1)
+    assert writing.busy and not same(live(of, weights), expected)
+    goes_on.set()
+    found = tensors_of(writing.finish())
+    assert same({name: found[name] for name in expected}, expected)
+    moments = {
+        name: value for name, value in found.items() if name.endswith(tuple(weights["student"])) and "/exp" in name
+    }
+    assert moments and all(value.isfinite().all() for value in moments.values())
+    assert {float(value) for name, value in found.items() if "/step/" in name} == {1.0}
+    said = json.loads((tmp_path / "step_02_00000001" / "train_state.json").read_text())
+    assert said["trainer"] == json.loads(json.dumps(counters))
+
+
+@pytest.mark.row("R3")
+def test_what_a_disk_makes_of_a_shard_is_found_before_an_older_one_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of, weights = trainer()
+    kept = [checkpoint.save(tmp_path, of, weights, iteration, "digest") for iteration in (1, 2)]
+    settle = checkpoint.settle
+
+    def worn(new: Path, final: Path) -> None:
+        flip(next((new / "state").iterdir()))
+        settle(new, final)
+
+    monkeypatch.setattr(checkpoint, "settle", worn)
+    with pytest.raises(checkpoint.SaveError, match=r"step_02_00000003, read again, is damaged: .* is not what"):
+        checkpoint.save(tmp_path, of, weights, 3, "digest")
+    assert checkpoint.published(tmp_path) == kept and len(list(tmp_path.glob("*.corrupt"))) == 1
 
 
 def test_what_is_put_together_is_what_was_saved(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Event, Timer
+from time import sleep
 
 import pytest
 from attrs import define, field
@@ -14,24 +16,33 @@ from flowmap.training.run import Run
 from flowmap.training.saving import FAILURES, Saves
 from flowmap.training.store import checkpoint
 from flowmap.training.store.checkpoint import SaveError
+from flowmap.training.store.writing import Steps, Writing
 
 
 @define
 class Disk:
-    """In place of `checkpoint.save`: works or not, as it is told."""
+    """In place of `checkpoint.begin`: works or not, as it is told, once it is not `slow` any more."""
 
     works: list[bool] = field(factory=list)
+    slow: Event = field(factory=Event)
 
-    def save(self, folder: Path, *rest: object) -> Path:
-        if not self.works.pop(0):
-            raise SaveError("no room")
-        return folder / "step"
+    def begin(self, folder: Path, *rest: object) -> Writing:
+        works = self.works.pop(0)
+
+        def steps() -> Steps:
+            yield self.slow.wait
+            if not works:
+                raise SaveError("no room")
+            return folder / "step"
+
+        return Writing(steps())
 
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     made = Disk()
-    monkeypatch.setattr(checkpoint, "save", made.save)
+    made.slow.set()
+    monkeypatch.setattr(checkpoint, "begin", made.begin)
     return made
 
 
@@ -43,19 +54,62 @@ def test_failures_are_counted_in_a_row(tmp_path: Path, disk: Disk) -> None:
     made = saves(tmp_path)
     disk.works = [False, False, True, False, False, True]
     for _ in range(6):
-        made.save(None, {}, 1, last=False)  # type: ignore[arg-type]
+        made.save(None, {}, 1, last=False, wait=True)  # type: ignore[arg-type]
     assert (made.failed, made.lost) == (0, 4)
     disk.works = [False] * FAILURES
     for _ in range(FAILURES - 1):
-        made.save(None, {}, 1, last=False)  # type: ignore[arg-type]
+        made.save(None, {}, 1, last=False, wait=True)  # type: ignore[arg-type]
     with pytest.raises(SaveError, match=f"no room \\({FAILURES} in a row\\): make room in .*, then go on"):
-        made.save(None, {}, 1, last=False)  # type: ignore[arg-type]
+        made.save(None, {}, 1, last=False, wait=True)  # type: ignore[arg-type]
 
 
 def test_the_last_one_of_a_run_may_not_fail(tmp_path: Path, disk: Disk) -> None:
     disk.works = [False]
     with pytest.raises(SaveError, match="the last one of the run"):
-        saves(tmp_path).save(None, {}, 1, last=True)  # type: ignore[arg-type]
+        saves(tmp_path).save(None, {}, 1, last=True, wait=True)  # type: ignore[arg-type]
+
+
+def test_training_goes_on_while_a_save_is_written_and_the_next_one_waits(tmp_path: Path, disk: Disk) -> None:
+    disk.works = [True, True]
+    disk.slow.clear()
+    made = saves(tmp_path, minutes=5.0)
+    made.save(None, {}, 1, last=False, wait=False)  # type: ignore[arg-type]
+    for _ in range(3):
+        assert made.agreed(False) == (False, False) and made.newest is None
+    Timer(0.2, disk.slow.set).start()
+    made.save(None, {}, 2, last=False, wait=False)  # type: ignore[arg-type]
+    assert made.newest == tmp_path / "step" and len(disk.works) == 0  # the first one, before the second began
+    made.wait()
+
+
+def test_a_failure_while_training_goes_on_is_told_in_the_next_iteration(
+    tmp_path: Path, disk: Disk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk.works = [False] * FAILURES
+    made = saves(tmp_path, minutes=5.0)
+    for number in range(1, FAILURES + 1):
+        made.save(None, {}, 1, last=False, wait=False)  # type: ignore[arg-type]
+        while made._writing is not None and made._writing.busy:
+            sleep(0.001)
+        if number == FAILURES:
+            with pytest.raises(SaveError, match=f"no room \\({FAILURES} in a row\\)"):
+                made.agreed(False)
+        else:
+            assert made.agreed(False) == (False, False)
+        assert made.failed == number and f"SAVE FAILED ({number} in a row" in capsys.readouterr().err
+
+
+def test_a_run_that_ends_in_an_error_keeps_what_it_was_writing(tmp_path: Path, disk: Disk) -> None:
+    disk.works = [True, False]
+    disk.slow.clear()
+    made = saves(tmp_path)
+    made.save(None, {}, 1, last=False, wait=False)  # type: ignore[arg-type]
+    Timer(0.2, disk.slow.set).start()
+    made.leave()
+    assert made.newest == tmp_path / "step"
+    made.save(None, {}, 1, last=False, wait=False)  # type: ignore[arg-type]
+    made.leave()  # what ended it is told, and this is in the log
+    assert made.failed == 1
 
 
 def test_it_is_time_after_some_minutes(tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +122,7 @@ def test_it_is_time_after_some_minutes(tmp_path: Path, disk: Disk, monkeypatch: 
     now += 1
     assert made.agreed(False) == (False, True)
     disk.works = [True]
-    made.save(None, {}, 1, last=False)  # type: ignore[arg-type]
+    made.save(None, {}, 1, last=False, wait=True)  # type: ignore[arg-type]
     assert made.agreed(False) == (False, False)
     assert Saves(None, "digest", Run(None), 0.0).agreed(False) == (False, False)  # nothing is kept
 

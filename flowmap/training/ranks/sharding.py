@@ -133,12 +133,12 @@ class _Returning:
 @torch.no_grad()
 def put(p: Tensor, rows: Rows) -> None:
     """This rank's rows of a parameter; only they are read."""
-    part, (first, last) = local(p), _held(p)
+    part, (first, last) = local(p), held(p)
     if part.numel():
         part.copy_(rows(slice(first, last)))
 
 
-def _held(p: Tensor) -> tuple[int, int]:
+def held(p: Tensor) -> tuple[int, int]:
     """The rows of p that this rank holds: the last ranks have fewer, or none."""
     if not in_pieces(p):
         return 0, len(p)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,8 @@ from ...atomic import folder, settle
 from ...faults import reach
 from ..ranks.agree import RankError, everywhere, on_first, rank, ranks, said
 from . import manifest, shards
-from .manifest import SCHEMA, Manifest
+from .manifest import SCHEMA, Manifest, Sum
+from .writing import Steps, Work, Writing
 
 if TYPE_CHECKING:
     from ..._types import Role
@@ -61,8 +62,20 @@ class Found:
     passed: tuple[str, ...] = ()
 
 
+def begin(directory: Path, trainer: Trainer, weights: Weights, iteration: int, digest: str) -> Writing:
+    """Copy the state after `iteration` iterations of the trainer's stage, and start to publish it.
+
+    What comes before, and how it went, is told by a `SaveError` here or in `Writing`. One at a time.
+    """
+    return Writing(_saving(directory, trainer, weights, iteration, digest))
+
+
 def save(directory: Path, trainer: Trainer, weights: Weights, iteration: int, digest: str) -> Path:
-    """Publish the state after `iteration` iterations of the trainer's stage; publishing it again changes nothing."""
+    """`begin`, and wait; publishing again what is published changes nothing."""
+    return begin(directory, trainer, weights, iteration, digest).finish()
+
+
+def _saving(directory: Path, trainer: Trainer, weights: Weights, iteration: int, digest: str) -> Steps:
     final = directory / f"step_{trainer.number:02d}_{iteration:08d}"
     reach("save.before")
     try:
@@ -70,17 +83,24 @@ def save(directory: Path, trainer: Trainer, weights: Weights, iteration: int, di
             return final
         new = on_first(lambda: _new(directory, final.name))
         try:
-            _write(new, trainer, weights, iteration, digest)
-            on_first(lambda: settle(new, final))
-        except (RankError, shards.ShardError):
+            state, tensors = _state(trainer, iteration), _tensors(trainer, weights)
+            shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+            pieces = shards.copied(tensors)
+            sums = yield lambda: _write(new, pieces, state)
+            pieces.clear()
+            merged = {name: each for some in sums for name, each in some.items()}
+            on_first(lambda: _seal(new, Manifest(merged, shapes, digest, ranks())))
+            reach("save.after_manifest")
+            yield _by_first(lambda: _publish(new, final))
+        except RankError:
             on_first(lambda: shutil.rmtree(new, ignore_errors=True))
             raise
-        reach("save.after_rename")
-        if wrong := damage(final) + _incomplete(final):
+        seen = yield lambda: manifest.damage(final, rank(), ranks())
+        if wrong := _united(seen) + _incomplete(final):
             on_first(lambda: _put_aside(final))
             raise SaveError(f"{final}, read again, is damaged: {'; '.join(wrong)}")
-        on_first(lambda: _purge(directory))
-    except (RankError, shards.ShardError) as error:
+        yield _by_first(lambda: _purge(directory))
+    except RankError as error:
         raise SaveError(f"{final} could not be written: {error}") from None
     return final
 
@@ -160,13 +180,18 @@ def published(directory: Path) -> list[Path]:
 
 def damage(path: Path) -> list[str]:
     """What is wrong with a published checkpoint, the same on every rank, which share the reading; [] if it is whole."""
-    return sorted({each for some in everywhere(lambda: manifest.damage(path, rank(), ranks())) for each in some})
+    return _united(everywhere(lambda: manifest.damage(path, rank(), ranks())))
 
 
-def _write(new: Path, trainer: Trainer, weights: Weights, iteration: int, digest: str) -> None:
-    tensors = _tensors(trainer, weights)
-    shards.write(tensors, new / "state")
-    reach("save.after_data")
+def _united(some: Iterable[Iterable[str]]) -> list[str]:
+    return sorted({each for its in some for each in its})
+
+
+def _by_first(work: Work) -> Work:
+    return work if rank() == 0 else lambda: None
+
+
+def _state(trainer: Trainer, iteration: int) -> bytes:
     state = {
         "schema": SCHEMA,
         "stage": trainer.number,
@@ -174,12 +199,21 @@ def _write(new: Path, trainer: Trainer, weights: Weights, iteration: int, digest
         "end": iteration == trainer.stage.steps,
         "trainer": trainer.state(),
     }
-    on_first(lambda: (new / "train_state.json").write_text(json.dumps(state, indent=1)))
-    sums = everywhere(lambda: manifest.sums(new, rank(), ranks()))
-    merged = {name: each for some in sums for name, each in some.items()}
-    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
-    on_first(lambda: _seal(new, Manifest(merged, shapes, digest, ranks())))
-    reach("save.after_manifest")
+    return json.dumps(state, indent=1).encode()
+
+
+def _write(new: Path, pieces: Sequence[shards.Piece], state: bytes) -> dict[str, Sum]:
+    """This rank's files, the first's with the counters."""
+    written = {f"state/{name}": each for name, each in shards.write(pieces, new / "state", rank()).items()}
+    reach("save.after_data")
+    if rank() == 0:
+        written["train_state.json"] = manifest.hashed(new / "train_state.json", [state])
+    return written
+
+
+def _publish(new: Path, final: Path) -> None:
+    settle(new, final)
+    reach("save.after_rename")
 
 
 def _seal(new: Path, listed: Manifest) -> None:

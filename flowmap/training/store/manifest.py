@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 from attrs import field, frozen
 
+Sum: TypeAlias = tuple[int, str]
+"""Bytes and sha256."""
 SCHEMA = 1
 """Of a checkpoint's files; one more whenever an older version of this library would misread them."""
 
 NAME = "MANIFEST.json"
+BLOCK = 2**24  # bytes that are hashed and written while they are in a cache
 PACKAGES = ("flowmap-distill", "torch", "safetensors")
 
 
@@ -38,7 +42,7 @@ def _versions() -> Mapping[str, str]:
 class Manifest:
     """files: bytes and sha256 by name. shapes: of the tensors. digest: of the recipe. world: how many ranks wrote."""
 
-    files: Mapping[str, tuple[int, str]]
+    files: Mapping[str, Sum]
     shapes: Mapping[str, tuple[int, ...]]
     digest: str
     world: int
@@ -60,9 +64,24 @@ class Manifest:
         return cls(**said)
 
 
-def sums(path: Path, part: int = 0, of: int = 1) -> dict[str, tuple[int, str]]:
-    """Size and sha256 of the files under `path`: of every `of`-th from `part` on, for ranks that share the work."""
-    return {str(file.relative_to(path)): _sum(file) for file in _files(path)[part::of]}
+def hashed(path: Path, content: Iterable[bytes | memoryview]) -> Sum:
+    """Write a new file, synchronised to the disk; what it is of what was given, not of what is read."""
+    size, digest = 0, hashlib.sha256()
+    with path.open("xb", buffering=0) as file:
+        for part in content:
+            for first in range(0, len(part), BLOCK):
+                block = memoryview(part)[first : first + BLOCK]
+                digest.update(block)
+                size += len(block)
+                while block:  # a disk may take less than it is given
+                    block = block[file.write(block) :]
+        os.fsync(file.fileno())
+    return size, digest.hexdigest()
+
+
+def sums(path: Path) -> dict[str, Sum]:
+    """Of the files under `path`, read."""
+    return {str(file.relative_to(path)): _sum(file) for file in _files(path)}
 
 
 def damage(path: Path, part: int = 0, of: int = 1) -> list[str]:
@@ -122,6 +141,6 @@ def _files(path: Path) -> list[Path]:
     return sorted(file for file in path.rglob("*") if file.is_file() and file.name != NAME)
 
 
-def _sum(path: Path) -> tuple[int, str]:
+def _sum(path: Path) -> Sum:
     with path.open("rb") as file:
         return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
