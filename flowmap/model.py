@@ -95,6 +95,15 @@ class FlowMap(nn.Module, ABC):
         """Choose the frames to train on, and put their clean history into `cond`."""
         return x, cond
 
+    def keeping(self, samples: Tensor) -> Cache:
+        """For the `cache` of a teacher-forced call, which puts there what of `samples`, places in its batch, depends
+        neither on z nor on the times; None where there is nothing to keep.
+
+        Calls of these samples after it, once or several times over, under the same condition, read it: they are made
+        with the same weights and build no graph, since what was kept has none.
+        """
+        return None
+
     @property
     def precision(self) -> torch.dtype:
         """What it computes in: the narrowest type of its weights, unless a network says otherwise."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
@@ -13,6 +14,7 @@ from .. import validators
 from .._types import (
     NOTHING,
     Batch,
+    Cache,
     Cond,
     Latent,
     Mean,
@@ -52,9 +54,9 @@ class FlowMapMatching(Ordered):
     stage that fine-tunes it.
 
     Calls a sample: 1 G, 1 F for guidance or for the network's own velocity, 2 F for the derivative of those off the
-    diagonal; none of the F builds a graph. Raw losses are logged by role, before any reweight. Where the network
-    computes in less than float32, "rounding" is logged when `shared` asks for it, for 2 F more: the mean square of the
-    target's error by it, over that of v̂ - u.
+    diagonal, without a causal network's history where it is kept; none of the F builds a graph. Raw losses are logged
+    by role, before any reweight. Where the network computes in less than float32, "rounding" is logged when `shared`
+    asks for it, for 2 F more: the mean square of the target's error by it, over that of v̂ - u.
 
     Given z_t, the guided velocity of the data is the teacher's and w (ε - x - v_c), of mean zero: so with the teacher's
     the loss lacks w² ‖ε - x - v_c‖² of what it would be with the data's. Reweights are told this noise; see `Balanced`.
@@ -105,7 +107,8 @@ class FlowMapMatching(Ordered):
         t, r, off = (to_device(a, x.device) for a in (t, r, off))
         z, v = interpolate(x, rng.noise_like(x), t)
 
-        u = u_θ(z, t, r, c)
+        kept = u_θ.keeping(off) if len(off) else None
+        u = u_θ(z, t, r, c, kept)
         with torch.no_grad():
             u_null, noise = u, None
             if self.velocity != "data":
@@ -117,7 +120,7 @@ class FlowMapMatching(Ordered):
                 u_null = u_θ(z, t, guide.end(t, r), null)
                 v = guide.velocity(v, u_null, dropped)
             ϱ = self.warmup(shared.iteration)
-            gap, du = expand(t - r, v) / guide.scale, self._derivative(u_θ, z, t, r, v, c, off, shared)
+            gap, du = expand(t - r, v) / guide.scale, self._derivative(u_θ, z, t, r, v, c, off, kept, shared)
             y = v - gap * ϱ * du if ϱ else v  # no factor 0: a du that is not finite is out
         raw = (guide.implied(u, u_null) - y).square().flatten(1).mean(1)
 
@@ -125,7 +128,7 @@ class FlowMapMatching(Ordered):
         logs = {f"loss/{role}": Mean.of(raw, mask) for role, mask in roles(t, r, end_of(self.times)).items()}
         logs |= rounding(
             *(u_θ, z, rng, shared, gap * du, (v - u.detach())[off]),
-            lambda near: gap * self._derivative(u_θ, near, t, r, v, c, off, shared),
+            lambda near: gap * self._derivative(u_θ, near, t, r, v, c, off, kept, shared),
         )
         bad = nonfinite(**{"data": x} | ({"teacher": v} if self.velocity == "teacher" else {}) | {self.role: raw})
         return Loss(guide.weight * loss.mean(), logs, raw.detach().isfinite(), bad)
@@ -138,15 +141,16 @@ class FlowMapMatching(Ordered):
         return torch.where(dropped, noise, self.guidance.w**2 * noise)
 
     def _derivative(
-        self, u: FlowMap, z: Latent, t: Time, r: Time, v: Latent, c: Cond, off: Tensor, shared: Shared
+        self, u: FlowMap, z: Latent, t: Time, r: Time, v: Latent, c: Cond, off: Tensor, kept: Cache, shared: Shared
     ) -> Tensor:
-        """d/dt u of the samples `off` the diagonal; zero elsewhere, at no cost.
+        """d/dt u of the samples `off` the diagonal; zero elsewhere, at no cost. kept: of those, by a call before.
 
         On several ranks the call is made for one sample where there is none: to be in step with the other ranks.
         """
         du = torch.zeros_like(v)
         some = off if len(off) or shared.ranks == 1 else torch.zeros(1, dtype=torch.long, device=z.device)
         if len(some):
-            found = self.derivative(u, z[some], t[some], r[some], v[some], select(c, some)).to(du.dtype)
+            call = u if kept is None else partial(u, cache=kept)
+            found = self.derivative(call, z[some], t[some], r[some], v[some], select(c, some)).to(du.dtype)
             du[off] = found[: len(off)]
         return du

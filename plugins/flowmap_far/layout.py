@@ -77,6 +77,11 @@ def training(sizes: Sequence[int], limit: int) -> tuple[Piece, ...]:
     return tuple(Piece(form, k, first[k], sizes[k]) for form, which in span.items() for k in which)
 
 
+def parted(pieces: Sequence[Piece]) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
+    """What of `training` is history, and what is noisy."""
+    return tuple(p for p in pieces if p.form != NOISY), tuple(p for p in pieces if p.form == NOISY)
+
+
 def sees(form: Tensor, chunk: Tensor, other_form: Tensor, other_chunk: Tensor) -> Tensor:
     """Whether a query in (form, chunk) attends to a key in (other_form, other_chunk); broadcasts.
 

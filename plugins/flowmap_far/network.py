@@ -9,7 +9,7 @@ from itertools import accumulate, pairwise
 from typing import Any, Literal, TypeAlias
 
 import torch
-from attrs import frozen
+from attrs import define, frozen
 from flowmap_wan.block import KeyValue, Mask, Rope, rotation
 from flowmap_wan.network import WanFlowMap, patchify
 from torch import Tensor
@@ -42,6 +42,37 @@ class Cache:
     @property
     def frames(self) -> int:
         return self.pieces[-1].first + self.pieces[-1].frames if self.pieces else 0
+
+
+@define(eq=False)
+class Kept:
+    """Keys and values of the clean history of a call's `samples`, by layer, once it was made; see `FlowMap.keeping`."""
+
+    samples: Tensor
+    memory: Sequence[KeyValue] = ()
+
+    def picked(self, context: int, k: Tensor, v: Tensor) -> KeyValue:
+        """Of the first `context` tokens, which are the history: copies, that nothing else of the call is kept for."""
+        return k[:, :context].detach()[self.samples], v[:, :context].detach()[self.samples]
+
+    def of(self, batch: int) -> Sequence[KeyValue]:
+        """For calls of all samples, one after the other, several times over."""
+        return _Repeated(self.memory, batch // len(self.samples))
+
+
+@frozen(eq=False)
+class _Repeated(Sequence[KeyValue]):
+    """A layer at a time, when it is asked for."""
+
+    memory: Sequence[KeyValue]
+    times: int
+
+    def __getitem__(self, layer: Any) -> Any:
+        k, v = self.memory[layer]
+        return k.repeat(self.times, 1, 1, 1), v.repeat(self.times, 1, 1, 1)
+
+    def __len__(self) -> int:
+        return len(self.memory)
 
 
 Encode: TypeAlias = Callable[[tuple[Piece, ...], Sequence[Latent], Cache], Sequence[Sequence[KeyValue]]]
@@ -87,11 +118,12 @@ class FarFlowMap(WanFlowMap):
         long: float = 0.5,
         bidirectional: float = 0.0,
         attention: Attention = "auto",
+        keep_history: bool | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(net, role, whole=(FAR_PATCH,), **settings)
         self.partition, self.full, self.long, self.bidirectional = partition, full, long, bidirectional
-        self.attention = attention
+        self.attention, self.keep_history = attention, keep_history
 
     def chunks(self, frames: int) -> tuple[int, ...]:
         if frames > (most := self.net.config.rope_max_seq_len):
@@ -109,12 +141,23 @@ class FarFlowMap(WanFlowMap):
         start, last, end = sum(sizes[: max(0, n - self.full)]), sum(sizes[: n - 1]), sum(sizes[:n])
         return x[:, start:end], {**cond, "history": x[:, :last]}
 
-    def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache | None = None) -> Latent:
-        cache = cache or Cache()
+    def keeping(self, samples: Tensor) -> Kept | None:
+        """Keys and values of their history, but in a context of several ranks, or where memory is short."""
+        keeps = not self.checkpointing if self.keep_history is None else self.keep_history
+        return Kept(samples) if keeps and self.context is None else None
+
+    def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache | Kept | None = None) -> Latent:
+        kept, cache = (cache, Cache()) if isinstance(cache, Kept) else (None, cache or Cache())
         self._check(z, cond, cache)
+        past, before = cache.memory, cache.pieces
         if "history" in cond:
             pieces = self._training(cond["history"], z)
-            h, context = self._assemble(pieces, cond["history"], z)
+            if kept is not None and kept.memory:
+                self._graphless()
+                before, pieces = layout.parted(pieces)
+                h, context, past = self.tokens(z), 0, (kept.of(len(z)),)
+            else:
+                h, context = self._assemble(pieces, cond["history"], z)
         else:
             self.chunks(cache.frames + z.shape[1])  # is there a position for each?
             pieces = (Piece(NOISY, len(cache.pieces), cache.frames, z.shape[1]),)
@@ -124,9 +167,16 @@ class FarFlowMap(WanFlowMap):
         if context:
             zero = torch.zeros_like(t if t.ndim == 1 else t[:, 0])
             groups, e = [context, *groups], torch.cat([self.embed(zero, zero), e], 1)
-        rope, mask = self._rope(pieces, z), self._mask(pieces, cache.pieces, z)
-        h, _ = self.through(h, e, groups, self.text(cond), rope, mask, cache.memory)
+        rope, mask = self._rope(pieces, z), self._mask(pieces, before, z)
+        keep = partial(kept.picked, context) if kept is not None and context else None
+        h, found = self.through(h, e, groups, self.text(cond), rope, mask, past, keep)
+        if kept is not None and keep is not None:
+            kept.memory = found
         return self.latent(h, e, groups, z, skip=context)
+
+    def _graphless(self) -> None:
+        if torch.is_grad_enabled() and self.trained():
+            raise ValueError(f"the {self.role} is called for a gradient with a history that was kept without its graph")
 
     def extend(self, cache: Cache | None, x: Latent, cond: Cond) -> Cache:
         """Encode a finished chunk; where that pushes one out of full resolution, compress it and encode the rest anew.
@@ -143,7 +193,7 @@ class FarFlowMap(WanFlowMap):
         parts = [self._piece(p.form, latent) for p, latent in zip(pieces, x, strict=True)]
         h, zero = torch.cat(parts, 1), torch.zeros(len(x[0]), device=x[0].device)
         e, rope, mask = self.embed(zero, zero), self._rope(pieces, x[0]), self._mask(pieces, before.pieces, x[0])
-        _, found = self.through(h, e, [h.shape[1]], self.text(cond), rope, mask, before.memory, True)
+        _, found = self.through(h, e, [h.shape[1]], self.text(cond), rope, mask, before.memory, _both)
         ends = [0, *accumulate(part.shape[1] for part in parts)]
         return [  # copies: a view would keep the whole pass in memory for as long as one chunk of it is remembered
             [(k[:, i:j].clone(), v[:, i:j].clone()) for k, v in found] for i, j in pairwise(ends)
@@ -223,3 +273,7 @@ class FarFlowMap(WanFlowMap):
             return layout.spans(queries, keys, tokens)
         make = layout.block_mask if attention == "flex" else layout.dense_mask
         return make(queries, keys, tokens, like.device)
+
+
+def _both(k: Tensor, v: Tensor) -> KeyValue:
+    return k, v

@@ -48,7 +48,9 @@ class Far(WanSpec):
     one stands for, so that a constant image looks the same to both; False is the reference.
     attention: "dense" takes a mask in full, "spans" one call without a mask for each chunk of queries, both with any
     kernel; "flex" is one call of flex attention, which trains on CUDA alone, needs heads of 16 or more, and has no
-    forward-mode derivative. "auto" is dense where the sequence is short, else spans.
+    forward-mode derivative. "auto" is dense where the sequence is short, else spans. keep_history: the derivative of
+    stage 1 reuses the keys and values of the clean history, which depend on neither z nor the times; None is unless
+    blocks are recomputed, beside whose inputs they are large.
 
     Teacher and critic are bidirectional, on the same weights; the teacher of a distilled directory is that student as
     it was. The other fields are those of `Wan21`.
@@ -70,6 +72,7 @@ class Far(WanSpec):
     attention: Literal["auto", "dense", "spans", "flex"] = field(
         default="auto", validator=validators.in_(("auto", "dense", "spans", "flex"))
     )
+    keep_history: bool | None = None
 
     def student(self, net: Any, role: Role, **settings: Any) -> WanFlowMap:
         from .network import FarFlowMap
@@ -87,6 +90,7 @@ class Far(WanSpec):
             long=self.long,
             bidirectional=self.bidirectional,
             attention=self.attention,
+            keep_history=self.keep_history,
             **settings,
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -150,12 +150,12 @@ class WanFlowMap(FlowMap):
         rope: Rope,
         mask: Mask = None,
         past: Sequence[Sequence[KeyValue]] = (),
-        remember: bool = False,
+        remember: Callable[[Tensor, Tensor], KeyValue] | None = None,
     ) -> tuple[Tensor, list[KeyValue]]:
         """All blocks, with h [B, S, d] and e [B, G, d] as in `Block`; past: by piece of the history, then by layer.
 
-        Returns the last block's tokens, in a context this rank's, and, to `remember`, the keys and values of every
-        layer: of a whole video at 14B they are more than twice what training holds for its backward pass.
+        Returns the last block's tokens, in a context this rank's, and what `remember` makes of the keys and values of
+        every layer: of a whole video at 14B they are more than twice what training holds for its backward pass.
         """
         if (share := self._share(groups)) is not None:
             here, groups = share.groups(groups)
@@ -165,8 +165,8 @@ class WanFlowMap(FlowMap):
         for i, block in enumerate(self.net.blocks):
             own = tuple(piece[i] for piece in past)
             h, k, v = self._block(block, h.contiguous(), modulation, groups, text, rope, mask, own, share)
-            if remember:
-                found.append((k, v))
+            if remember is not None:
+                found.append(remember(k, v))
         return h, found
 
     def latent(self, h: Tensor, e: Tensor, groups: Sequence[int], like: Latent, skip: int = 0) -> Latent:

@@ -51,6 +51,9 @@ class Sharded(Wrapped):
         out: Latent = self.root(self.u, z, t, r, cond, cache)
         return out
 
+    def keeping(self, samples: Tensor) -> Cache:
+        return self.u.keeping(samples)
+
     def extend(self, cache: Cache, x: Latent, cond: Cond) -> Cache:
         return self.root(self.u.extend, cache, x, cond)
 
