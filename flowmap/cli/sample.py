@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,8 +121,12 @@ def _exported(path: Path) -> dict[str, Any]:
         "shape": manifest.latent or None,
         **({"rows": (batch.least, batch.most)} if (batch := manifest.sizes.get("batch")) else {}),
         "shift": own["shift"],
-        "own": Sampling(own["sampler"], own.get("built_in_guidance"), own.get("times")) if "sampler" in own else None,
+        "own": Sampling(own["sampler"], own.get("built_in_guidance"), _times(own)) if "sampler" in own else None,
     }
+
+
+def _times(sampler: Mapping[str, Any]) -> tuple[float, ...] | None:
+    return tuple(sampler["times"]) if "times" in sampler else None
 
 
 def _outside(error: ProfileError, size: tuple[int, int, int] | None) -> str:

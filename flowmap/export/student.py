@@ -72,6 +72,7 @@ def sampler_of(facts: Mapping[str, Any], u: FlowMap, spec: FlowMapSpec | None, s
         "shift": facts.get("shift", spec.shift if spec else shift),
         "sampler": facts.get("sampler", "flow_map"),
         "built_in_guidance": u.guidance,
+        **({"times": facts["times"]} if facts.get("times") else {}),
     }
 
 

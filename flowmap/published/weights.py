@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import frozen
+from attrs import evolve, field, frozen
 from torch import Tensor
 
 from ..model import WeightsError
@@ -22,6 +22,8 @@ TRAINER = re.compile(r"(?:^|(?<=\.))(?:_fsdp_wrapped_module|_checkpoint_wrapped_
 """Parts of a name that PyTorch's wrappers put there, anywhere in it."""
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "module.", "model.", "generator.", "transformer.")
 """Before every name of a file, several after each other."""
+SECOND = "transformer_2"
+"""The other network of a pipeline that has two."""
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 
 
@@ -30,6 +32,7 @@ class Weights:
     """The tensors of a file, by name without what a trainer put around; dictionaries in it are joined by dots.
 
     notes: what else is in it. taken: the keys that the tensors lay under; prefix: what stood before every name.
+    second: of a pipeline of two networks, the other's tensors.
     """
 
     file: Path
@@ -37,18 +40,22 @@ class Weights:
     notes: Mapping[str, Any]
     taken: tuple[str, ...] = ()
     prefix: str = ""
+    second: Mapping[str, Tensor] = field(factory=dict)
 
 
 def read(file: Path) -> Weights:
     """The tensors of a safetensors file, a directory of them, or a checkpoint of PyTorch, of which nothing is run.
 
-    A directory may be that of a network in several files, or of a pipeline, whose transformer is read.
+    A directory may be that of a network in several files, or of a pipeline, whose transformers are read.
     """
     if not file.exists():
         raise WeightsError(f"{file}: there is no such file")
     found: Any
     if file.is_dir():
-        found = _shards(file)
+        if (file / SECOND).is_dir():
+            own = [_named(file, _shards(file / part), {}, ()) for part in ("transformer", SECOND)]
+            return evolve(own[0], second=own[1].tensors)
+        found = _shards(file / "transformer" if (file / "transformer").is_dir() else file)
     elif file.suffix == ".safetensors":
         found = _safetensors(file)
     elif file.suffix in PICKLES:
@@ -97,15 +104,14 @@ def _named(file: Path, found: Mapping[str, Tensor], notes: Mapping[str, Any], ta
 
 
 def _shards(folder: Path) -> dict[str, Tensor]:
-    here = folder / "transformer" if (folder / "transformer").is_dir() else folder
     found: dict[str, Tensor] = {}
-    for file in sorted(here.glob("*.safetensors")):
+    for file in sorted(folder.glob("*.safetensors")):
         part = _safetensors(file)
         if twice := found.keys() & part.keys():
-            raise WeightsError(f"{here}: {min(twice)} is in two of its files: give one of them")
+            raise WeightsError(f"{folder}: {min(twice)} is in two of its files: give one of them")
         found |= part
     if not found:
-        raise WeightsError(f"{here}: there is no .safetensors in it")
+        raise WeightsError(f"{folder}: there is no .safetensors in it")
     return found
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowmap import hookimpl, lazily
+from flowmap.mistaken import INDEX, read
 
 if TYPE_CHECKING:
     from flowmap_lora import Lora
@@ -38,14 +40,8 @@ def flowmap_graphs() -> Mapping[str, Family]:
 
 @hookimpl
 def flowmap_layouts() -> Mapping[str, Layout]:
-    names = (
-        "self_forcing",
-        "causal_forcing",
-        "causal_forcing_framewise",
-        "krea_realtime",
-        "causvid",
-        "lightx2v_causvid",
-    )
+    causal_forcing = ("causal_forcing", "causal_forcing_framewise")
+    names = ("self_forcing", *causal_forcing, "krea_realtime", "causvid", "lightx2v_causvid", "fastvideo_causalwan")
     return lazily.Lazily({name: f"{__name__}.published:{name.upper()}" for name in names})
 
 
@@ -53,8 +49,11 @@ def flowmap_layouts() -> Mapping[str, Layout]:
 def flowmap_resolve_backbone(name: str) -> FlowMapSpec | None:
     from flowmap_wan.spec import resolve
 
+    from .experts import PIPELINE, CausalExperts
     from .spec import HUB, Far
 
+    if (Path(name) / INDEX).is_file() and read(Path(name) / INDEX).get("_class_name") == PIPELINE:
+        return CausalExperts(name)
     return resolve(Far, name, Far.pipelines[-1:], HUB)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from attrs import frozen
 
+from flowmap.atomic import write_json
+from flowmap.mistaken import INDEX
 from flowmap.model import Sampling
 from flowmap.path import shift
 from flowmap.published.layout import Brought
 from flowmap.published.weights import Weights
 
+from .experts import PARTS, PIPELINE
 from .spec import COMPRESSED_PATCH, Far
 
 if TYPE_CHECKING:
@@ -31,8 +35,8 @@ class Causal:
     """Chunks of `frames` latent frames, the first perhaps of `first`, each seeing all before it, whose time is 0.
 
     levels, shift: where its sampler stops, as its publisher writes them; a warped level is shifted. Between two levels
-    it jumps to data and renews the noise. It has a guidance built in that no file says. wrapper: the key by which a
-    checkpoint is known for one of this layout.
+    it jumps to data and renews the noise. It has a guidance built in that no file says. boundary: of two networks, the
+    time from which the first is asked. wrapper: the key by which a checkpoint is known for one of this layout.
     """
 
     about: str
@@ -41,6 +45,7 @@ class Causal:
     warped: bool = True
     frames: int = 3
     first: int | None = None
+    boundary: float | None = None
     wrapper: str | None = None
 
     def claims(self, found: Weights) -> bool:
@@ -65,9 +70,13 @@ class Causal:
 
         ready(spec := Far(base))
         config = spec.outline().config
-        network = causal(fitted(found, config, base), config, self.partition)
+        states = fitted(found, config, base, experts=self.boundary is not None)
+        networks = {part: causal(state, config, self.partition) for part, state in zip(PARTS, states, strict=False)}
         scheduler = diffusers.FlowMapEulerDiscreteScheduler(shift=self.shift)
-        pipelines.write(base, out, {"transformer": network, "scheduler": scheduler}, Far.pipelines[-1])
+        pipelines.write(base, out, {**networks, "scheduler": scheduler}, Far.pipelines[-1])
+        if self.boundary is not None:
+            index = json.loads((out / INDEX).read_text())
+            write_json(out / INDEX, {**index, "_class_name": PIPELINE, "boundary_ratio": self.boundary})
         return Brought(Sampling("consistency", None, self.times), latents(config))
 
 
@@ -107,5 +116,12 @@ LIGHTX2V_CAUSVID = Causal(
     (999, 934, 862, 756, 603, 410, 250, 140, 74),
     shift=8.0,
     warped=False,
+)
+FASTVIDEO_CAUSALWAN = Causal(
+    "FastVideo's CausalWan2.2 A14B: two experts, a first chunk of 1 frame, then 3 a chunk, 8 levels",
+    (1000, 850, 700, 550, 350, 275, 200, 125),
+    shift=12.0,
+    first=1,
+    boundary=0.875,
 )
 """Chunks and levels are those of their publishers' configurations."""

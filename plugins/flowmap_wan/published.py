@@ -19,20 +19,33 @@ TYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Of weights that are read; what has 8 bits or fewer needs scales, which are no part of the network."""
 
 
-def fitted(found: Weights, config: Mapping[str, Any], base: str) -> dict[str, Tensor]:
+def fitted(found: Weights, config: Mapping[str, Any], base: str, *, experts: bool = False) -> list[dict[str, Tensor]]:
     """The tensors of `found` by the names of diffusers' `WanTransformer3DModel`, as large as `config` says.
 
-    They may be called as there, or as in Wan's own files. A `WeightsError` that names what is missing, what does not
-    belong there, and what is of another shape or of no floating-point type.
+    They may be called as there, or as in Wan's own files. experts: of two networks, which must then be there; else of
+    one. A `WeightsError` that names what is missing, what does not belong there, and what is of another shape or of no
+    floating-point type.
     """
     from diffusers import WanTransformer3DModel
 
     with torch.device("meta"):
         own = WanTransformer3DModel(**config).state_dict()
-    names = {name: name if diffusers_names(found) else original(name) for name in own}
-    if wrong := "; ".join(_wrong(found.tensors, {names[name]: value for name, value in own.items()})):
-        raise WeightsError(f"{found.file} is not the network of {base}: {wrong}")
-    return {name: found.tensors[theirs] for name, theirs in names.items()}
+    if bool(found.second) != experts:
+        has, wanted = ("two networks", "one") if found.second else ("one network", "two experts")
+        raise WeightsError(f"{found.file} has {has}: must have {wanted} in this layout")
+    return [
+        _fitted(tensors, own, f"{found.file} is not the network of {base}")
+        for tensors in (found.tensors, found.second)
+        if tensors
+    ]
+
+
+def _fitted(theirs: Mapping[str, Tensor], own: Mapping[str, Tensor], told: str) -> dict[str, Tensor]:
+    plain = any(name.startswith("condition_embedder.") for name in theirs)
+    names = {name: name if plain else original(name) for name in own}
+    if wrong := "; ".join(_wrong(theirs, {names[name]: value for name, value in own.items()})):
+        raise WeightsError(f"{told}: {wrong}")
+    return {name: theirs[there] for name, there in names.items()}
 
 
 def latents(config: Mapping[str, Any]) -> tuple[int, int, int, int] | None:
@@ -40,10 +53,6 @@ def latents(config: Mapping[str, Any]) -> tuple[int, int, int, int] | None:
     same = ("num_attention_heads", "attention_head_dim", "num_layers", "in_channels", "ffn_dim")
     known = any(all(config.get(name) == full[name] for name in same) for full in (T2V_1_3B, T2V_14B))
     return LATENT if known else None
-
-
-def diffusers_names(found: Weights) -> bool:
-    return any(name.startswith("condition_embedder.") for name in found.tensors)
 
 
 def _wrong(theirs: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Iterator[str]:

@@ -34,7 +34,7 @@ class Teacher:
 
         ready(spec := Wan21(base))
         config = spec.outline().config
-        state = fitted(found, config, base)
+        (state,) = fitted(found, config, base)
         with torch.device("meta"):
             net = diffusers.WanTransformer3DModel(**config)
         net.load_state_dict(state, strict=True, assign=True)

@@ -1,0 +1,140 @@
+"""Two causal networks of one time that share the noise levels, as FastVideo's CausalWan2.2: network and spec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, Self
+
+import torch
+from attrs import field, frozen
+from flowmap_wan.codec import WanCodec
+from flowmap_wan.sizes import SCHEDULER, shift
+
+from flowmap import FlowMap, FlowMapSpec, validators
+from flowmap.methods.citations import FAR, WAN
+from flowmap.mistaken import INDEX, read
+from flowmap.model import About, Sampling, origin, require_fit
+from flowmap.path import expand
+
+from .spec import Far
+
+if TYPE_CHECKING:
+    from flowmap._types import Cache, Cond, Latent, Role, Time
+    from flowmap.model import Codec
+
+PIPELINE = "CausalExpertsPipeline"
+"""What the directory calls itself: a class that diffusers has not, since its own would leave an expert out."""
+PARTS = ("transformer", "transformer_2")
+
+
+class ByTime(FlowMap):
+    """u(z, t) = u^high(z, t) for t >= b, u^low(z, t) below: each was distilled to jump to data from its own levels.
+
+    That is their publisher's sampler. It is no flow map across b, which r would ask for (`flowmap.experts.TwoExperts`
+    is): these networks know no r. A history is the pair of theirs.
+    """
+
+    def __init__(self, high: FlowMap, low: FlowMap, boundary: float) -> None:
+        super().__init__()
+        self.high, self.low, self.b, self.guidance = high, low, boundary, None
+
+    def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
+        past, own = (None, None) if cache is None else cache
+        above = t >= self.b
+        if bool(above.all()):
+            return self.high(z, t, r, cond, past)
+        if not above.any():
+            return self.low(z, t, r, cond, own)
+        return torch.where(expand(above, z), self.high(z, t, r, cond, past), self.low(z, t, r, cond, own))
+
+    def chunks(self, frames: int) -> tuple[int, ...]:
+        return self.high.chunks(frames)
+
+    def extend(self, cache: Cache, x: Latent, cond: Cond) -> Cache:
+        high, low = (None, None) if cache is None else cache
+        return self.high.extend(high, x, cond), self.low.extend(low, x, cond)
+
+
+@frozen
+class CausalExperts(FlowMapSpec):
+    """Two causal students of one time in one directory that `flowmap import` wrote; sampled, not trained on.
+
+    path: the directory. text_length, text_tokens: as in `Far`.
+    """
+
+    path: str
+    text_length: int = field(default=512, validator=validators.ge(1))
+    text_tokens: int = field(default=512, validator=validators.ge(1))
+
+    @property
+    def shift(self) -> float:
+        return shift(self.path)
+
+    def validate(self) -> None:
+        parts = (SCHEDULER, *(f"{part}/config.json" for part in PARTS))
+        if missing := [name for name in parts if not self._at(name).is_file()]:
+            raise ValueError(f"CausalExperts.path = {self.path!r}: there is no {', '.join(missing)}: import it again")
+
+    def sampling(self) -> Sampling:
+        return Sampling.of(Path(self.path))
+
+    def about(self) -> About:
+        return About(origin(self.path), None, "apache-2.0", (WAN, FAR))
+
+    def build(self, roles: frozenset[Role], *, device: torch.device, dtype: torch.dtype) -> Mapping[Role, FlowMap]:
+        if roles != {"teacher"}:
+            self._sampled_alone()
+        return {"teacher": self.load(Path(self.path), device=device, dtype=dtype)}
+
+    def load(self, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
+        from flowmap_wan.build import flow_map
+
+        nets = [_network(path, part, dtype).to(device).requires_grad_(False) for part in PARTS]
+        high, low = (flow_map(self._far(), net, "student", two_times=True, student=True) for net in nets)
+        return ByTime(high, low, float(read(path / INDEX)["boundary_ratio"]))
+
+    def codec(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
+        return WanCodec.of(self._far(), device=device, dtype=dtype)
+
+    def _far(self) -> Far:
+        return Far(self.path, lora=None, text_length=self.text_length, text_tokens=self.text_tokens)
+
+    def fingerprint(self) -> str:
+        from flowmap_diffusers.identity import transformer_hash
+
+        low = [p for p in self._at(PARTS[1]).iterdir() if p.suffix in (".safetensors", ".json")]
+        return transformer_hash(Path(self.path), *sorted(low))
+
+    def encoders(self) -> Mapping[str, str]:
+        from flowmap_diffusers.identity import encoders
+
+        return encoders(self.path)
+
+    def tiny(self) -> Self:
+        self._sampled_alone()
+
+    def example(self, batch: int = 2) -> tuple[Latent, Cond]:
+        self._sampled_alone()
+
+    def _sampled_alone(self) -> NoReturn:
+        raise ValueError(f"{self.path}: two experts of one time are sampled, and not trained on: give one network")
+
+    def _at(self, name: str) -> Path:
+        return Path(self.path) / name
+
+
+def _network(path: Path, part: str, dtype: torch.dtype) -> Any:
+    """What stays float32 does so whatever `dtype` is."""
+    import diffusers
+    from flowmap_diffusers.folder import listing
+    from flowmap_wan.build import exact
+
+    cls: Any = diffusers.AnyFlowFARTransformer3DModel
+    with torch.device("meta"):
+        empty = cls.from_config(cls.load_config(path, subfolder=part))
+    require_fit([file for file in listing(path / part) if file.suffix == ".safetensors"], empty)
+    loader: Any = type(cls.__name__, (cls,), {"_keep_in_fp32_modules": exact(cls)})
+    net = loader.from_pretrained(path, subfolder=part, dtype=dtype, use_safetensors=True)
+    net.__class__ = cls
+    return net.eval()
