@@ -98,6 +98,8 @@ def opened(source: Source, name: str) -> Iterator[Any]:
     """The container, with a picture in it; what is wrong with it is a `DataError`."""
     import av
 
+    if not isinstance(source, str):
+        source.seek(0)
     try:
         with av.open(source, options=OPTIONS) as container:
             if not container.streams.video:
