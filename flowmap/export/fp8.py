@@ -165,7 +165,8 @@ def _seen(
             if codec is not None:
                 real = codec.encode_prompts([PROMPTS[(k + row) % len(PROMPTS)] for row in range(len(z))])
                 with suppress(ProfileError):  # prompts of more tokens than were asked for
-                    sample(made, z, {name: value.to(z.device) for name, value in real.items()}, steps, shift=shift)
+                    texts = {name: value.to(z.device) for name, value in real.items()}
+                    sample(made, z, {**cond, **texts}, steps, shift=shift)
                     continue
             sample(made, z, cond, steps, shift=shift)
     return found

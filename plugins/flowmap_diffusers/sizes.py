@@ -66,7 +66,23 @@ STEP_VIDEO: Mapping[str, Any] = {
     "caption_channels": (6144, 1024),
 }
 """arXiv:2502.10248, 29 G, called 30."""
+WAN_I2V_14B: Mapping[str, Any] = {
+    "in_channels": 36,
+    "out_channels": 16,
+    "num_attention_heads": 40,
+    "attention_head_dim": 128,
+    "ffn_dim": 13824,
+    "num_layers": 40,
+    "text_dim": 4096,
+    "freq_dim": 256,
+    "image_dim": 1280,
+    "added_kv_proj_dim": 5120,
+    "rope_max_seq_len": 1024,
+}
+"""arXiv:2503.20314, 16.4 G; of 480 and of 720 lines alike."""
 PUBLISHED: Mapping[str, Mapping[str, Any]] = {
+    "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers": WAN_I2V_14B,
+    "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers": WAN_I2V_14B,
     "Lightricks/LTX-Video": LTX,
     "hunyuanvideo-community/HunyuanVideo": HUNYUAN_VIDEO,
     "THUDM/CogVideoX-5b": COGVIDEOX_5B,

@@ -8,13 +8,17 @@ import torch
 from attrs import field, frozen
 
 from flowmap import FlowMapSpec, TensorData, validators
+from flowmap.model import conditions_of_images
 
 from .videos import CANVAS, FRAMES, PLAIN, Style, clips
 
 
 @frozen
 class MovingDigits:
-    """`count` clips of the training prompts, drawn in `style`; "" is the null prompt."""
+    """`count` clips of the training prompts, drawn in `style`; "" is the null prompt.
+
+    Networks that begin with an image are told of each clip's first frame.
+    """
 
     count: int = field(default=4096, validator=validators.ge(1))
     seed: int = 0
@@ -23,8 +27,9 @@ class MovingDigits:
     def sizes(self, backbone: FlowMapSpec) -> dict[str, tuple[int, ...]]:
         """Of a sample's latents and text, before any clip is drawn."""
         codec = backbone.codec(device=torch.device("cpu"), dtype=torch.float32)
-        text = {name: tuple(value.shape[1:]) for name, value in codec.encode_prompts([""]).items()}
-        return {"x": codec.latent_shape(FRAMES, CANVAS, CANVAS), **text}
+        first = conditions_of_images(codec, torch.zeros(1, 3, CANVAS, CANVAS), FRAMES)
+        cond = {name: tuple(value.shape[1:]) for name, value in {**codec.encode_prompts([""]), **first}.items()}
+        return {"x": codec.latent_shape(FRAMES, CANVAS, CANVAS), **cond}
 
     def load(self, backbone: FlowMapSpec, cache: Path | None, *, device: torch.device) -> TensorData:
         codec = backbone.codec(device=device, dtype=torch.float32)
@@ -33,4 +38,5 @@ class MovingDigits:
         table = {name: value.cpu() for name, value in codec.encode_prompts(texts).items()}
         rows = [texts.index(prompt.text) for prompt in prompts]
         null = {name: value.cpu() for name, value in codec.encode_prompts([""]).items()}
-        return TensorData(codec.encode(videos).cpu(), {name: value[rows] for name, value in table.items()}, null)
+        own = {name: value.cpu() for name, value in conditions_of_images(codec, videos[:, 0], FRAMES).items()}
+        return TensorData(codec.encode(videos).cpu(), {**{name: v[rows] for name, v in table.items()}, **own}, null)

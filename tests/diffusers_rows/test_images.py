@@ -20,6 +20,8 @@ from PIL import Image
 
 from flowmap import Rng, sample
 from flowmap._types import Cond, nullify
+from flowmap.evaluation import QualityCurve, endpoint_error
+from flowmap.evaluation.curve import Bench
 from flowmap.guidance import Guided
 from flowmap.model import Codec, ConditionError, FlowMapSpec, conditions_of_images
 from flowmap.path import expand
@@ -185,6 +187,30 @@ torch.save({{n: pipe(num_inference_steps=n, latents=noise.clone(), **asked)[0] f
         ours = sample(loaded, z, cond, steps=steps, shift=found.shift)
         error = (row.latents.back(made[steps].float(), z.shape) - ours).abs().max() / ours.abs().max()
         assert float(error) < 1e-5, (steps, float(error))
+
+
+def test_a_curve_begins_with_an_image_a_prompt(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Teacher and student are both told of them, sample by sample; none, or one too many, is a sentence."""
+    path, size = tmp_path_factory.mktemp("curve"), CASES["wan_i2v"].size
+    spec = backbone(str(made("wan_i2v", path / "pipeline", case=CASES["wan_i2v"])), PLUGINS)
+    files, images = [], torch.rand(2, 3, size["height"], size["width"]).mul(255).round() / 255
+    for k, image in enumerate(images):
+        files.append(str(path / f"{k}.png"))
+        Image.fromarray((255 * image).byte().permute(1, 2, 0).numpy()).save(files[-1])
+    asked: dict[str, Any] = {"metrics": (endpoint_error,), "shape": (3, 4, 4, 6), "steps": (1,), "reference": 2}
+    curve = QualityCurve(("seven", "three"), images=files, samples=4, seeds=(0,), consistency=False, **asked)
+    nets = spec.build(frozenset({"student", "teacher"}), **CPU)
+    bench = Bench.of(curve, nets, spec)
+    wanted = conditions_of_images(bench.codec, images[[0, 1, 0, 1]], size["num_frames"])
+    for name, value in wanted.items():
+        torch.testing.assert_close(bench.cond[name], value, rtol=0, atol=1e-5)
+    assert {*bench.null} == {"text"}
+    made_of = dict(bench.run(0))
+    assert all(made.latents.isfinite().all() for made in made_of.values())
+    with pytest.raises(ValueError, match=r"QualityCurve.images: 2 for 1 prompts: must be one a prompt"):
+        QualityCurve(("seven",), images=files, **asked)
+    with pytest.raises(ValueError, match=r"QualityCurve.images: pipeline begins with an image: give one a prompt"):
+        Bench.of(evolve(curve, images=()), nets, spec)
 
 
 HELD = [name for name, row in ROWS.items() if row.held]

@@ -29,6 +29,7 @@ ROWS = {  # with the memory that the committed plan is for
     "anyflow_cogvideox5b": "80GiB",
     "anyflow_qwen_image": "141GiB",
     "anyflow_stepvideo": "141GiB",
+    "anyflow_wan_i2v14b": "80GiB",
 }
 SIZED = Sized(LatentFolder("nowhere"), x=(FRAMES, 16, SIDE, SIDE), cond={"text": TEXT})
 

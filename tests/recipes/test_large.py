@@ -10,6 +10,7 @@ from flowmap.cli import recipes
 
 WAN = ("anyflow_wan1b", "anyflow_wan14b", "anyflow_far1b", "anyflow_far14b")
 ROWS = ("anyflow_ltx", "anyflow_hunyuan", "anyflow_cogvideox5b", "anyflow_qwen_image", "anyflow_stepvideo")
+ROWS += ("anyflow_wan_i2v14b",)
 
 
 @pytest.mark.parametrize("name", WAN + ROWS)
@@ -75,7 +76,16 @@ def test_sizes_are_those_that_the_network_takes(name):
     recipe = recipes.load(name)
     row, config, (_, channels, height, width) = recipe.backbone.row, recipe.backbone.outline().config, recipe.data.x
     assert recipe.data.cond.keys() | {"z"} == row.example.keys()
-    assert channels * row.side**2 in {config["in_channels"], row.side**2 * config["in_channels"]}
+    taken = config["out_channels" if row.images else "in_channels"]
+    assert channels * row.side**2 in {taken, row.side**2 * taken}
+    for entry in row.images:  # of the same shapes, with the channels that are left
+        first = recipe.data.cond[entry]
+        assert first[-1] in {*config.values()} or first == (
+            recipe.data.x[0],
+            config["in_channels"] - taken,
+            height,
+            width,
+        )
     assert height % row.side == width % row.side == 0 and recipe.backbone.shift == row.shift
     widths = {*config.values(), *config.get("caption_channels", ())} if row.latents_only else {*config.values()}
     assert recipe.data.cond["text"][1] in widths

@@ -106,8 +106,27 @@ class MaskedInFloat(Masked):
         return {"text": torch.zeros_like(cond["text"][:1]), "mask": torch.ones_like(cond["mask"][:1])}
 
 
+class Sees(ToyFlowMap):
+    """Its tokens hear the first frame, too."""
+
+    def hidden(self, z: Latent, e: Tensor, cond: Cond) -> Tensor:
+        return super().hidden(z, e, cond) + self.net.inp(cond["first"].flatten(1).to(self.dtype))[:, None]
+
+
+class Pictured(Toy):
+    """Of a network that begins with an image."""
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        return ("first",)
+
+    def example(self, batch: int = 2) -> tuple[Latent, Cond]:
+        z, cond = super().example(batch)
+        return z, {**cond, "first": Rng.seeded(8).noise_like(z[:, 0])}
+
+
 RIGHT = [Toy(), EVERYTHING, Long(causal=True, checkpointing=True), Long(causal=True, network=Window), OwnSize()]
-RIGHT += [Masked(network=Pools), MaskedInFloat(network=Pools)]
+RIGHT += [Masked(network=Pools), MaskedInFloat(network=Pools), Pictured(network=Sees)]
 
 
 @parametrize_with_backbone_checks([*RIGHT, Wan21(), Wan21(lora=None, checkpointing=True)])
@@ -516,6 +535,16 @@ class NullsSomethingElse(Toy):
         return {"label": torch.zeros(1)}
 
 
+class NullsTheImage(Pictured):
+    def null(self, cond: Cond) -> Cond:
+        return {name: torch.zeros_like(value[:1]) for name, value in cond.items()}
+
+
+class HasNoImage(Pictured):
+    def example(self, batch: int = 2) -> tuple[Latent, Cond]:
+        return Toy.example(self, batch)
+
+
 @attrs.define
 class CanBeChanged(FlowMapSpec):
     inner: Toy = Toy()
@@ -613,6 +642,9 @@ SPECS: list[tuple[str, FlowMapSpec]] = [
     ("the_null_condition_is_one", NullsTwoRows()),
     ("the_null_condition_is_one", NullsInHalf()),
     ("the_null_condition_is_one", NullsSomethingElse()),
+    ("guidance_leaves_the_image", NullsTheImage(network=Sees)),
+    ("guidance_leaves_the_image", HasNoImage()),
+    ("guidance_leaves_the_image", Pictured()),  # whose network does not hear it
     ("it_distils", FreezesTheStudent()),
     ("the_spec_is_a_value", CanBeChanged()),
     ("the_spec_is_a_value", HoldsAnObject()),
