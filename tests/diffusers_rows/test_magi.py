@@ -284,6 +284,19 @@ def test_every_weight_has_its_published_name_at_true_size() -> None:
     assert round(sum(p.numel() for p in net.parameters()) / 1e9, 1) == 4.5
 
 
+def test_positions_are_not_rounded(folder: Path) -> None:
+    """Their bands stay float32 in bfloat16, as where it was published."""
+    spec, (video, cond) = flowmap.backbone(str(folder)), example()
+    wide, narrow = (
+        spec.build(frozenset({"teacher"}), device=CPU["device"], dtype=dtype)["teacher"]
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert narrow.net.rope["bands"].dtype == torch.float32 and narrow.precision == torch.bfloat16
+    with torch.no_grad():
+        v, rounded = (u(video, TIMES, TIMES, cond) for u in (wide, narrow))
+    assert float((rounded - v).abs().max() / v.abs().max()) < 0.1
+
+
 def test_other_networks_of_it_are_refused(tmp_path: Path) -> None:
     assert network(CONFIG)["noise_range"] == REACH
     with pytest.raises(FileNotFoundError, match=r"has no model.safetensors.index.json: must be a published"):

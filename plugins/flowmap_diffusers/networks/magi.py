@@ -115,6 +115,7 @@ class MagiModel(ModelMixin, ConfigMixin):
     a chunk hears: noise_range chunks, itself among them; a clean one clean_range."""
 
     _supports_gradient_checkpointing = True
+    _keep_in_fp32_modules = ("rope",)
 
     @register_to_config
     def __init__(
