@@ -250,9 +250,10 @@ def test_a_published_directory_is_the_network_of_the_formulas(folder: Path, clea
 NETWORK = "flowmap_diffusers.networks.magi"
 DEFECTS = [
     ("keys of text taken for values", ".transpose(1, 3).unbind(1)", ".transpose(1, 3).flip(1).unbind(1)"),
-    ("a later chunk is heard", "(keys <= chunk[:, None])", "(keys <= chunk[:, None] + 1)"),
-    ("a chunk too many is heard", "(keys > (chunk - reach)[:, None])", "(keys > (chunk - reach)[:, None] - 1)"),
-    ("clean chunks hear those before", "reach[:clean] = self.config.clean_range", "reach[:clean] = 3"),
+    ("a later chunk is heard", "tokens * (end - oldest)", "tokens * (end + width - oldest)"),
+    ("history that is heard left out", "max(0, history.shape[1] - (self", "max(0, history.shape[1] + width - (self"),
+    ("a chunk too many is heard", "start - (reach - 1) * width", "start - reach * width"),
+    ("clean chunks hear those before", "self.config.clean_range if start", "3 if start"),
     ("clean chunks hear a prompt", "self.told(done, torch.zeros_like(done))", "self.told(done, torch.ones_like(done))"),
     ("clean chunks at the time of others", "torch.full_like(timestep, self.config.clean_t)", "timestep.clone()"),
     ("norms' weights as they are", "self.weight + 1", "self.weight"),

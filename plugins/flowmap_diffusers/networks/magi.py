@@ -7,16 +7,18 @@ and some chunks before it, never a later one. Finished chunks stand there clean,
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from attrs import frozen
-from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
+from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .sampler import LatentPipeline
 
 RESCALE = 1000.0
 SQUARE = 16
@@ -27,11 +29,15 @@ PARTS = 8
 
 @frozen(eq=False)
 class Memory:
-    """Of the last finished chunks: keys and values by layer, the chunk of each token; frames: of all there were."""
+    """Keys and values by layer of the last `kept` frames, of finished chunks; frames: all that there were."""
 
-    layers: tuple[tuple[Tensor, Tensor], ...]
-    chunk: Tensor
+    layers: tuple[tuple[Tensor, ...], ...]
+    kept: int
     frames: int
+
+
+Spans = Sequence[tuple[int, int, int, int]]
+"""The tokens of each chunk, from and to, and the keys that they hear, from and to."""
 
 
 class LayerNorm(nn.LayerNorm):
@@ -46,7 +52,7 @@ def heads(x: Tensor, width: int) -> Tensor:
     return x.unflatten(-1, (-1, width)).transpose(1, 2)
 
 
-def attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+def attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """[B, S, n · width]; several heads of queries share one of keys and values."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True).transpose(1, 2).flatten(2)
 
@@ -75,12 +81,12 @@ class Attention(nn.Module):
         return k, heads(self.linear_qkv["v"](h), self.width)
 
     def forward(
-        self, h: Tensor, own: Any, past: Any, angle: Tensor, sees: Tensor, text: Tensor, mask: Tensor
+        self, h: Tensor, own: Any, past: Any, angle: Tensor, hears: Spans, text: Tensor, mask: Tensor
     ) -> Tensor:
         """text: for the last tokens alone, as many as `mask` [B, 1, S', L] has rows."""
         q = turned(self.q_layernorm(heads(self.linear_qkv["q"](h), self.width)), angle)
         k, v = own if past is None else (torch.cat(pair, 2) for pair in zip(past, own, strict=True))
-        core = attended(q, k, v, sees)
+        core = torch.cat([attended(q[:, :, a:b], k[:, :, c:d], v[:, :, c:d]) for a, b, c, d in hears], 1)
         kx, vx = self.linear_kv_xattn(text).unflatten(-1, (-1, 2, self.width)).transpose(1, 3).unbind(1)
         qx = self.q_layernorm_xattn(heads(self.linear_qkv["qx"](h[:, h.shape[1] - mask.shape[2] :]), self.width))
         cross = attended(qx, self.k_layernorm_xattn(kx), vx, mask)
@@ -99,13 +105,13 @@ class Block(nn.Module):
         self.mlp = nn.ModuleDict({"layer_norm": nn.LayerNorm(d, eps), **named})
 
     def forward(
-        self, x: Tensor, told: Tensor, past: Any, angle: Tensor, sees: Tensor, text: Tensor, mask: Tensor
+        self, x: Tensor, told: Tensor, past: Any, angle: Tensor, hears: Spans, text: Tensor, mask: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """x [B, S, d]; told: what a token is told of its time and prompt. With its keys and values."""
         gate, gate_ff = self.ada_modulate_layer["proj"](F.silu(told)).tanh().chunk(2, -1)
         h = self.self_attention.linear_qkv["layer_norm"](x)
         own = self.self_attention.keys(h, angle)
-        x = x + self.self_attn_post_norm(gate * self.self_attention(h, own, past, angle, sees, text, mask))
+        x = x + self.self_attn_post_norm(gate * self.self_attention(h, own, past, angle, hears, text, mask))
         h = F.gelu(self.mlp["linear_fc1"](self.mlp["layer_norm"](x)))
         return x + self.mlp_post_norm(gate_ff * self.mlp["linear_fc2"](h)), own
 
@@ -175,11 +181,17 @@ class MagiModel(ModelMixin, ConfigMixin):
         grid = torch.stack(torch.meshgrid(*places, indexing="ij"), -1)
         return (grid[..., None] * bands).reshape(frames * rows * columns, -1)
 
-    def sees(self, chunk: Tensor, clean: int, keys: Tensor) -> Tensor:
-        """[S, S']: whether a token hears a key; the first `clean` tokens are of finished chunks."""
-        reach = torch.full_like(chunk, self.config.noise_range)
-        reach[:clean] = self.config.clean_range
-        return (keys <= chunk[:, None]) & (keys > (chunk - reach)[:, None])
+    def hears(self, first: int, frames: int, clean: int, oldest: int, tokens: int) -> Spans:
+        """Of frames first to first + frames, of which `clean` are finished, with keys from frame `oldest` on."""
+        width, found = self.config.chunk_width, []
+        for start in range(first, first + frames, width):
+            end = min(start + width, first + frames)
+            reach = self.config.clean_range if start < first + clean else self.config.noise_range
+            least = max(oldest, start - (reach - 1) * width)
+            found.append(
+                (tokens * (start - first), tokens * (end - first), tokens * (least - oldest), tokens * (end - oldest))
+            )
+        return found
 
     def told(self, timestep: Tensor, prompted: Tensor) -> Tensor:
         """[B, 1, c]: of τ [B] and whether there is a prompt [B], 1 or 0."""
@@ -190,41 +202,41 @@ class MagiModel(ModelMixin, ConfigMixin):
         return (self.t_embedder["mlp"](waves) + y)[:, None]
 
     def through(
-        self, x: Tensor, clean: int, told: Tensor, text: Tensor, mask: Tensor, memory: Memory | None
-    ) -> tuple[Tensor, Memory]:
-        """x [B, F, C, H, W], of which `clean` frames are finished; told [B, F, c], text [B, L, c], mask [B, L]."""
-        first, p = 0 if memory is None else memory.frames, self.config.patch_size
+        self, x: Tensor, first: int, clean: int, told: Tensor, text: Tensor, mask: Tensor, memory: Memory | None
+    ) -> tuple[Tensor, tuple[tuple[Tensor, ...], ...]]:
+        """x [B, F, C, H, W] from frame `first` on, of which `clean` are finished; told [B, F, c], text [B, L, c], mask
+        [B, L]. With keys and values by layer."""
+        p, frames, oldest = self.config.patch_size, x.shape[1], first if memory is None else first - memory.kept
         tokens = self.x_embedder(x.transpose(1, 2)).flatten(3).permute(0, 2, 3, 1)
-        frames, each = tokens.shape[1:3]
-        chunk = torch.arange(first, first + frames, device=x.device).repeat_interleave(each) // self.config.chunk_width
-        keys = chunk if memory is None else torch.cat([memory.chunk, chunk])
-        sees = self.sees(chunk, clean * each, keys)
+        each = tokens.shape[2]
         angle = self.angles(first, frames, x.shape[-2] // p, x.shape[-1] // p)
         h, told = tokens.flatten(1, 2), told.repeat_interleave(each, 1)
         heard = mask[:, None, None].expand(-1, 1, (frames - clean) * each, -1).bool()
-        found = []
-        layers: Any = self.videodit_blocks["layers"]
+        hears, found, layers = (
+            self.hears(first, frames, clean, oldest, each),
+            [],
+            self.videodit_blocks["layers"].children(),
+        )
         for k, block in enumerate(layers):
-            given = h, told, None if memory is None else memory.layers[k], angle, sees, text, heard
+            given = h, told, None if memory is None else memory.layers[k], angle, hears, text, heard
             again = torch.is_grad_enabled() and self.gradient_checkpointing
             h, own = self._gradient_checkpointing_func(block, *given) if again else block(*given)
             found.append(own)
-        return h, Memory(tuple(found), chunk, first + frames)
+        return h, tuple(found)
 
     def remember(self, x: Tensor, timestep: Tensor, memory: Memory | None) -> Memory:
-        """The memory with the finished chunk x, of which later ones hear the last noise_range - 1."""
-        told = self.told(timestep, torch.zeros_like(timestep)).expand(-1, x.shape[1], -1)
+        """The memory with the finished chunk x: later ones hear noise_range - 1 chunks of it."""
+        first, frames = 0 if memory is None else memory.frames, x.shape[1]
+        told = self.told(timestep, torch.zeros_like(timestep)).expand(-1, frames, -1)
         none = x.new_zeros(len(x), 1, int(self.config.hidden_size * self.config.xattn_cond_hidden_ratio))
-        _, new = self.through(x, x.shape[1], told, none, none[..., 0], memory)
+        h, new = self.through(x, first, frames, told, none, none[..., 0], memory)
         if memory is None:
-            return new
-        chunk = torch.cat([memory.chunk, new.chunk])
-        kept = int((chunk <= int(chunk[-1]) - self.config.noise_range + 1).sum())
-        pairs = zip(memory.layers, new.layers, strict=True)
-        layers = tuple(
-            (torch.cat([a[0], b[0]], 2)[:, :, kept:], torch.cat([a[1], b[1]], 2)[:, :, kept:]) for a, b in pairs
-        )
-        return Memory(layers, chunk[kept:], new.frames)
+            return Memory(new, frames, frames)
+        kept = min(memory.kept + frames, (self.config.noise_range - 1) * self.config.chunk_width)
+        gone = (memory.kept + frames - kept) * (h.shape[1] // frames)
+        both = zip(memory.layers, new, strict=True)
+        layers = (tuple(torch.cat(pair, 2)[:, :, gone:] for pair in zip(*two, strict=True)) for two in both)
+        return Memory(tuple(layers), kept, first + frames)
 
     def forward(
         self,
@@ -242,13 +254,19 @@ class MagiModel(ModelMixin, ConfigMixin):
         encoder_hidden_states: of T5, [B, 800, 4096]; encoder_attention_mask [B, 800]; prompted [B]: 0 without a prompt.
         """
         x, frames, clean = hidden_states, hidden_states.shape[1], 0
-        told = self.told(timestep, prompted).expand(-1, frames, -1)
+        first, told = 0 if memory is None else memory.frames, self.told(timestep, prompted).expand(-1, frames, -1)
         if history is not None:
-            clean, x = history.shape[1], torch.cat([history, x], 1)
+            if history.shape[1] % (width := self.config.chunk_width):
+                raise ValueError(
+                    f"a history of {history.shape[1]} frames ends inside a chunk: must be a multiple of {width}"
+                )
+            if self.config.clean_range == 1:  # what nobody hears
+                first = max(0, history.shape[1] - (self.config.noise_range - 1) * width)
+            clean, x = history.shape[1] - first, torch.cat([history[:, first:], x], 1)
             done = torch.full_like(timestep, self.config.clean_t)
             told = torch.cat([self.told(done, torch.zeros_like(done)).expand(-1, clean, -1), told], 1)
         text = self.y_embedder["y_proj_xattn"](encoder_hidden_states)
-        h, _ = self.through(x, clean, told, text, encoder_attention_mask, memory)
+        h, _ = self.through(x, first, clean, told, text, encoder_attention_mask, memory)
         p, (_, _, _, height, width) = self.config.patch_size, hidden_states.shape
         v = self.final_linear["linear"](self.videodit_blocks["final_layernorm"](h))
         v = v.unflatten(1, (-1, height // p, width // p)).unflatten(-1, (p, p, -1))[:, clean:]
@@ -256,12 +274,8 @@ class MagiModel(ModelMixin, ConfigMixin):
         return {"x": v} if return_dict else v
 
 
-class MagiPipeline(DiffusionPipeline):
-    """Euler steps of dz/dτ = v on latents of the first chunks, all at one time, with texts that were made elsewhere."""
-
-    def __init__(self, transformer: Any, scheduler: Any) -> None:
-        super().__init__()
-        self.register_modules(transformer=transformer, scheduler=scheduler)
+class MagiPipeline(LatentPipeline):
+    """The published sampler on latents of the first chunks, all at one time, with texts that were made elsewhere."""
 
     @torch.no_grad()
     def __call__(
@@ -275,15 +289,6 @@ class MagiPipeline(DiffusionPipeline):
         return_dict: bool = False,
     ) -> tuple[Tensor]:
         """Times even in their roots, then shifted, as where it was published."""
-        line, s = torch.linspace(0, 1, num_inference_steps + 1, device=latents.device) ** 2, self.scheduler.config.shift
-        for now, then in pairwise(line / s / (1 + (1 / s - 1) * line)):
-            v = self.transformer(
-                hidden_states=latents,
-                timestep=now.expand(len(latents)),
-                encoder_hidden_states=prompt_embeds,
-                encoder_attention_mask=prompt_mask,
-                prompted=prompted,
-                return_dict=False,
-            )
-            latents = latents + (then - now) * (v[0] if isinstance(v, tuple) else v)
-        return (latents,)
+        line, s = torch.linspace(0, 1, num_inference_steps + 1) ** 2, self.scheduler.config.shift
+        told = {"encoder_hidden_states": prompt_embeds, "encoder_attention_mask": prompt_mask, "prompted": prompted}
+        return (self.walked(latents, line / s / (1 + (1 / s - 1) * line), **told),)

@@ -6,17 +6,18 @@ The sampler's time τ goes from noise, 0, to data, 1: z_τ = (1 - τ) ε + τ x,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
-from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
+from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention import FeedForward
 from diffusers.models.embeddings import PixArtAlphaTextProjection
 from diffusers.models.normalization import AdaLayerNormSingle, RMSNorm
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .sampler import LatentPipeline
 
 RESCALE = 1000.0
 """Of τ, before its sinusoids."""
@@ -172,15 +173,8 @@ class StepVideoModel(ModelMixin, ConfigMixin):
         return {"x": v} if return_dict else v
 
 
-class StepVideoPipeline(DiffusionPipeline):
-    """The published sampler on latents, with texts that were made elsewhere: Euler steps of dz/dτ = v, no guidance.
-
-    The published encoders are no part of it: that of Step-LLM calls a private operator.
-    """
-
-    def __init__(self, transformer: Any, scheduler: Any) -> None:
-        super().__init__()
-        self.register_modules(transformer=transformer, scheduler=scheduler)
+class StepVideoPipeline(LatentPipeline):
+    """The published sampler on latents, with texts that were made elsewhere: Step-LLM calls a private operator."""
 
     @torch.no_grad()
     def __call__(
@@ -194,16 +188,10 @@ class StepVideoPipeline(DiffusionPipeline):
         return_dict: bool = False,
     ) -> tuple[Tensor]:
         """prompt_mask: of `prompt_embeds`; CLIP's tokens are all heard."""
-        s, line = self.scheduler.config.shift, torch.linspace(1, 0, num_inference_steps + 1, device=latents.device)
-        times = 1 - s * line / (1 + (s - 1) * line)
-        for now, then in pairwise(times):
-            v = self.transformer(
-                hidden_states=latents,
-                timestep=now.expand(len(latents)),
-                encoder_hidden_states=prompt_embeds,
-                encoder_hidden_states_2=clip_embeds,
-                encoder_attention_mask=F.pad(prompt_mask, (clip_embeds.shape[1], 0), value=1),
-                return_dict=False,
-            )
-            latents = latents + (then - now) * (v[0] if isinstance(v, tuple) else v)
-        return (latents,)
+        s, line = self.scheduler.config.shift, torch.linspace(1, 0, num_inference_steps + 1)
+        told = {
+            "encoder_hidden_states": prompt_embeds,
+            "encoder_hidden_states_2": clip_embeds,
+            "encoder_attention_mask": F.pad(prompt_mask, (clip_embeds.shape[1], 0), value=1),
+        }
+        return (self.walked(latents, 1 - s * line / (1 + (s - 1) * line), **told),)
