@@ -130,9 +130,10 @@ def _unpickled(file: Path) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         asks = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f", {asks[1]}," if asks else ""
+        if asks is None:  # what is no pickle at all, or asks for no name
+            raise WeightsError(f"{file}: is damaged, or no checkpoint of tensors alone: refused") from None
         raise WeightsError(
-            f"{file}: holds more than tensors{what} which only running what it says could make: refused. Ask its "
+            f"{file}: holds more than tensors, {asks[1]}, which only running what it says could make: refused. Ask its "
             "publisher for tensors alone, best as safetensors"
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:

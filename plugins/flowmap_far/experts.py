@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, NoReturn, Self
 
 import torch
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from flowmap_wan.codec import WanCodec
+from flowmap_wan.experts import PARTS
 from flowmap_wan.sizes import SCHEDULER, shift
 
 from flowmap import FlowMap, FlowMapSpec, validators
 from flowmap.methods.citations import FAR, WAN
 from flowmap.mistaken import INDEX, read
-from flowmap.model import About, Sampling, origin, require_fit
+from flowmap.model import About, Sampling, Usual, origin
 from flowmap.path import expand
 
 from .spec import Far
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 PIPELINE = "CausalExpertsPipeline"
 """What the directory calls itself: a class that diffusers has not, since its own would leave an expert out."""
-PARTS = ("transformer", "transformer_2")
 
 
 class ByTime(FlowMap):
@@ -72,7 +72,7 @@ class CausalExperts(FlowMapSpec):
         return shift(self.path)
 
     def validate(self) -> None:
-        parts = (SCHEDULER, *(f"{part}/config.json" for part in PARTS))
+        parts = (SCHEDULER, *(f"{part}/config.json" for part in PARTS.values()))
         if missing := [name for name in parts if not self._at(name).is_file()]:
             raise ValueError(f"CausalExperts.path = {self.path!r}: there is no {', '.join(missing)}: import it again")
 
@@ -87,11 +87,14 @@ class CausalExperts(FlowMapSpec):
             self._sampled_alone()
         return {"teacher": self.load(Path(self.path), device=device, dtype=dtype)}
 
-    def load(self, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
-        from flowmap_wan.build import flow_map
+    def usual(self) -> Usual:
+        return evolve(self._far().usual(), guidance=None)
 
-        nets = [_network(path, part, dtype).to(device).requires_grad_(False) for part in PARTS]
-        high, low = (flow_map(self._far(), net, "student", two_times=True, student=True) for net in nets)
+    def frame_rate(self) -> float:
+        return self._far().frame_rate()
+
+    def load(self, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
+        high, low = (evolve(self._far(), expert=e).load(path, device=device, dtype=dtype) for e in PARTS)
         return ByTime(high, low, float(read(path / INDEX)["boundary_ratio"]))
 
     def codec(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
@@ -103,7 +106,7 @@ class CausalExperts(FlowMapSpec):
     def fingerprint(self) -> str:
         from flowmap_diffusers.identity import transformer_hash
 
-        low = [p for p in self._at(PARTS[1]).iterdir() if p.suffix in (".safetensors", ".json")]
+        low = [p for p in self._at(PARTS["low"]).iterdir() if p.suffix in (".safetensors", ".json")]
         return transformer_hash(Path(self.path), *sorted(low))
 
     def encoders(self) -> Mapping[str, str]:
@@ -122,19 +125,3 @@ class CausalExperts(FlowMapSpec):
 
     def _at(self, name: str) -> Path:
         return Path(self.path) / name
-
-
-def _network(path: Path, part: str, dtype: torch.dtype) -> Any:
-    """What stays float32 does so whatever `dtype` is."""
-    import diffusers
-    from flowmap_diffusers.folder import listing
-    from flowmap_wan.build import exact
-
-    cls: Any = diffusers.AnyFlowFARTransformer3DModel
-    with torch.device("meta"):
-        empty = cls.from_config(cls.load_config(path, subfolder=part))
-    require_fit([file for file in listing(path / part) if file.suffix == ".safetensors"], empty)
-    loader: Any = type(cls.__name__, (cls,), {"_keep_in_fp32_modules": exact(cls)})
-    net = loader.from_pretrained(path, subfolder=part, dtype=dtype, use_safetensors=True)
-    net.__class__ = cls
-    return net.eval()

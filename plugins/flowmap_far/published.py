@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import frozen
+from flowmap_wan.experts import PARTS
 
 from flowmap.atomic import write_json
 from flowmap.mistaken import INDEX
@@ -17,7 +18,7 @@ from flowmap.path import shift
 from flowmap.published.layout import Brought
 from flowmap.published.weights import Weights
 
-from .experts import PARTS, PIPELINE
+from .experts import PIPELINE
 from .spec import COMPRESSED_PATCH, Far
 
 if TYPE_CHECKING:
@@ -64,14 +65,16 @@ class Causal:
 
     def write(self, found: Weights, base: str, out: Path) -> Brought:
         import diffusers
-        from flowmap_wan import pipelines
+        from flowmap_wan import experts, pipelines
         from flowmap_wan.directory import ready
         from flowmap_wan.published import fitted, latents
 
-        ready(spec := Far(base))
+        ready(spec := Far(base, expert="high" if experts.experts(experts.index_of(base)) else None))
         config = spec.outline().config
         states = fitted(found, config, base, experts=self.boundary is not None)
-        networks = {part: causal(state, config, self.partition) for part, state in zip(PARTS, states, strict=False)}
+        networks = {
+            part: causal(state, config, self.partition) for part, state in zip(PARTS.values(), states, strict=False)
+        }
         scheduler = diffusers.FlowMapEulerDiscreteScheduler(shift=self.shift)
         pipelines.write(base, out, {**networks, "scheduler": scheduler}, Far.pipelines[-1])
         if self.boundary is not None:

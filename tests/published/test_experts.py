@@ -1,6 +1,7 @@
 """FastVideo's causal Wan2.2: two networks that share the noise levels, the first chunk of one frame."""
 
 import json
+import shutil
 from itertools import pairwise
 
 import pytest
@@ -23,9 +24,14 @@ SIZES, B = (1, 3, 3), 0.875
 def student(tmp_path_factory):
     """(the high network, the low one, the directory)."""
     at, nets = tmp_path_factory.mktemp("fastvideo"), (wan(1), wan(2))
+    shutil.copytree(BASE, at / "base")  # as Wan2.2 A14B
+    shutil.copytree(BASE / "transformer", at / "base" / "transformer_2")
+    index = json.loads((BASE / "model_index.json").read_text())
+    pair = {"transformer_2": ["diffusers", "WanTransformer3DModel"], "boundary_ratio": 0.9}
+    (at / "base" / "model_index.json").write_text(json.dumps(index | pair))
     for part, net in zip(("transformer", "transformer_2"), nets, strict=True):
         net.save_pretrained(at / "net" / part)
-    command = ["import", str(at / "net"), "--base", str(BASE), "--out", str(at / "out")]
+    command = ["import", str(at / "net"), "--base", str(at / "base"), "--out", str(at / "out")]
     assert main([*command, "--layout", "fastvideo_causalwan"]) == 0
     return *nets, at / "out"
 

@@ -95,10 +95,10 @@ def test_more_than_tensors_is_not_run(asked, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("cut", [0, 100, 20000])
+@pytest.mark.parametrize("cut", [0, 1, 100, 20000])
 def test_damaged(cut, asked, tmp_path):
     torch.save(student(), tmp_path / "whole.pt")
-    assert "is damaged, or no checkpoint of PyTorch" in asked((tmp_path / "whole.pt").read_bytes()[:cut])
+    assert "is damaged, or no checkpoint of " in asked((tmp_path / "whole.pt").read_bytes()[:cut])
 
 
 def test_damaged_safetensors(asked, tmp_path):
@@ -140,7 +140,7 @@ def test_bases(asked, tmp_path):
     shutil.copytree(BASE, tmp_path / "experts")
     second = {"transformer_2": ["diffusers", "WanTransformer3DModel"]}
     (tmp_path / "experts" / "model_index.json").write_text(json.dumps(index | second))
-    assert "transformer_2" in asked(student(), base=tmp_path / "experts")
+    assert "its WanPipeline has transformer_2" in asked(student(), base=tmp_path / "experts")
 
 
 def test_out_is_there(asked, tmp_path, capsys):
