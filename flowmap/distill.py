@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -10,7 +10,7 @@ import pluggy
 import torch
 from attrs import evolve
 
-from . import atomic, plugins
+from . import atomic, plugins, validators
 from ._types import Role
 from .data import Data, Source, fingerprint
 from .evaluation import QualityCurve, card, rounding
@@ -20,6 +20,7 @@ from .model import FlowMap, Sampling
 from .objectives import Networks, equipped
 from .observers import Observers, tracked
 from .recipe import Precision, Recipe, RecipeError, digest, not_data
+from .resume import newest
 from .training import stages
 from .training.final_hash import final_hash
 from .training.interrupt import Interrupt
@@ -80,11 +81,13 @@ def distill(
     ):
         with joined(distribution, device):
             key = digest(recipe)
-            found = None if path is None else checkpoint.latest(path / "checkpoints", key)
+            found = None if path is None else newest(recipe, path)
             run.start(recipe)  # a directory of another recipe stays as it is
             for passed in () if found is None else found.passed:
                 run.note(passed)
             run.say(_begins(recipe, path, found))
+            if (shifts := recipe.shifts) and shifts != {recipe.backbone.shift}:
+                run.say(_shifted(recipe, shifts))
             nets = spread(recipe, device, dtype, distribution, judged=judged)
             learning, batches, probe = nets, None, None
             if path is not None and found is not None and _finished(recipe, found, path):
@@ -212,6 +215,12 @@ def _begins(recipe: Recipe, path: Path | None, found: checkpoint.Found | None) -
     stage = recipe.stages[found.stage]
     at = f"stage {found.stage} ({stage.method.name}), {found.iteration} of {stage.steps} iterations done"
     return f"{path} goes on from its checkpoint {found.path.name}: {at}"
+
+
+def _shifted(recipe: Recipe, shifts: Set[float]) -> str:
+    told = validators.listed([f"{s:g}" for s in sorted(shifts)]).replace("'", "").replace(" or ", " and ")
+    own = f"{recipe.backbone.shift:g}"
+    return f"times are trained with shift {told}; the backbone's own, by which its student is sampled, is {own}"
 
 
 def _finished(recipe: Recipe, found: checkpoint.Found, path: Path) -> bool:

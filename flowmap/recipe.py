@@ -211,6 +211,11 @@ class Recipe:
         return united("Recipe.stages", (stage.method.equips for stage in self.stages))
 
     @property
+    def shifts(self) -> frozenset[float]:
+        """Of the times that the stages train at."""
+        return frozenset(values.found(self.stages, "shift"))
+
+    @property
     def result(self) -> Role:
         """What comes out: the student; the teacher of a recipe that has no student."""
         return "student" if "student" in self.roles else "teacher"

@@ -121,6 +121,11 @@ def listed(options: Collection[Any]) -> str:
     return told[0] if len(told) == 1 else f"{', '.join(told[:-1])} or {told[-1]}"
 
 
+def counted(n: int, what: str) -> str:
+    """`1 shard`, `2 shards`."""
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
 def shown(value: object, most: int = 80) -> str:
     """A value in a sentence: numbers, words and short rows as they are written, others by their type."""
     if isinstance(value, (FunctionType, MethodType, type)):

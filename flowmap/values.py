@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from numbers import Integral, Real
 from pathlib import Path
@@ -142,3 +142,17 @@ def _module(net: nn.Module) -> dict[str, Any]:
 def _sha256(tensors: Mapping[str, Tensor]) -> str | None:
     """Of those that are there: on the meta device nothing is."""
     return sha256({name: value for name, value in tensors.items() if not value.is_meta})
+
+
+def found(value: Any, name: str) -> Iterator[Any]:
+    """What the fields `name` of attrs values below `value` hold."""
+    if attrs.has(type(value)):
+        fields = {f.name: getattr(value, f.name) for f in attrs.fields(type(value))}
+        if name in fields:
+            yield fields.pop(name)
+        value = [*fields.values()]
+    if isinstance(value, Mapping):
+        value = [*value.values()]
+    if isinstance(value, (list, tuple)):
+        for one in value:
+            yield from found(one, name)

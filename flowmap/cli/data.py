@@ -256,6 +256,7 @@ def _told(out: Path, work: Callable[[Callable[[Progress], None]], LatentShards |
 
     from ..data.format import told
     from ..data.remarks import remarks
+    from ..validators import counted
 
     often = 0.5 if sys.stderr.isatty() else 10.0  # seconds; a log file gets few lines
     with ExitStack() as shown:
@@ -272,11 +273,11 @@ def _told(out: Path, work: Callable[[Callable[[Progress], None]], LatentShards |
     if data is None:
         print(f"{out}: this part is finished; the index comes with the last part")
     else:
-        print(f"{out}: {len(data)} samples; look at them with `flowmap data check {out}`")
+        print(f"{out}: {counted(len(data), 'sample')}; look at them with `flowmap data check {out}`")
     for remark in remarks(data.index) if data is not None else ():
         print(f"warning: {remark}")
     if data is not None and (left := data.index.skipped):
-        print(f"{len(left)} clips were left out:{told([(one.sample, one.why) for one in left])}")
+        print(f"{counted(len(left), 'clip')} left out:{told([(one.sample, one.why) for one in left])}")
 
 
 COMMAND = Command(

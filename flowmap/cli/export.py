@@ -119,6 +119,7 @@ def run(options: Namespace) -> None:
     wait_passively(options.console)
     from ..export.api import export
     from ..export.spec import Target
+    from ..validators import counted
 
     report = export(
         path,
@@ -132,6 +133,8 @@ def run(options: Namespace) -> None:
         options={name: value for name in (*FORMS, *ENGINES) if (value := vars(options)[name]) is not None},
     )
     show(report)
+    if isinstance(steps := report.manifest.sampler.get("steps"), int):
+        print(f"for {counted(steps, 'step')}, and no other number{'' if options.steps else '; --steps N for another'}")
 
 
 def directory(what: str, name: str) -> Path:

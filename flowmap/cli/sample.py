@@ -75,6 +75,8 @@ def run(options: Namespace) -> None:
     except ValueError as error:
         raise UsageError(str(error)) from error
     print(options.out)
+    if options.out.endswith(".png"):
+        return  # which has labels
     if len(options.steps or ()) > 1:
         print(f"columns, from the left: {', '.join(map(str, options.steps))} steps")
     for number, prompt in enumerate(options.prompt if len(options.prompt) > 1 else (), 1):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..model import FlowMapSpec
 from ..seeding import digest
+from ..validators import counted
 from .folder import foreign
 from .format import INDEX, SHARD, DataError, Entry, Index, regular
 from .journal import unfinished
@@ -52,12 +53,14 @@ def check(path: Path, backbone: FlowMapSpec | None = None) -> Iterator[Finding]:
     yield from seen.findings(index)
     listed = {shard.file for shard in index.shards}
     if stray := sorted(f.name for f in path.iterdir() if SHARD.fullmatch(f.name) and f.name not in listed):
-        yield Finding("warning", f"{len(stray)} shards that {INDEX} does not list, such as {stray[0]}")
+        yield Finding("warning", f"{counted(len(stray), 'shard')} that {INDEX} does not list, such as {stray[0]}")
 
 
 def _facts(path: Path, index: Index) -> Iterator[Finding]:
     size = sum(shard.bytes for shard in index.shards)
-    yield Finding("note", f"{index.count} samples in {len(index.shards)} shards, {size / 1e6:.1f} MB")
+    yield Finding(
+        "note", f"{counted(index.count, 'sample')} in {counted(len(index.shards), 'shard')}, {size / 1e6:.1f} MB"
+    )
     if index.skipped:
         yield Finding("warning", f"{len(index.skipped)} more could not be made, and were left out: {_keys(index)}")
     for remark in remarks(index):

@@ -37,6 +37,13 @@ def saved(student: Path) -> str | None:
     return rounding.sentence(found, f"{student.name}/", (student / "lora").is_dir())
 
 
+LOAD = """```python
+import flowmap
+
+u = flowmap.load("path/of/this/directory")
+x = flowmap.sample(u, noise, conditions, steps=4)
+```"""
+"""Of a student without a pipeline."""
 EXACT_LATENTS = """\
 step = pipe.scheduler.step
 pipe.scheduler.step = lambda u, *rest, **more: step(u.float(), *rest, **more)
@@ -143,15 +150,23 @@ def _use(recipe: Recipe, out: Path) -> list[str]:
         f"guidance. {how} The grid is shifted by {recipe.backbone.shift:g}."
     )
     index, manifest = out / recipe.result / "model_index.json", _manifest(out)
-    if not index.is_file() or manifest is None:
-        return [text]
-    kind, (frames, _, height, width) = json.loads(index.read_text())["_class_name"], manifest["shape"]["video"]
+    if not index.is_file():
+        return [f"{text}\n\n{LOAD}"]
+    kind = json.loads(index.read_text())["_class_name"]
+    if manifest is None:
+        latent = (known(out / recipe.result) or {}).get("latent_shape", [0])
+        frames, size = latent[0], None
+        text += f" It was trained on latents {latent}, [F, C, H, W]: tell the pipeline the size of such videos."
+    else:
+        frames, _, height, width = manifest["shape"]["video"]
+        size = {"num_frames": frames, "height": height, "width": width}
     own = not isinstance(kind, str)  # code of its own beside the weights, which knows how it is called
     kind, trusted = ("DiffusionPipeline", ", trust_remote_code=True") if own else (kind, "")
-    size = {"num_frames": frames, "height": height, "width": width}
-    if frames == 1:
+    if frames == 1 and size is not None:
         del size["num_frames"]
-    told = f"{manifest['prompts']['first']!r}, num_inference_steps={1 if few else 4}"
+    prompt = "a prompt" if manifest is None else manifest["prompts"]["first"]
+    told = f"{prompt!r}, num_inference_steps={1 if few else 4}" + ("" if own else ", guidance_scale=1.0")
+    sized = "" if size is None else f"size = {json.dumps(size)}\n"
     return [
         f"""{text}
 
@@ -159,8 +174,7 @@ def _use(recipe: Recipe, out: Path) -> list[str]:
 from diffusers import {kind}
 
 pipe = {kind}.from_pretrained("path/of/this/directory"{trusted})
-size = {json.dumps(size)}
-video = pipe({told}{"" if own else ", guidance_scale=1.0"}, **size).{"images" if frames == 1 else "frames"}[0]
+{sized}video = pipe({told}{", **size" if sized else ""}).{"images" if frames == 1 else "frames"}[0]
 ```""",
         *([] if few or own else [_narrow()]),
     ]

@@ -33,10 +33,19 @@ def curves(records: Sequence[Record], real: Mapping[str, tuple[float, float]], t
     places = [main, *(figure.add_subplot(grid[i // columns, 1 + i % columns]) for i in range(len(names) - 1))]
     for axes, name in zip(places, names, strict=True):
         _panel(axes, [r for r in records if r.metric == name], real.get(name), lines)
-    main.legend(frameon=False, fontsize=9)
+    legend(main, places)
     figure.suptitle(_wrapped(title), fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
+
+
+def legend(main: Any, places: Sequence[Any]) -> None:
+    """Of every line of any panel, in the large one: a metric may lack a line, or what real videos have of it."""
+    from matplotlib.patches import Patch
+
+    lines = {label: line for axes in places for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    lines["spread over seeds"] = Patch(color="0.35", alpha=0.15, linewidth=0)
+    main.legend([*lines.values()], [*lines], frameon=False, fontsize=9)
 
 
 def _panel(axes: Any, records: Sequence[Record], real: tuple[float, float] | None, lines: Mapping[Key, str]) -> None:
@@ -49,7 +58,8 @@ def _panel(axes: Any, records: Sequence[Record], real: tuple[float, float] | Non
         band = [a - b for a, b in zip(y, s, strict=True)], [a + b for a, b in zip(y, s, strict=True)]
         axes.fill_between(x, *band, color=STYLES[key]["color"], alpha=0.15, linewidth=0)
         if line[0].model == "teacher":
-            axes.axhline(y[-1], color="0.35", linewidth=0.8, alpha=0.5, zorder=1)
+            most = f"{lines[key].partition(',')[0]} at {x[-1]} steps"
+            axes.axhline(y[-1], color="0.35", linewidth=0.8, alpha=0.5, zorder=1, label=most)
     if real is not None:
         axes.axhline(real[0], color="tab:green", linewidth=1, linestyle="-.", label="real videos", zorder=1)
     _axes(axes, records)

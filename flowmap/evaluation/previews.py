@@ -20,6 +20,8 @@ WIDTH, LEFT, TOP, LINE, GAP = 1.8, 0.7, 0.3, 0.3, 0.06
 """Of the grid, in inches: a cell, the captions, the distance between cells."""
 LEAST, MOST = 384, 2048
 """Small videos are enlarged by a whole factor: to about LEAST pixels on the short side, MOST on the long one."""
+LETTERS, BETWEEN = 16, 4
+"""Pixels of a line's height, and between columns."""
 EDGE = 0.3
 """The grey between two videos."""
 FPS, SECONDS = 6, 3.0
@@ -83,6 +85,34 @@ def _write_mp4(pictures: Picture, path: Path) -> None:
         file.mux(stream.encode())
 
 
+def write_labelled(videos: Mapping[int, Tensor], prompts: Sequence[str], path: Path) -> None:
+    """videos: [N, F, 3, H, W] by the number of steps. A row a prompt, which stands above it, a column a number of
+    steps; in a cell the frames side by side, every pixel as it is, or enlarged by a whole factor."""
+    from matplotlib.font_manager import findfont
+    from PIL import Image, ImageDraw, ImageFont
+
+    n, frames, _, height, width = next(iter(videos.values())).shape
+    factor = _factor(height, width, largest=max(n * height, len(videos) * frames * width))
+    cells = [[_pixels(torch.cat([*video], dim=2), factor)[0] for video in made] for made in videos.values()]
+    font = ImageFont.truetype(findfont("DejaVu Sans"), LETTERS)
+    high, wide, _ = cells[0][0].shape
+    line, row = 2 * LETTERS, 2 * LETTERS + high
+    page = Image.new("RGB", (len(cells) * (wide + BETWEEN) - BETWEEN, line + row * len(prompts)), "white")
+    draw = ImageDraw.Draw(page)
+    for i, (steps, column) in enumerate(zip(videos, cells, strict=True)):
+        x = i * (wide + BETWEEN)
+        draw.text((x + wide / 2, line / 2), f"{steps} step{'s' * (steps > 1)}", "black", font, anchor="mm")
+        for k, picture in enumerate(column):
+            page.paste(Image.fromarray(picture), (x, line + k * row + line))
+    for k, prompt in enumerate(prompts):
+        shown = prompt
+        while draw.textlength(shown, font) > page.width - LETTERS:
+            shown = shown.rstrip("…")[:-1] + "…"
+        draw.text((LETTERS / 2, line + k * row + line / 2), shown, "black", font, anchor="lm")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    page.save(path)
+
+
 def write_grid(rows: Mapping[str, Mapping[int, Tensor]], prompts: Sequence[str], path: Path) -> None:
     """Columns are numbers of steps; for a few prompts a row a model; in each cell first, middle and last frame."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -124,11 +154,15 @@ def _cell(axes: Any, video: Tensor) -> None:
     axes.imshow(strip.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest", aspect="auto")
 
 
-def _pixels(frames: Tensor) -> Picture:
+def _factor(height: int, width: int, largest: int) -> int:
+    return max(1, min(round(LEAST / min(height, width)), MOST // largest))
+
+
+def _pixels(frames: Tensor, factor: int | None = None) -> Picture:
     """[..., 3, H, W] in [0, 1] -> uint8 [..., H, W, 3], enlarged."""
     frames = frames if frames.ndim == 4 else frames[None]
-    sides = frames.shape[-2:]
-    factor = max(1, min(round(LEAST / min(sides)), MOST // max(sides)))
+    height, width = frames.shape[-2:]
+    factor = factor or _factor(height, width, max(height, width))
     large = frames.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
     pixels: Picture = (large.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
     return pixels

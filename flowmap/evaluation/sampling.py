@@ -15,7 +15,7 @@ from .._types import Cond, Latent, Rng
 from ..model import Codec, FlowMap, FlowMapSpec, Sampling, conditions_of_images
 from ..rollout import STEPS, chunks_after, sample
 from ..times import grid_of
-from .previews import tile, write_video
+from .previews import tile, write_labelled, write_video
 
 LONGEST = 16  # video frames to a latent one: more than any codec has
 MANY = 2**31
@@ -38,7 +38,8 @@ def grid_of_samples(
     own: Sampling | None = None,
     rows: tuple[int, int] = (1, MANY),
 ) -> None:
-    """One video with a row a prompt and a column a number of steps; along a row the noise is the same.
+    """One video with a row a prompt and a column a number of steps; along a row the noise is the same. In a .png of
+    several they have labels.
 
     steps: None is the student's own number. context: frames [n, 3, H, W] in [0, 1] that every video goes on from, or
     the image that it begins with. u: takes the place of the student's network; shape: of its latents, where no `size`
@@ -68,8 +69,11 @@ def grid_of_samples(
         x = sample(u, some(noise, part), texts, grid=grid, step=STEPS[own.kind], context=some(given, part))
         return x[: len(noise[part])]
 
-    made = [codec.decode(torch.cat([latents(part, grid) for part in parts])) for grid in grids]
-    write_video(tile(torch.stack(made, 1).flatten(0, 1).cpu(), columns=len(grids)), Path(out))
+    made = [codec.decode(torch.cat([latents(part, grid) for part in parts])).cpu() for grid in grids]
+    if Path(out).suffix == ".png" and len(prompts) * len(grids) > 1:
+        write_labelled(dict(zip([len(grid) - 1 for grid in grids], made, strict=True)), prompts, Path(out))
+        return
+    write_video(tile(torch.stack(made, 1).flatten(0, 1), columns=len(grids)), Path(out))
 
 
 def latent_shape(

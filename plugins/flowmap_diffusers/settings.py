@@ -13,6 +13,7 @@ from flowmap import validators
 from flowmap.mistaken import read
 from flowmap.model import Streamed, Usual
 from flowmap.reference import Referenced
+from flowmap.validators import near
 
 from .folder import fetch, local
 
@@ -62,7 +63,7 @@ class Settings(Streamed, Referenced):
         from .rows import ROWS
 
         if family not in ROWS:
-            raise ValueError(f"Diffusers.family = {family!r}: must be one of {', '.join(ROWS)}")
+            raise ValueError(f"Diffusers.family = {family!r}: must be one of {', '.join(ROWS)}{near(family, ROWS)}")
 
     @property
     def row(self) -> Row:

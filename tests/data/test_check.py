@@ -116,7 +116,7 @@ def test_what_is_not_in_the_index_is_told(tmp_path: Path) -> None:
     (tmp_path / "shard-00007.safetensors").write_bytes(b"")
     (tmp_path / "notes.txt").write_text("mine")
     found = [f.text for f in check(tmp_path) if f.kind == "warning"]
-    assert found == ["1 shards that index.json does not list, such as shard-00007.safetensors"]
+    assert found == ["1 shard that index.json does not list, such as shard-00007.safetensors"]
     (tmp_path / "null.safetensors").write_bytes(b"1")
     assert ["null.safetensors" in f.text for f in check(tmp_path) if f.kind == "refused"] == [True]
 

@@ -249,7 +249,7 @@ def test_the_command_line_and_bad_clips(folder: VideoFolder, tmp_path: Path, cap
     assert "1 of 5 clips cannot be encoded; the others are" in capsys.readouterr().err
     assert main([*line, "--skip-bad"]) == 0
     said = capsys.readouterr().out
-    assert "4 samples" in said and "1 clips were left out:\n" in said
+    assert "4 samples" in said and "1 clip left out:\n" in said
 
 
 def test_a_size_that_the_model_has_not_leaves_no_trace(folder: VideoFolder, tmp_path: Path) -> None:

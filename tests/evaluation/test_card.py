@@ -100,3 +100,16 @@ def test_the_card_of_a_pipeline_keeps_its_latents_exact(tmp_path: Path) -> None:
         file.write_text(json.dumps(told))
     _, narrow = card._use(RECIPE, tmp_path)
     assert card.EXACT_LATENTS in narrow
+
+
+def test_a_card_says_how_its_student_is_loaded_without_an_evaluation_too(tmp_path: Path) -> None:
+    """A student without a pipeline by flowmap; one with, by diffusers, and on which latents it was trained."""
+    distill(evolve(RECIPE, evaluation=None), out=tmp_path)
+    text = (tmp_path / "student" / "README.md").read_text()
+    assert 'u = flowmap.load("path/of/this/directory")' in text
+    (tmp_path / "student" / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline"}))
+    text = card.write(evolve(RECIPE, evaluation=None), tmp_path).read_text()
+    assert "It was trained on latents [2, 3, 4, 6], [F, C, H, W]: tell the pipeline the size of such videos." in text
+    code = text.partition("```python\n")[2].partition("```")[0]
+    assert "pipe = WanPipeline.from_pretrained(" in code
+    assert "pipe('a prompt', num_inference_steps=4, guidance_scale=1.0).frames[0]" in code

@@ -77,3 +77,40 @@ def test_curves_are_drawn_for_any_number_of_metrics(metrics: int, tmp_path: Path
     ]
     plots.curves(found, {"metric_0": (1.0, 0.1)}, "quality: of nothing", tmp_path / "nfe.png")
     assert iio.imread(tmp_path / "nfe.png").std() > 10
+
+
+def test_a_picture_of_several_samples_says_which_is_which(tmp_path: Path) -> None:
+    """A row a prompt and a column a number of steps; every pixel of a sample is there, below its labels."""
+    made = {n: torch.rand(2, 1, 3, 400, 500, generator=torch.Generator().manual_seed(n)) for n in (1, 4)}
+    previews.write_labelled(made, ["a seven", "an eight " * 40], tmp_path / "made.png")
+    page = torch.from_numpy(iio.imread(tmp_path / "made.png"))
+    assert page.shape == (32 + 2 * (32 + 400), 2 * 500 + 4, 3)
+    for i, n in enumerate(made):
+        for k in range(2):
+            top, left = 32 + k * 432 + 32, i * 504
+            cell = page[top : top + 400, left : left + 500]
+            wanted = (made[n][k, 0] * 255).round().to(torch.uint8).permute(1, 2, 0)
+            assert torch.equal(cell, wanted)
+            assert (page[top - 32 : top, :504] < 128).any(), "a prompt without its text"
+        assert (page[:32, left : left + 500] < 128).any(), "a column without its number of steps"
+
+
+def test_the_legend_has_every_line_of_every_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the first metric lacks one, or real videos have none of it."""
+    told: list[str] = []
+    monkeypatch.setattr("matplotlib.axes.Axes.legend", lambda axes, lines, labels, **how: told.extend(labels))
+    lines = [("teacher", "euler", "a"), ("student", "flow_map", "a"), ("student", "consistency", "b")]
+    found = [
+        Record(model, sampler, n, n, metric=metric, mean=1.0, std=0.1, seeds=2, better="lower")
+        for model, sampler, metric in lines
+        for n in (1, 4)
+    ]
+    plots.curves(found, {"b": (1.0, 0.1)}, "title: more", tmp_path / "nfe.png")
+    assert told == [
+        "teacher",
+        "teacher at 4 steps",
+        "student",
+        "student, re-noised",
+        "real videos",
+        "spread over seeds",
+    ]

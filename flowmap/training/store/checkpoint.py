@@ -45,6 +45,10 @@ class CheckpointError(Exception):
     """There are checkpoints, and none can be used."""
 
 
+class OtherRecipeError(CheckpointError):
+    """A checkpoint of another recipe."""
+
+
 class SaveError(Exception):
     """A checkpoint could not be written, on any rank; the ones before are as they were."""
 
@@ -96,7 +100,7 @@ def _saving(directory: Path, trainer: Trainer, weights: Weights, iteration: int,
             on_first(lambda: shutil.rmtree(new, ignore_errors=True))
             raise
         seen = yield lambda: manifest.damage(final, rank(), ranks())
-        if wrong := _united(seen) + _incomplete(final):
+        if wrong := _united(seen) + on_first(lambda: shards.complaints(final / "state", Manifest.read(final).shapes)):
             on_first(lambda: _put_aside(final))
             raise SaveError(f"{final}, read again, is damaged: {'; '.join(wrong)}")
         yield _by_first(lambda: _purge(directory))
@@ -221,15 +225,11 @@ def _seal(new: Path, listed: Manifest) -> None:
     listed.write(new)
 
 
-def _incomplete(path: Path) -> list[str]:
-    return on_first(lambda: shards.complaints(path / "state", Manifest.read(path).shapes))
-
-
 def _open(path: Path, digest: str, passed: tuple[str, ...] = ()) -> Found:
     """A checkpoint that was verified."""
     listed, state = on_first(lambda: (Manifest.read(path), json.loads((path / "train_state.json").read_text())))
     if listed.digest != digest:
-        raise CheckpointError(
+        raise OtherRecipeError(
             f"{path} is of another recipe, or of one with other steps: give another directory, or empty this one"
         )
     return Found(path, state["stage"], state["iteration"], state["end"], state["trainer"], listed.shapes, passed)
