@@ -214,6 +214,19 @@ class ImageCodec(Codec, Protocol):
         `FlowMapSpec.images`, each [B, ...]: latents, features, masks; none of networks that take no image."""
 
 
+@runtime_checkable
+class CountingCodec(Codec, Protocol):
+    """A codec that knows how many tokens its text encoder reads."""
+
+    def tokens_cut(self, prompts: Sequence[str]) -> Sequence[int]:
+        """Of each prompt, how many tokens are not read, since it has too many."""
+
+
+def tokens_cut(codec: Codec, prompts: Sequence[str]) -> Sequence[int]:
+    """`CountingCodec.tokens_cut`; none of a codec that does not count."""
+    return codec.tokens_cut(prompts) if isinstance(codec, CountingCodec) else [0 for _ in prompts]
+
+
 def conditions_of_images(codec: Codec, images: Tensor, frames: int) -> Cond:
     """`ImageCodec.encode_images`; no entries of a codec without."""
     return codec.encode_images(images, frames) if isinstance(codec, ImageCodec) else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from .command import positive
@@ -36,6 +37,13 @@ def rate(text: str) -> float | Literal["keep"]:
     if not 0.0 < value <= 1000.0:
         raise argparse.ArgumentTypeError(f"{text!r}: must be a number above 0 and at most 1000, or keep")
     return value
+
+
+def page(text: str) -> Path:
+    file = Path(text)
+    if file.suffix.lower() not in (".html", ".htm") or not file.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r}: must end in .html, in a directory that is there")
+    return file
 
 
 def folder(options: Namespace, size: tuple[int, int, int] | None) -> VideoFolder:

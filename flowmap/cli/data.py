@@ -74,6 +74,8 @@ def arguments(parser: ArgumentParser) -> None:
         metavar="BACKBONE",
         help="or a recipe: refuse latents and texts of other encoders, and shapes that its network does not take",
     )
+    told = "write a page with decoded samples and their captions, to be looked at in a browser; with --backbone"
+    check.add_argument("--look", type=clips.page, metavar="FILE", help=told)
     check.set_defaults(work=_check)
 
 
@@ -184,13 +186,21 @@ def _encode(options: Namespace) -> None:
 def _check(options: Namespace) -> int:
     from ..data.check import check
 
+    if options.look is not None and options.backbone is None:
+        raise UsageError("--look decodes latents: give the --backbone whose they are")
     spec = None if options.backbone is None else _resolve(options.backbone)[1]
-    path, refused = Path(options.data), 0
+    path, refused, said = Path(options.data), 0, list[str]()
     for finding in chain(check(path, spec), _fit(path, spec)):
         refused += finding.kind == "refused"
-        print(f"{'' if finding.kind == 'note' else finding.kind:7}  {finding.text}", flush=True)
+        said.append(f"{'' if finding.kind == 'note' else finding.kind:7}  {finding.text}")
+        print(said[-1], flush=True)
     again = "; a damaged file that you delete is made again by the command that made it" if _index(path) else ""
     print(f"refused{again}" if refused else "sound")
+    if options.look is not None and spec is not None and not refused:
+        from ..data.look import look
+
+        look(path, spec, options.look, said, device=_device())
+        print(options.look)
     return 1 if refused else 0
 
 

@@ -158,8 +158,8 @@ def size(text: str) -> tuple[int, int, int]:
 
 
 def context(text: str) -> str:
-    if not text.lower().endswith((".png", ".jpg", ".jpeg", ".mp4", ".gif")):
-        raise argparse.ArgumentTypeError(f"{text!r}: must end in .png, .jpg, .mp4 or .gif")
+    if not text.lower().endswith((".png", ".jpg", ".jpeg", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".gif")):
+        raise argparse.ArgumentTypeError(f"{text!r}: must end in .png, .jpg, .mp4, .mov, .mkv, .webm or .gif")
     return text
 
 

@@ -10,6 +10,10 @@ MUCH = 0.1
 """Of a picture: to cut away more is worth a warning."""
 
 
+CUT = "caption cut"
+"""A remark on a sample whose caption is longer than the text encoder reads."""
+
+
 def remarks(index: Index) -> Iterator[str]:
     """Sentences about the clips that the samples are from."""
     origins = [one for of in index.origins.values() for one in of]
@@ -28,6 +32,8 @@ def remarks(index: Index) -> Iterator[str]:
         yield f"{_some(weaved)} are interlaced, and moving edges have combs: {how}"
     if bright := [one for one in origins if "HDR" in one.remarks]:
         yield f"{_some(bright)} are HDR, and their colours are taken without tone mapping: convert them to SDR first"
+    if long := [one for one in origins if CUT in one.remarks]:
+        yield f"{_some(long)} have captions that are longer than the text encoder reads, and their ends are not used"
 
 
 def _some(origins: Sequence[Origin]) -> str:

@@ -213,7 +213,7 @@ def _hash(files: Sequence[str]) -> str:
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
-    """A prompt a line; empty lines are left out."""
+    """A prompt a line; empty lines are left out, and those that begin with #."""
     try:
         if path.stat().st_size > MOST_PROMPTS:
             raise DataError(f"{path} has more than {MOST_PROMPTS} bytes")
@@ -222,6 +222,6 @@ def read_prompts(path: Path) -> tuple[str, ...]:
         raise DataError(f"{path} is no text in UTF-8: {error}") from None
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
-    if not (prompts := tuple(line for line in lines if line)):
+    if not (prompts := tuple(line for line in lines if line and not line.startswith("#"))):
         raise DataError(f"{path} has no prompts: must have one a line")
     return prompts

@@ -7,33 +7,28 @@ import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
-from math import prod
 from pathlib import Path
 from typing import Literal
 
 import torch
 from attrs import asdict, evolve, field, frozen
-from torch import Tensor
 
 from .. import validators
-from .._types import Cond, concat
-from ..model import Codec, FlowMapSpec, conditions_of_images
+from ..model import FlowMapSpec
 from .clip import Clip
 from .clips import find
 from .decode import Take, Video, decode, frames_of
-from .format import INDEX, BadSamplesError, DataError, Origin, Plan, told
+from .encoder import Encoder
+from .format import INDEX, BadSamplesError, DataError, Plan, told
 from .journal import JOB
 from .length import counted, reaches
 from .place import require_directory
 from .shards import LatentShards
-from .shown import as_floats
-from .writer import Made, Progress, stored, write
+from .writer import Progress, write
 
 __all__ = ["VideoFolder", "frames_of"]
 
 positive = validators.ge(1)
-PIXELS = 1 << 26
-"""In one call of the encoder: two clips of Wan's size."""
 LOOKING = 8
 """Threads that look at files before any is encoded."""
 SKIP = '--skip-bad, in a recipe VideoFolder(bad="skip")'
@@ -124,7 +119,8 @@ class VideoFolder:
                 codec.latent_shape(*settled.size)
             except (ValueError, NotImplementedError) as error:
                 raise DataError(f"VideoFolder: {error}") from error
-            return Encoder(settled, windows, codec, device, dtype)
+            skip = self.bad == "skip"
+            return Encoder(windows, settled.read, settled.size, self.null_prompt, skip, codec, device, dtype)
 
         try:
             return write(out, plan, maker, part=part, replace=replace, progress=progress)
@@ -235,58 +231,3 @@ class VideoFolder:
         if (short := self._short(clip, len(video.frames), first)) is not None:
             raise DataError(short)
         return video
-
-
-@frozen
-class Encoder:
-    """Makes samples of windows of clips; the next are decoded while the ones before are encoded."""
-
-    folder: VideoFolder
-    windows: list[tuple[Clip, int]]
-    codec: Codec
-    device: torch.device
-    dtype: torch.dtype
-
-    def null(self) -> Cond:
-        return self.codec.encode_prompts([self.folder.null_prompt])
-
-    def samples(self, first: int, last: int) -> Made:
-        windows = self.windows[first:last]
-        most = max(1, PIXELS // (prod(self.folder.size)))
-        groups = [windows[i : i + most] for i in range(0, len(windows), most)]
-        prompts: list[str] = []
-        origins: list[Origin] = []
-        bad: list[tuple[str, str]] = []
-        x: list[Tensor] = []
-        own: list[Cond] = []
-        with ThreadPoolExecutor(1) as pool:
-            coming = pool.submit(self._read, groups[0])
-            for k in range(len(groups)):
-                videos, wrong = coming.result()
-                if k + 1 < len(groups):
-                    coming = pool.submit(self._read, groups[k + 1])
-                bad += wrong
-                prompts += [clip.caption or "" for clip, _, _ in videos]
-                origins += [Origin(clip.key, at, v.rate, v.cut, v.remarks) for clip, at, v in videos]
-                if videos and (not bad or self.folder.bad == "skip"):
-                    together = as_floats(torch.stack([video.frames for _, _, video in videos]).to(self.device))
-                    x.append(self.codec.encode(together).cpu())
-                    own.append(conditions_of_images(self.codec, together[:, 0], self.folder.size[0]))
-        if bad and self.folder.bad == "raise":
-            raise BadSamplesError(bad)
-        if not prompts:
-            return Made(torch.empty(0), (), {}, bad)
-        texts = self.codec.encode_prompts([*dict.fromkeys(prompts)])
-        made = Made(torch.cat(x), prompts, texts, bad, concat(*own), origins)
-        return stored(made, torch.float32, self.dtype)
-
-    def _read(self, group: Sequence[tuple[Clip, int]]) -> tuple[list[tuple[Clip, int, Video]], list[tuple[str, str]]]:
-        """The videos that can be read, and of the others their names, and why not."""
-        videos: list[tuple[Clip, int, Video]] = []
-        wrong: list[tuple[str, str]] = []
-        for clip, first in group:
-            try:
-                videos.append((clip, first, self.folder.read(clip, first)))
-            except DataError as error:
-                wrong.append((clip.key, str(error)))
-        return videos, wrong

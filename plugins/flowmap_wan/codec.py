@@ -73,6 +73,13 @@ class WanCodec:
             )
         return {"text": text[:, : self.text_tokens].float()}
 
+    def tokens_cut(self, prompts: Sequence[str]) -> Sequence[int]:
+        from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+
+        cleaned = [prompt_clean(prompt) for prompt in prompts]
+        found = self.pipeline.tokenizer(cleaned, truncation=False, verbose=False).input_ids if cleaned else []
+        return [max(0, len(tokens) - self.text_length) for tokens in found]
+
     @torch.no_grad()
     def encode(self, videos: Tensor) -> Latent:
         """[B, frames, 3, H, W] in [0, 1] -> the posterior's mode, normalised per channel: [B, F, C, h, w]."""

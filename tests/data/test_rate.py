@@ -190,6 +190,21 @@ def test_what_is_to_be_looked_at_is_said(tmp_path: Path) -> None:
     assert data.index.json()["made_from"]["reader"] == 2 and data.index.json()["made_from"]["folder"]["fps"] == 16.0
 
 
+def test_captions_that_are_too_long_are_named(tmp_path: Path) -> None:
+    """The text encoder reads 12 tokens here, and what is beyond changes nothing."""
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for name, words in (("a", 5), ("b", 40)):
+        film(clips / f"{name}.mp4", ramp(9))
+        (clips / f"{name}.txt").write_text("seven " * words)
+    data = VideoFolder(clips, 9, 32, 32).encode(
+        Wan21(TINY_WAN, text_length=12, text_tokens=12), tmp_path / "out", device=CPU
+    )
+    assert data is not None
+    (said,) = remarks(data.index)
+    assert said.startswith("1 clips (b.mp4) have captions that are longer than the text encoder reads")
+
+
 def test_the_command_line_takes_rates_and_windows(tmp_path: Path, capsys: Any) -> None:
     clips = tmp_path / "clips"
     clips.mkdir()

@@ -166,7 +166,7 @@ def test_half_precision_keeps_texts_as_the_encoder_made_them(tmp_path: Path) -> 
 
 
 def test_prompts_are_lines(tmp_path: Path) -> None:
-    (tmp_path / "p.txt").write_text("one\n\n  two \r\nthree")
+    (tmp_path / "p.txt").write_text("# what a file begins with\none\n\n  two \r\nthree")
     assert read_prompts(tmp_path / "p.txt") == ("one", "two", "three")
     (tmp_path / "p.txt").write_text("\n\n")
     with pytest.raises(DataError, match="has no prompts: must have one a line"):
