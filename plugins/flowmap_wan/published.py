@@ -45,7 +45,7 @@ def _fitted(theirs: Mapping[str, Tensor], own: Mapping[str, Tensor], told: str) 
     names = {name: name if plain else original(name) for name in own}
     if wrong := "; ".join(_wrong(theirs, {names[name]: value for name, value in own.items()})):
         raise WeightsError(f"{told}: {wrong}")
-    return {name: theirs[there] for name, there in names.items()}
+    return {name: theirs[there].detach().contiguous() for name, there in names.items()}  # a checkpoint may have views
 
 
 def latents(config: Mapping[str, Any]) -> tuple[int, int, int, int] | None:
