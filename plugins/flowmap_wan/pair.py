@@ -15,7 +15,7 @@ from flowmap.experts import TwoExperts
 from flowmap.mistaken import INDEX, read
 from flowmap.model import About, Codec, FlowMap, Put, Sampling, Splits, Streamed
 
-from . import experts
+from . import experts, pipelines
 from .experts import Expert
 from .spec import WanSpec
 
@@ -160,6 +160,9 @@ class Experts(Streamed, Splits):
             self.low.save(low, path / "low", dtype=dtype)
             return
         networks: dict[Expert, Any] = {"high": fused(high, dtype, CPU), "low": fused(low, dtype, CPU)}
+        if "gate_value" not in networks["low"].config:  # a fine-tuned teacher remains the pipeline that it was
+            pipelines.write(self.low.path, path, {experts.PARTS[name]: net for name, net in networks.items()})
+            return
         # what a run says of the pair is of what it trained
         guidance: dict[Expert, float | None] = {
             "high": high.guidance,

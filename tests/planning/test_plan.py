@@ -30,6 +30,7 @@ ROWS = {  # with the memory that the committed plan is for
     "anyflow_qwen_image": "141GiB",
     "anyflow_stepvideo": "141GiB",
     "anyflow_wan_i2v14b": "80GiB",
+    "anyflow_wan22_a14b_high": "80GiB",
 }
 SIZED = Sized(LatentFolder("nowhere"), x=(FRAMES, 16, SIDE, SIDE), cond={"text": TEXT})
 

@@ -11,9 +11,10 @@ from flowmap.cli import recipes
 WAN = ("anyflow_wan1b", "anyflow_wan14b", "anyflow_far1b", "anyflow_far14b")
 ROWS = ("anyflow_ltx", "anyflow_hunyuan", "anyflow_cogvideox5b", "anyflow_qwen_image", "anyflow_stepvideo")
 ROWS += ("anyflow_wan_i2v14b",)
+EXPERTS = ("anyflow_wan22_a14b_high", "anyflow_wan22_a14b_low")
 
 
-@pytest.mark.parametrize("name", WAN + ROWS)
+@pytest.mark.parametrize("name", WAN + ROWS + EXPERTS)
 def test_two_steps_of_every_stage(name, tmp_path):
     recipe = recipes.load(name)
     backbone = recipe.backbone.tiny()
@@ -57,6 +58,20 @@ def test_what_was_not_published_is_anyflows(name):
         of = theirs[stage.method.name]
         for setting in ("steps", "batch", "micro", "optimizer", "ema"):
             assert getattr(stage, setting) == getattr(of, setting), setting
+
+
+@pytest.mark.parametrize("name, within, w", [(EXPERTS[0], (0.875, 1.0), 4.0), (EXPERTS[1], (0.0, 0.875), 3.0)])
+def test_an_expert_is_trained_on_its_side_with_its_guidance(name, within, w):
+    recipe, like = recipes.load(name), recipes.load("anyflow_wan14b")
+    for stage, of in zip(recipe.stages, like.stages, strict=True):
+        for setting in ("steps", "batch", "micro", "optimizer", "ema"):
+            assert getattr(stage, setting) == getattr(of, setting), setting
+    zero, one, two = (stage.method.updates[0].terms for stage in recipe.stages)
+    (_, dmd), (_, matching) = two
+    for objective in (zero[0][1], one[0][1], matching):
+        assert objective.times.within == within
+    assert dmd.rollout.within == within and (dmd.w, matching.guidance.w) == (w, w) and dmd.end == within[0]
+    assert recipe.backbone.shift == 12.0
 
 
 def test_guidance_that_is_built_in_is_learnt_as_it_is():

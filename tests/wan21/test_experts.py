@@ -200,4 +200,4 @@ def test_with_adapters_too(base: Path, tmp_path: Path) -> None:
     given = noise(), {"text": cond()["text"][:, :12]}
     with torch.no_grad():
         torch.testing.assert_close(sample(found, *given, 2), sample(u, *given, 2), atol=1e-4, rtol=1e-4)
-    assert set(u.trained()) and all(name.startswith("low.") for name in u.trained())
+    assert isinstance(u, TwoExperts) and set(u.trained()) == set(u.low.trained()) and not u.high.trained()
