@@ -106,7 +106,7 @@ def write(recipe: Recipe, out: Path) -> Path:
         base_model=about.model,
         license=about.licence,
         library_name="diffusers",
-        pipeline_tag="text-to-video",
+        pipeline_tag="image-to-video" if recipe.backbone.images else "text-to-video",
         tags=["flowmap", "flow-map", "any-step", "distillation"],
     )
     body = "\n\n".join(
@@ -166,12 +166,14 @@ def _use(recipe: Recipe, out: Path) -> list[str]:
         del size["num_frames"]
     prompt = "a prompt" if manifest is None else manifest["prompts"]["first"]
     told = f"{prompt!r}, num_inference_steps={1 if few else 4}" + ("" if own else ", guidance_scale=1.0")
-    sized = "" if size is None else f"size = {json.dumps(size)}\n"
+    sized, seen = "" if size is None else f"size = {json.dumps(size)}\n", ""
+    if recipe.backbone.images:
+        told, seen = f'image=load_image("first.png"), prompt={told}', "\nfrom diffusers.utils import load_image"
     return [
         f"""{text}
 
 ```python
-from diffusers import {kind}
+from diffusers import {kind}{seen}
 
 pipe = {kind}.from_pretrained("path/of/this/directory"{trusted})
 {sized}video = pipe({told}{", **size" if sized else ""}).{"images" if frames == 1 else "frames"}[0]

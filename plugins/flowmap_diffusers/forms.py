@@ -216,12 +216,13 @@ def _readme(spec: Settings, u: DiffusersFlowMap, times: list[float], lines: list
         **u.row.call({"guidance": torch.tensor([spec.guidance])}, u.positions),
     }
     given = ", ".join(f"{name}={value!r}" for name, value in called.items())
+    begun = "image=first, prompt=" if u.row.images else ""
     made = "".join(f"    {line}\n" for line in lines)
     return f"""A student for {n} steps, and no other number: the time that a step ends at is frozen into the network.
 
     from diffusers import {imported}
 
-{made}    pipe("a prompt", {given})
+{made}    pipe({begun}"a prompt", {given})
 
 Its times, of which 1 is noise and 0 data: {every}.
 """

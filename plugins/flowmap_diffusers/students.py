@@ -161,6 +161,7 @@ def code(spec: Settings) -> str:
         flip=(row.convention.clock == "1-t") != bool(row.schedule.get("invert_sigmas")),
         defaults=defaults,
         held=row.held is not None,
+        begun="image=first, prompt=" if row.images else "",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from inspect import signature
@@ -26,6 +27,7 @@ from flowmap.guidance import Guided
 from flowmap.model import Codec, ConditionError, FlowMapSpec, conditions_of_images
 from flowmap.path import expand
 from flowmap.plugins import backbone, manager
+from flowmap.rollout import walk
 from flowmap.testing.checks import network, reference
 from flowmap.testing.kit import perturb
 from tests.test_planted_defects import planted
@@ -211,6 +213,55 @@ def test_a_curve_begins_with_an_image_a_prompt(tmp_path_factory: pytest.TempPath
         QualityCurve(("seven",), images=files, **asked)
     with pytest.raises(ValueError, match=r"QualityCurve.images: pipeline begins with an image: give one a prompt"):
         Bench.of(evolve(curve, images=()), nets, spec)
+
+
+def changed(file: Path, **entries: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **entries}))
+
+
+def test_a_directory_of_text_to_video_is_one_from_an_image_too(tmp_path: Path) -> None:
+    """Wan2.2 TI2V-5B is published as a `WanPipeline`; one without a time a token, and I2V's of Wan2.1, are refused."""
+    folder = made("wan_ti2v", tmp_path / "pipeline", case=CASES["wan_ti2v"])
+    index = folder / "model_index.json"
+    found = backbone(str(folder), PLUGINS)
+    assert isinstance(found, Diffusers) and found.family == "wan_ti2v"
+    changed(index, _class_name="WanPipeline")
+    asked = Diffusers(folder, family="wan_ti2v")
+    asked.validate()
+    student = asked.build(frozenset({"student"}), **CPU)["student"]
+    asked.save(student, tmp_path / "student")
+    assert json.loads((tmp_path / "student" / "model_index.json").read_text())["expand_timesteps"] is True
+    assert "class Pipeline(WanImageToVideoPipeline)" in (tmp_path / "student" / "student.py").read_text()
+    changed(index, expand_timesteps=False)
+    with pytest.raises(ValueError, match=r"its model_index\.json has expand_timesteps = False: must be True"):
+        asked.validate()
+    changed(index, _class_name="WanImageToVideoPipeline")
+    with pytest.raises(ValueError, match=r"its transformer has no image_dim: another network of the class"):
+        Diffusers(folder, family="wan_i2v").validate()
+
+
+@pytest.mark.slow
+def test_a_fixed_number_of_steps_holds_the_first_frame_too(tmp_path: Path) -> None:
+    """The token at time 0 is told r = 0 in the teacher's own class."""
+    import flowmap
+
+    spec = backbone(str(made("wan_ti2v", tmp_path / "base", case=CASES["wan_ti2v"])), PLUGINS)
+    assert isinstance(spec, Diffusers)
+    u = spec.build(frozenset({"student"}), **CPU)["student"]
+    perturb(u, 0, 0.1)
+    spec.save(u, tmp_path / "student")
+    flowmap.export(tmp_path / "student", "fixed-steps", tmp_path / "four", options={"steps": 4})
+    times = json.loads((tmp_path / "four" / "manifest.json").read_text())["sampler"]["times"]
+    codec, own = conditions(spec)
+    z = Rng.seeded(3).noise_like(torch.zeros(1, *spec.row.example["z"]))
+    with torch.no_grad():
+        ours = walk(u, z, {**codec.encode_prompts(["seven"]), **own}, torch.tensor(times), None)
+    pipe = spec.row.classes()[1].from_pretrained(tmp_path / "four")
+    pipe.set_progress_bar_config(disable=True)
+    asked = {"prompt": "seven", "image": picture("wan_ti2v")[0], "num_inference_steps": 4, **CASES["wan_ti2v"].size}
+    asked |= {"guidance_scale": 1.0, "output_type": "latent", "return_dict": False}
+    theirs = spec.row.latents.back(pipe(latents=spec.row.latents.to(z), **asked)[0], z.shape)
+    assert float((theirs - ours).abs().max() / ours.abs().max()) < 1e-5
 
 
 HELD = [name for name, row in ROWS.items() if row.held]
