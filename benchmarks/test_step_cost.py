@@ -14,8 +14,8 @@ from flowmap.method import Method
 from flowmap.methods import anyflow
 from flowmap.methods.flow_matching import flow_matching
 from flowmap.model import FlowMap
+from flowmap.planning.flops import flops_by_part, flops_of_call, total
 from flowmap.testing import counting
-from flowmap.testing.flops import flops_by_part, flops_of_call, total
 from flowmap.training.loop import Trainer
 
 from .paired import Paired, timed

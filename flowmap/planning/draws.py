@@ -15,8 +15,8 @@ from ..data import TensorData
 from ..model import Wrapped
 from ..objectives import Networks
 from ..recipe import Stage
-from ..testing.flops import Meter
 from ..training.loop import Trainer
+from .flops import Meter
 from .trace import Call, Calls
 
 Price: TypeAlias = Callable[[Call], float]

@@ -18,9 +18,9 @@ from ..model import FlowMap
 from ..objectives import Networks
 from ..objectives.flow_map_matching import FlowMapMatching
 from ..recipe import Stage
-from ..testing.flops import Meter
 from ..times import TimeSampler
 from ..training.loop import Trainer
+from .flops import Meter
 from .ledger import KINDS, Kind, Ledger, Moment
 
 

@@ -6,7 +6,7 @@ from flowmap_wan21 import Lora, Wan21
 
 from flowmap import Stage, TensorData
 from flowmap.methods import anyflow, flow_matching
-from flowmap.testing.flops import flops_by_part, flops_of_call, total
+from flowmap.planning.flops import flops_by_part, flops_of_call, total
 
 BATCH, ITERATIONS = 4, 8
 ROLES = frozenset({"student", "teacher", "critic"})
