@@ -18,7 +18,7 @@ from flowmap_wan21 import Wan21
 from safetensors import safe_open
 
 from flowmap import FlowMap
-from flowmap.testing.kit import perturb
+from flowmap.testing.kit_helpers import perturb
 
 CPU: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
 OWN = {

@@ -20,7 +20,7 @@ from torch import Tensor
 from flowmap import AdamW, Recipe, Rng, Stage, TensorData, distill
 from flowmap.export.errors import ExportError
 from flowmap.methods import anyflow
-from flowmap.testing.kit import perturb
+from flowmap.testing.kit_helpers import perturb
 from flowmap.training.loop import Trainer
 from flowmap.training.store.checkpoint import CheckpointError
 

@@ -7,10 +7,10 @@ check_backbone(Spec())                         without pytest
 
 from __future__ import annotations
 
-from .checks import BACKBONE_CHECKS, check_backbone, parametrize_with_backbone_checks
 from .counting import CountingFlowMap, counting
 from .gaussian import GaussianFlowMap, GuidedGaussianFlowMap
-from .kit import Result, Skip
+from .kit_checks import BACKBONE_CHECKS, check_backbone, parametrize_with_backbone_checks
+from .kit_helpers import Result, Skip
 
 __all__ = [
     "BACKBONE_CHECKS",

@@ -9,7 +9,7 @@ import pytest
 
 if TYPE_CHECKING:
     from ..model import FlowMapSpec
-    from .kit import Check
+    from .kit_helpers import Check
 
 OPTION = "--flowmap-check"
 
@@ -56,7 +56,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
     if not names:
         return
     from ..plugins import PluginError, backbone
-    from .checks import BACKBONE_CHECKS
+    from .kit_checks import BACKBONE_CHECKS
 
     for name in names:
         try:

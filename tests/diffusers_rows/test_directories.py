@@ -24,7 +24,7 @@ from flowmap import FlowMap, Rng, sample
 from flowmap.data.folder import foreign
 from flowmap.model import Codec
 from flowmap.plugins import backbone, manager
-from flowmap.testing.kit import perturb
+from flowmap.testing.kit_helpers import perturb
 
 from . import toys
 

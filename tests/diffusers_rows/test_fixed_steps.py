@@ -20,7 +20,7 @@ from flowmap import FlowMap, Rng
 from flowmap.export.errors import ExportError
 from flowmap.plugins import PluginError, backbone, manager
 from flowmap.rollout import walk
-from flowmap.testing.kit import perturb
+from flowmap.testing.kit_helpers import perturb
 
 from .test_directories import CASES, made
 

@@ -28,8 +28,8 @@ from flowmap.model import Codec, ConditionError, FlowMapSpec, conditions_of_imag
 from flowmap.path import expand
 from flowmap.plugins import backbone, manager
 from flowmap.rollout import walk
-from flowmap.testing.checks import network, reference
-from flowmap.testing.kit import perturb
+from flowmap.testing.kit_checks import network, reference
+from flowmap.testing.kit_helpers import perturb
 from tests.test_planted_defects import planted
 
 from . import toys

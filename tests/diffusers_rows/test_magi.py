@@ -21,7 +21,7 @@ from torch import Tensor
 import flowmap
 from flowmap import FlowMap, Rng
 from flowmap.path import Convention
-from flowmap.testing.kit import perturb
+from flowmap.testing.kit_helpers import perturb
 from tests.diffusers_rows.test_step_video import Array, attend, normal, silu
 from tests.test_planted_defects import planted
 

@@ -110,7 +110,7 @@ def test_the_codec_is_the_pipeline_s(spec: Diffusers, ltx: Path) -> None:
 @pytest.fixture(scope="module")
 def student(spec: Diffusers, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Moved off the teacher, both embedders too, as training does."""
-    from flowmap.testing.kit import perturb
+    from flowmap.testing.kit_helpers import perturb
 
     path = tmp_path_factory.mktemp("student")
     u = spec.build(frozenset({"student"}), **CPU)["student"]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from flowmap.path import Convention
 from flowmap.testing import BACKBONE_CHECKS, check_backbone
-from flowmap.testing.checks import network, reference, roles
+from flowmap.testing.kit_checks import network, reference, roles
 from tests.test_planted_defects import planted
 
 CPU = torch.device("cpu")

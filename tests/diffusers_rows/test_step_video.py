@@ -23,7 +23,7 @@ from flowmap.cli import main
 from flowmap.model import WeightsError
 from flowmap.path import Convention
 from flowmap.plugins import PluginError
-from flowmap.testing.kit import perturb
+from flowmap.testing.kit_helpers import perturb
 from tests.test_planted_defects import planted
 
 CPU: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}

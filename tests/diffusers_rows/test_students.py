@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from flowmap import FlowMap
 from flowmap._types import Batch
 from flowmap.evaluation.rounding import Probe, measure
-from flowmap.testing.kit import perturb
+from flowmap.testing.kit_helpers import perturb
 
 CPU: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
 LORA = Lora(rank=4, alpha=8)

@@ -19,8 +19,8 @@ import flowmap
 from flowmap import Rng, sample
 from flowmap.export.errors import ExportError
 from flowmap.plugins import backbone, manager
-from flowmap.testing.checks import network, reference
-from flowmap.testing.kit import perturb
+from flowmap.testing.kit_checks import network, reference
+from flowmap.testing.kit_helpers import perturb
 from flowmap.time_embedding import TwoTimeEmbedding
 from flowmap.times import euler_grid
 from tests.test_planted_defects import planted

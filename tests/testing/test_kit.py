@@ -19,7 +19,7 @@ from flowmap import FlowMap, FlowMapSpec, ModuleSpec, Rng
 from flowmap._types import Cache, Cond, Latent, Role, Time
 from flowmap.reference import Heard, Played, Referenced
 from flowmap.testing import BACKBONE_CHECKS, Skip, check_backbone, parametrize_with_backbone_checks
-from flowmap.testing.kit import close, require, run
+from flowmap.testing.kit_helpers import close, require, run
 from flowmap.time_embedding import mix
 from tests.toys import CHANNELS, CHUNK, GAMMA, TEXT, Linear, Net, Toy, ToyFlowMap
 
@@ -742,7 +742,7 @@ def test_results_name_the_check_the_outcome_and_the_message(monkeypatch: pytest.
         raise KeyError("text")
 
     checks = (check_that_passes, check_that_fails, check_that_skips, check_that_breaks)
-    monkeypatch.setattr("flowmap.testing.checks.BACKBONE_CHECKS", checks)
+    monkeypatch.setattr("flowmap.testing.kit_checks.BACKBONE_CHECKS", checks)
     assert check_backbone(Toy()) == [
         ("that_passes", "passed", ""),
         ("that_fails", "failed", "one is not two"),
@@ -774,7 +774,7 @@ from flowmap.testing import check_backbone
 
 
 def test_adapters_start_as_nothing_and_perturbed_ones_do_something() -> None:
-    from flowmap.testing.kit import perturb
+    from flowmap.testing.kit_helpers import perturb
 
     u = Toy(shared=True).build(frozenset({"student"}), device=torch.device("cpu"), dtype=torch.float32)["student"]
     z, c = Toy().example()

@@ -20,7 +20,7 @@ from ...objectives.distribution_matching import DistributionMatching
 from ...recipe import AdamW, Ema, Stage
 from ...rollout import FlowMapBackwardSimulation
 from ...training.loop import Trainer
-from ..kit import ROLES, Skip, build, close, example, example_batch, fields, perturb, require, same, times
+from ..kit_helpers import ROLES, Skip, build, close, example, example_batch, fields, perturb, require, same, times
 
 Gradients: TypeAlias = Mapping[str, Tensor | None]
 

@@ -9,7 +9,7 @@ import torch
 from ..._types import nullify
 from ...model import FlowMapSpec
 from ...time_embedding import ExactTimeEmbedding, TwoTimeEmbedding
-from ..kit import Skip, build, close, example, example_batch, part, perturb, require, same, times
+from ..kit_helpers import Skip, build, close, example, example_batch, part, perturb, require, same, times
 
 
 def check_u_has_the_shape_and_dtype_of_z(spec: FlowMapSpec) -> None:

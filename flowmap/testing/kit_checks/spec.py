@@ -16,7 +16,7 @@ import torch
 
 from ...model import FlowMapSpec
 from ...recipe import describe
-from ..kit import Skip, build, close, example, fields, perturb, require, times
+from ..kit_helpers import Skip, build, close, example, fields, perturb, require, times
 
 MODEL_LIBRARIES = ("accelerate", "diffusers", "peft", "transformers")
 

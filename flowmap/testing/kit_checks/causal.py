@@ -11,7 +11,7 @@ from attrs import frozen
 from ..._types import Cond, Latent, Rng
 from ...model import FlowMap, FlowMapSpec
 from ...rollout import sample
-from ..kit import Skip, build, close, example, perturb, require, same, times
+from ..kit_helpers import Skip, build, close, example, perturb, require, same, times
 
 SEEDS = 32  # of what `teacher_forcing` draws: enough to see every run of chunks, each of which is tested once
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ...model import FlowMapSpec
-from ..kit import Check, Result, run
+from ..kit_helpers import Check, Result, run
 from . import causal, network, reference, roles, spec
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import torch
 from ..._types import Cond, Latent, Rng
 from ...model import FlowMapSpec
 from ...reference import Played, Referenced
-from ..kit import Skip, build, close, require
+from ..kit_helpers import Skip, build, close, require
 
 
 def check_the_sampler_ends_at_the_one_point(spec: FlowMapSpec) -> None:
