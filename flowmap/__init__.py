@@ -14,7 +14,7 @@ from . import lazily
 
 if TYPE_CHECKING:
     from ._types import Batch, Rng
-    from .data import LatentFolder, TensorData, VideoFolder
+    from .data import LatentFolder, Mixed, TensorData, VideoFolder
     from .distill import distill
     from .export.api import export
     from .hookspecs import hookimpl
@@ -33,6 +33,7 @@ __all__ = [
     "FlowMap",
     "FlowMapSpec",
     "LatentFolder",
+    "Mixed",
     "ModuleSpec",
     "Recipe",
     "Rng",
@@ -50,7 +51,7 @@ __all__ = [
 
 _MODULES = {
     "_types": ("Batch", "Rng"),
-    "data": ("LatentFolder", "TensorData", "VideoFolder"),
+    "data": ("LatentFolder", "Mixed", "TensorData", "VideoFolder"),
     "distill": ("distill",),
     "export.api": ("export",),
     "hookspecs": ("hookimpl",),

@@ -35,7 +35,8 @@ REQUESTS = {
     "sample nowhere": "the following arguments are required: --prompt",
     "sample . --prompt x --size 9x32": "argument --size: '9x32': must be frames x height x width, such as 9x32x32",
     "sample . --prompt x --out x.avi": "argument --out: 'x.avi': must end in .mp4, .gif or .png",
-    "sample . --prompt x --context x.avi": "argument --context: 'x.avi': must end in .png, .jpg, .mp4 or .gif",
+    "sample . --prompt x --context x.avi": "argument --context: 'x.avi': must end in .png, .jpg, .mp4, .mov, .mkv, "
+    ".webm or .gif",
     "sample . --prompt x --context x.png": "context 'x.png': there is no such file",
     "sample . --prompt x --seed -1": "argument --seed: -1: must be a whole number, at least 0",
     "data": "data: no task: must be one of synth, encode, check",

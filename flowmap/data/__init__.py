@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
-from .._types import Rng
+from .draw import Draws, draw, indices
 from .fingerprint import Fingerprinted, fingerprint
 from .folder import LatentFolder
 from .format import DataError
+from .mixed import Mixed
 from .prefetch import Prefetch, ReadsAhead
 from .shards import LatentShards
 from .sized import Sized
@@ -19,29 +18,18 @@ __all__ = [
     "BadClipsError",
     "Data",
     "DataError",
+    "Draws",
     "Fingerprinted",
     "LatentFolder",
     "LatentShards",
+    "Mixed",
     "Prefetch",
     "ReadsAhead",
     "Sized",
     "Source",
     "TensorData",
     "VideoFolder",
+    "draw",
     "fingerprint",
     "indices",
 ]
-
-
-def indices(length: int, batch: int, iteration: int, *key: int) -> list[int]:
-    """The samples of global batch `iteration`: epochs of permutations keyed by `key`, a pure function.
-
-    So a resumed run needs no cursor, and another number of ranks sees the same samples.
-    """
-    first = iteration * batch
-    return [_permutation(length, k // length, key)[k % length] for k in range(first, first + batch)]
-
-
-@lru_cache(maxsize=4)
-def _permutation(length: int, epoch: int, key: tuple[int, ...]) -> list[int]:
-    return Rng((*key, epoch)).permutation(length).tolist()

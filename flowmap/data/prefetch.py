@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 from attrs import define, field, validators
 
 from .._types import Batch
+from .draw import draw
 from .fingerprint import fingerprint
 
 
@@ -43,6 +44,9 @@ class Prefetch:
 
     def __len__(self) -> int:
         return len(self.data)
+
+    def draw(self, batch: int, iteration: int, *key: int) -> list[int]:
+        return draw(self.data, batch, iteration, *key)
 
     def expect(self, batches: Iterable[Sequence[int]]) -> None:
         self._coming = deque(tuple(index) for index in batches)

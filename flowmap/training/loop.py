@@ -11,7 +11,7 @@ from attrs import define, field
 from torch import nn
 
 from .._types import Batch, Mean, Rng, Role, Shared
-from ..data import Data, ReadsAhead, indices
+from ..data import Data, ReadsAhead, draw
 from ..faults import reach
 from ..method import Update
 from ..objectives import Networks, within
@@ -73,7 +73,7 @@ class Trainer:
         """One iteration; its logs as means over this rank's samples, by `role/name`: see `read`."""
         if isinstance(self.data, ReadsAhead):
             self.data.expect([*self._reads(iteration), *self._reads(iteration + 1)])
-        index = indices(len(self.data), self.stage.batch, iteration, self.seed, self.number)
+        index = draw(self.data, self.stage.batch, iteration, self.seed, self.number)
         logs: dict[str, Mean] = {}
         calls = self._calls(iteration)
         self.shared.iteration = iteration
@@ -96,7 +96,7 @@ class Trainer:
 
     def _reads(self, iteration: int) -> Iterator[list[int]]:
         """The batches that an iteration asks for, in that order."""
-        index = indices(len(self.data), self.stage.batch, iteration, self.seed, self.number)
+        index = draw(self.data, self.stage.batch, iteration, self.seed, self.number)
         for calls in self._calls(iteration).values():
             for positions, _ in calls:
                 yield [index[p] for p in positions]
@@ -134,7 +134,7 @@ class Trainer:
 
     def _index(self, iteration: int) -> Sequence[int]:
         """The samples of the global batch, in the data."""
-        return indices(len(self.data), self.stage.batch, iteration, self.seed, self.number)
+        return draw(self.data, self.stage.batch, iteration, self.seed, self.number)
 
     @property
     def skipped(self) -> dict[Role, int]:
