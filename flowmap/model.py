@@ -7,10 +7,10 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol, Self, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, Self, TypeAlias, runtime_checkable
 
 import torch
-from attrs import frozen
+from attrs import define, frozen
 from torch import Tensor, nn
 
 from ._types import Cache, Cond, Latent, Rng, Role, Time, concat, nullify, require_null
@@ -61,6 +61,18 @@ def guided_twice(built_in: float | None, w: float) -> str | None:
     return f"has {has} built in, and guidance {w:g} would come on top of it: take 1, which is none"
 
 
+@define(eq=False)
+class Kept:
+    """What of `samples`, places in the batch of a teacher-forced call, depends neither on z nor on the times.
+
+    Given as `cache` to that call, which fills `memory`, and then to calls of these samples alone, once or several times
+    over, under the same condition. Those are made with the same weights, and build no graph: what was kept has none.
+    """
+
+    samples: Tensor
+    memory: Sequence[Any] = ()
+
+
 class FlowMap(nn.Module, ABC):
     """The mean velocity u_θ(z_t, t, r | c), and the map it defines,
 
@@ -95,13 +107,8 @@ class FlowMap(nn.Module, ABC):
         """Choose the frames to train on, and put their clean history into `cond`."""
         return x, cond
 
-    def keeping(self, samples: Tensor) -> Cache:
-        """For the `cache` of a teacher-forced call, which puts there what of `samples`, places in its batch, depends
-        neither on z nor on the times; None where there is nothing to keep.
-
-        Calls of these samples after it, once or several times over, under the same condition, read it: they are made
-        with the same weights and build no graph, since what was kept has none.
-        """
+    def keeping(self, samples: Tensor) -> Kept | None:
+        """A `Kept` for the `cache` of a teacher-forced call; None where there is nothing to keep."""
         return None
 
     @property

@@ -8,11 +8,11 @@ from typing import TypeAlias
 
 import torch
 from attrs import define, evolve, field
-from torch import nn
+from torch import Tensor, nn
 
 from .._types import Cache, Cond, Latent, Role, Time
 from ..data import TensorData
-from ..model import Wrapped
+from ..model import Kept, Wrapped
 from ..objectives import Networks
 from ..recipe import Stage
 from ..training.loop import Trainer
@@ -42,7 +42,11 @@ class Sketch(Wrapped):
         self.scale = nn.Parameter(torch.zeros(()))
 
     def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
-        call = evolve(Calls().forward(self.role, z, cond, None), past=int(cache or 0))
+        call = Calls().forward(self.role, z, cond, cache if isinstance(cache, Kept) else None)
+        if not isinstance(cache, Kept):
+            call = evolve(call, past=int(cache or 0))
+        elif call.history:
+            cache.memory = (call,)
         self.till.spent += len(z) * self.price(call)
         return z * 0 + self.scale
 
@@ -51,6 +55,9 @@ class Sketch(Wrapped):
         with self.meter.spending("history"):
             self.till.spent += len(x) * self.price(Call(self.role, "extend", x.shape[1], past=past))
         return past + x.shape[1]
+
+    def keeping(self, samples: Tensor) -> Kept | None:
+        return self.u.keeping(samples)
 
     def trained(self) -> Mapping[str, nn.Parameter]:
         return {"scale": self.scale}

@@ -233,7 +233,7 @@ def _backward(traced: Mapping[str, float], forward: Mapping[str, float]) -> list
 
 def _by_frames(call: Call) -> float:
     """A rough price, to find the iteration that costs most."""
-    return call.frames + 0.5 * (call.history + call.past)
+    return call.frames + 0.5 * (call.history * (not call.kept) + call.past)
 
 
 def _ask(recipe: Recipe, nets: Networks, call: Call, sizes: Mapping[str, tuple[int, ...]]) -> float:
@@ -246,9 +246,13 @@ def _ask(recipe: Recipe, nets: Networks, call: Call, sizes: Mapping[str, tuple[i
     cond = _cond(recipe.spec_of(call.role), 1, sizes)
     if call.history:
         cond["history"] = torch.zeros(1, call.history, *rest)
-    half = torch.full((1,), 0.5)
-    with torch.no_grad(), Ledger() as ledger:
-        nets[call.role](torch.zeros(1, call.frames, *rest), half, half, cond)
+    half, z, u = torch.full((1,), 0.5), torch.zeros(1, call.frames, *rest), nets[call.role]
+    with torch.no_grad():
+        kept = u.keeping(torch.zeros(1, dtype=torch.long)) if call.kept else None
+        if kept is not None:
+            u(z, half, half, cond, kept)
+        with Ledger() as ledger:
+            u(z, half, half, cond, kept)
     return float(ledger.flops)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .._types import Cache, Cond, Latent, Rng, Role, Time
 from ..data import Data
 from ..method import Method
-from ..model import FlowMap
+from ..model import FlowMap, Kept
 from ..objectives import Networks
 from ..objectives.flow_map_matching import FlowMapMatching
 from ..recipe import Stage
@@ -28,7 +28,7 @@ from .ledger import KINDS, Kind, Ledger, Moment
 class Call:
     """What decides the cost of a sample's call: frames in z, of history in the condition, and in the cache.
 
-    what: "forward", or "extend", which encodes a finished chunk.
+    what: "forward", or "extend", which encodes a finished chunk. kept: its history was kept by a call before.
     """
 
     role: Role
@@ -36,6 +36,7 @@ class Call:
     frames: int
     history: int = 0
     past: int = 0
+    kept: bool = False
 
 
 @define
@@ -47,6 +48,8 @@ class Calls:
 
     def forward(self, role: Role, z: Latent, cond: Cond, cache: Cache) -> Call:
         history = cond["history"].shape[1] if "history" in cond else 0
+        if isinstance(cache, Kept):
+            return Call(role, "forward", z.shape[1], history, kept=bool(cache.memory))
         return Call(role, "forward", z.shape[1], history, self.past(cache))
 
     def extended(self, role: Role, cache: Cache, x: Latent, found: Cache) -> Call:
@@ -139,14 +142,15 @@ class OffDiagonal:
 # ------------------------------------------------------------------ what is watched
 @contextmanager
 def _priced(role: Role, u: FlowMap, ledger: Ledger, calls: Calls) -> Iterator[None]:
-    before: list[int] = []
+    before: list[tuple[Call, int]] = []
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-        before.append(ledger.flops)
+        z, cond, cache = args[0], args[3], args[4] if len(args) > 4 else kwargs.get("cache")
+        before.append((calls.forward(role, z, cond, cache), ledger.flops))
 
     def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        z, cond, cache = args[0], args[3], args[4] if len(args) > 4 else kwargs.get("cache")
-        calls.prices[calls.forward(role, z, cond, cache)] = (ledger.flops - before.pop()) / len(z)
+        call, flops = before.pop()
+        calls.prices[call] = (ledger.flops - flops) / len(args[0])
 
     handles = (
         u.register_forward_pre_hook(enter, with_kwargs=True),

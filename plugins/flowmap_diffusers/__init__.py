@@ -20,7 +20,7 @@ __all__ = ["Call", "Diffusers", "Row", "layout"]
 __getattr__ = lazily.public(__name__, {f"{__name__}.row": ["Call", "Row"], f"{__name__}.spec": ["Diffusers"]})
 FORMS = ("fixed-steps", "lora")
 """Of `Diffusers.forms`, for a list that loads no network."""
-LATENTS_ONLY = ("step_video",)
+LATENTS_ONLY = ("magi", "step_video")
 """Rows that have none of them."""
 
 

@@ -9,14 +9,14 @@ from itertools import accumulate, pairwise
 from typing import Any, Literal, TypeAlias
 
 import torch
-from attrs import define, frozen
+from attrs import frozen
 from flowmap_wan.block import KeyValue, Mask, Rope, rotation
 from flowmap_wan.network import WanFlowMap, patchify
 from torch import Tensor
 
 from flowmap import Rng
 from flowmap._types import Cond, Latent, Role, Time
-from flowmap.model import ConditionError
+from flowmap.model import ConditionError, Kept
 
 from . import layout
 from .layout import CLEAN, COMPRESSED, NOISY, Piece
@@ -44,25 +44,9 @@ class Cache:
         return self.pieces[-1].first + self.pieces[-1].frames if self.pieces else 0
 
 
-@define(eq=False)
-class Kept:
-    """Keys and values of the clean history of a call's `samples`, by layer, once it was made; see `FlowMap.keeping`."""
-
-    samples: Tensor
-    memory: Sequence[KeyValue] = ()
-
-    def picked(self, context: int, k: Tensor, v: Tensor) -> KeyValue:
-        """Of the first `context` tokens, which are the history: copies, that nothing else of the call is kept for."""
-        return k[:, :context].detach()[self.samples], v[:, :context].detach()[self.samples]
-
-    def of(self, batch: int) -> Sequence[KeyValue]:
-        """For calls of all samples, one after the other, several times over."""
-        return _Repeated(self.memory, batch // len(self.samples))
-
-
 @frozen(eq=False)
-class _Repeated(Sequence[KeyValue]):
-    """A layer at a time, when it is asked for."""
+class Repeated(Sequence[KeyValue]):
+    """Keys and values by layer, several times over along the batch: each when it is asked for."""
 
     memory: Sequence[KeyValue]
     times: int
@@ -155,7 +139,7 @@ class FarFlowMap(WanFlowMap):
             if kept is not None and kept.memory:
                 self._graphless()
                 before, pieces = layout.parted(pieces)
-                h, context, past = self.tokens(z), 0, (kept.of(len(z)),)
+                h, context, past = self.tokens(z), 0, (Repeated(kept.memory, len(z) // len(kept.samples)),)
             else:
                 h, context = self._assemble(pieces, cond["history"], z)
         else:
@@ -168,7 +152,7 @@ class FarFlowMap(WanFlowMap):
             zero = torch.zeros_like(t if t.ndim == 1 else t[:, 0])
             groups, e = [context, *groups], torch.cat([self.embed(zero, zero), e], 1)
         rope, mask = self._rope(pieces, z), self._mask(pieces, before, z)
-        keep = partial(kept.picked, context) if kept is not None and context else None
+        keep = partial(_picked, kept.samples, context) if kept is not None and context else None
         h, found = self.through(h, e, groups, self.text(cond), rope, mask, past, keep)
         if kept is not None and keep is not None:
             kept.memory = found
@@ -277,3 +261,8 @@ class FarFlowMap(WanFlowMap):
 
 def _both(k: Tensor, v: Tensor) -> KeyValue:
     return k, v
+
+
+def _picked(samples: Tensor, tokens: int, k: Tensor, v: Tensor) -> KeyValue:
+    """Of some samples and the first tokens: copies, so that nothing else is held."""
+    return k[:, :tokens].detach()[samples], v[:, :tokens].detach()[samples]

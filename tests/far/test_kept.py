@@ -8,12 +8,13 @@ import pytest
 import torch
 from attrs import evolve
 from flowmap_far import Far
-from flowmap_far.network import FarFlowMap, Kept
+from flowmap_far.network import FarFlowMap
 from torch import Tensor, nn
 
 from flowmap import Rng
 from flowmap._types import Role, Shared
 from flowmap.derivative import CentralDifference, Derivative, ForwardMode
+from flowmap.model import Kept
 from flowmap.objectives.flow_map_matching import FlowMapMatching
 from flowmap.times import Triangle
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._types import Cache, Cond, Latent, Role, Time
-from ...model import FlowMap, FlowMapSpec, Rows, Streamed, Wrapped
+from ...model import FlowMap, FlowMapSpec, Kept, Rows, Streamed, Wrapped
 from ...objectives import Networks
 from ...pieces import in_pieces
 from .agree import rank
@@ -51,7 +51,7 @@ class Sharded(Wrapped):
         out: Latent = self.root(self.u, z, t, r, cond, cache)
         return out
 
-    def keeping(self, samples: Tensor) -> Cache:
+    def keeping(self, samples: Tensor) -> Kept | None:
         return self.u.keeping(samples)
 
     def extend(self, cache: Cache, x: Latent, cond: Cond) -> Cache:

@@ -95,11 +95,11 @@ def _saving(directory: Path, trainer: Trainer, weights: Weights, iteration: int,
             merged = {name: each for some in sums for name, each in some.items()}
             on_first(lambda: _seal(new, Manifest(merged, shapes, digest, ranks())))
             reach("save.after_manifest")
-            yield _by_first(lambda: _publish(new, final))
+            yield _by_first(lambda: settle(new, final))
         except RankError:
             on_first(lambda: shutil.rmtree(new, ignore_errors=True))
             raise
-        seen = yield lambda: manifest.damage(final, rank(), ranks())
+        seen = yield lambda: _look(final)
         if wrong := _united(seen) + on_first(lambda: shards.complaints(final / "state", Manifest.read(final).shapes)):
             on_first(lambda: _put_aside(final))
             raise SaveError(f"{final}, read again, is damaged: {'; '.join(wrong)}")
@@ -215,9 +215,9 @@ def _write(new: Path, pieces: Sequence[shards.Piece], state: bytes) -> dict[str,
     return written
 
 
-def _publish(new: Path, final: Path) -> None:
-    settle(new, final)
+def _look(final: Path) -> list[str]:
     reach("save.after_rename")
+    return manifest.damage(final, rank(), ranks())
 
 
 def _seal(new: Path, listed: Manifest) -> None:
