@@ -272,3 +272,16 @@ def test_memory_is_given_with_a_unit():
     from flowmap.cli.plan import memory
 
     assert memory("80GiB") == 80 * GIB and memory("1.5tb") == 1_500_000_000_000
+
+
+def test_a_derivative_does_not_pay_for_a_history_that_was_kept():
+    of = spec(causal=True, checkpointing=False)
+    recipe = Recipe(of, (Stage(anyflow.forward(), steps=10, batch=BATCH),), data=data())
+    kept, anew = (
+        plan(r, Machine(gpus=1)).stages[0] for r in (recipe, evolve(recipe, backbone=evolve(of, keep_history=False)))
+    )
+    assert {call.kept for call in kept.traced.prices} == {False, True} and not any(c.kept for c in anew.traced.prices)
+    assert kept.parts["derivative"] < 0.7 * anew.parts["derivative"]
+    assert {part: flops for part, flops in kept.parts.items() if part != "derivative"} == {
+        part: flops for part, flops in anew.parts.items() if part != "derivative"
+    }
