@@ -276,7 +276,7 @@ def test_memory_is_given_with_a_unit():
 
 def test_a_derivative_does_not_pay_for_a_history_that_was_kept():
     of = spec(causal=True, checkpointing=False)
-    recipe = Recipe(of, (Stage(anyflow.forward(), steps=10, batch=BATCH),), data=data())
+    recipe = Recipe(of, (Stage(anyflow.forward(), steps=10, batch=4),), data=data())
     kept, anew = (
         plan(r, Machine(gpus=1)).stages[0] for r in (recipe, evolve(recipe, backbone=evolve(of, keep_history=False)))
     )
