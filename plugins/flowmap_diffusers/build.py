@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import frozen
-from flowmap_lora.roles import fill_adapter
+from flowmap_lora.roles import fill_adapter, of_init
 from flowmap_lora.start import Pairs, added, pairs
 from torch import Tensor, nn
 
@@ -213,7 +213,7 @@ def fill(spec: Settings, nets: Mapping[Role, FlowMap], put: Put, dtype: torch.dt
     for u in members:
         began(spec, u, source.rows)
         if u.lora is not None and u.adapter is not None:
-            fill_adapter(u.net, u.adapter, u.lora, put, u.row.pipeline)
+            fill_adapter(u.net, u.adapter, u.lora, put, of_init(u.net, u.role, u.lora, u.row.pipeline))
 
 
 def positions_of(spec: Settings) -> Positions:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from flowmap_lora.roles import activate
 
 from flowmap import Rng
 from flowmap._types import Cache, Cond, Latent
@@ -28,10 +27,8 @@ class ChunkFlowMap(DiffusersFlowMap):
         return (width,) * (frames // width) + ((frames % width,) if frames % width else ())
 
     def extend(self, cache: Cache, x: Latent, cond: Cond) -> Cache:
-        if self.lora is not None:
-            activate(self.net, self.adapter)
         clean = self.units(torch.full((len(x),), 1 - self.net.config.clean_t, device=x.device))
-        with self.running.clock.at(clean) as told:
+        with self.running.clock.at(clean) as told, self.running.sets.using(self.adapter):
             return self.net.remember(self._cast(x), told / self.row.multiplies, cache)
 
     def teacher_forcing(self, x: Latent, cond: Cond, rng: Rng) -> tuple[Latent, Cond]:

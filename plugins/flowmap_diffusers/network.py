@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 import torch
 from attrs import frozen
+from flowmap_lora.linear import Sets
 from flowmap_lora.masters import thawed
-from flowmap_lora.roles import Lora, activate, adapter_parameters, give
+from flowmap_lora.roles import Lora, adapter_parameters, give, sets
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -31,10 +32,7 @@ class Running:
     adapters."""
 
     def __init__(self) -> None:
-        self.clock, self.adapter = Clock(), None
-
-    clock: Clock
-    adapter: str | None
+        self.clock, self.sets = Clock(), Sets()
 
 
 class DiffusersFlowMap(FlowMap):
@@ -65,6 +63,7 @@ class DiffusersFlowMap(FlowMap):
         self.net, self.row, self.role, self.running, self.lora = net, row, role, running, lora
         self.positions, self.computes, self.two_times, self.schedule = positions, computes, two_times, schedule
         self.adapter: str | None = None
+        running.sets = sets(net)
         self.shapes: Mapping[str, tuple[int, ...]] = row.example
 
     def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
@@ -90,13 +89,10 @@ class DiffusersFlowMap(FlowMap):
         return torch.cat([(z[:, :1] - first) / expand(t[:, :1].clamp_min(LEAST), z[:, :1]), u[:, 1:]], 1)
 
     def _whole(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
-        if self.lora is not None:
-            activate(self.net, self.adapter)
-            self.running.adapter = self.adapter
         x = z if self.schedule is None else expand(vp.scale(t), z) * z
         now, then = self.units(t), self.units(r) if self.two_times else None
         given = {name: self._cast(value) for name, value in cond.items()}
-        with self.running.clock.at(now, then) as told:
+        with self.running.clock.at(now, then) as told, self.running.sets.using(self.adapter):
             own, time = self.row.layout.to(self._cast(x)), told / self.row.multiplies
             call = Call(self.net, own, time, given, tuple(z.shape), self.positions, cache)
             y = output(self.net(**self.row.called(call), return_dict=False))
@@ -154,10 +150,11 @@ class Recomputing:
     running: Running
 
     def __call__(self, block: nn.Module, *args: Any) -> Any:
-        name = self.running.adapter
+        sets = self.running.sets
+        name = sets.name
 
         def walk(*args: Any) -> Any:
-            activate(block, name)
-            return block(*args)
+            with sets.using(name):
+                return block(*args)
 
         return checkpoint(walk, *args, use_reentrant=False, context_fn=self.running.clock.contexts)

@@ -1,10 +1,9 @@
-"""Several sets of peft adapters on one base, chosen by the call and not by a global switch."""
+"""Several sets of adapters on one base, named as peft names them, chosen by the call and not by a global switch."""
 
 from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from flowmap.model import Put
+    from flowmap.model import Put, Rows
+
+    from .linear import Sets
 
 
 INIT = "Lora.init"
@@ -121,16 +122,15 @@ def give(net: nn.Module, role: str, lora: Lora, usual: str, times: str | None, p
 
     pipeline: the class of diffusers that knows its layouts. Returns the `Lora` that says what the role has now.
     """
-    if role != "student" or lora.init is None:
-        add_adapter(net, role, lora, chosen(net, lora, usual, times))
-        return lora
-    pairs = start.pairs(lora.init, net, pipeline, INIT)
+    pairs = of_init(net, role, lora, pipeline)
     lora = fitted(lora, pairs)
-    add_adapter(net, role, lora, chosen(net, lora, usual, times, pairs))
-    for name, p in adapter_parameters(net, role).items():
-        if not p.is_meta and (value := begun(lora, pairs, name)) is not None:
-            p.data.copy_(value)
+    add_adapter(net, role, lora, chosen(net, lora, usual, times, pairs), pairs)
     return lora
+
+
+def of_init(net: nn.Module, role: str, lora: Lora, pipeline: str) -> start.Pairs:
+    """What a role's adapters begin as: of a student, those of a file."""
+    return {} if role != "student" or lora.init is None else start.pairs(lora.init, net, pipeline, INIT)
 
 
 def fitted(lora: Lora, pairs: start.Pairs) -> Lora:
@@ -139,7 +139,7 @@ def fitted(lora: Lora, pairs: start.Pairs) -> Lora:
     for layer, (a, _) in pairs.items():
         if any(re.fullmatch(p, layer) and rank != len(a) for p, rank in lora.ranks.items()):
             raise ValueError(f"Lora.ranks: {layer} has rank {len(a)} in {lora.init}, and {lora.rank_of(layer)} here")
-    return evolve(lora, ranks={**found, **lora.ranks})
+    return evolve(lora, ranks={**found, **lora.ranks}) if found else lora
 
 
 def begun(lora: Lora, pairs: start.Pairs, name: str) -> torch.Tensor | None:
@@ -151,50 +151,49 @@ def begun(lora: Lora, pairs: start.Pairs, name: str) -> torch.Tensor | None:
     return a if part == "A" else b / (lora.alpha / lora.rank)
 
 
-def add_adapter(net: nn.Module, name: str, lora: Lora, targets: list[str]) -> None:
-    """Give the layers `targets` of `net` a set of adapters, A random from `lora.seed`, B zero, float32; the rest trains
-    or not as before."""
+def add_adapter(net: nn.Module, name: str, lora: Lora, targets: Collection[str], pairs: start.Pairs) -> None:
+    """Give the layers `targets` of `net` a set of adapters, `fill_adapter`; the rest trains or not as before."""
     import torch
-    from peft import LoraConfig, inject_adapter_in_model
 
-    patterns = {kind: {re.escape(k): v for k, v in found.items()} for kind, found in lora.patterns(targets).items()}
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, **patterns)
-    trained = {id(p) for p in net.parameters() if p.requires_grad}
-    where = torch.device("meta" if next(net.parameters()).is_meta else "cpu")  # peft follows the base, but not there
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), where:
-        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several sets are what we want
-        torch.manual_seed(lora.seed)
-        inject_adapter_in_model(config, net, adapter_name=name)
-    for key, p in net.named_parameters():
-        p.requires_grad_(id(p) in trained or f".{name}." in key)  # peft leaves only its newest adapter trainable
-        if f".{name}." in key:
-            p.data = p.data.float()
+    from .linear import LoraLinear
+
+    for path, layer in [(path, net.get_submodule(path)) for path, _ in net.named_modules() if path in targets]:
+        if not isinstance(layer, LoraLinear):
+            assert isinstance(layer, torch.nn.Linear)
+            owner, _, own = path.rpartition(".")
+            layer = LoraLinear(layer, sets(net)).train(layer.training)
+            setattr(net.get_submodule(owner), own, layer)
+        layer.add(name, lora.rank_of(path), lora.alpha / lora.rank)
+    if not next(net.parameters()).is_meta:
+        fill_adapter(net, name, lora, _copy, pairs)
 
 
-def fill_adapter(net: nn.Module, name: str, lora: Lora, put: Put, pipeline: str) -> None:
-    """What `give` gives to the set, a layer at a time: the numbers that peft draws for it, in their order, and those of
-    `lora.init`."""
+def _copy(p: torch.Tensor, rows: Rows) -> None:
+    p.data.copy_(rows(slice(None)))
+
+
+def fill_adapter(net: nn.Module, name: str, lora: Lora, put: Put, pairs: start.Pairs) -> None:
+    """The numbers of a set, a layer at a time: those of a file's `pairs`, else A random from `lora.seed` and B zero, as
+    peft draws them for all layers in their order."""
     import torch
-    from peft.tuners.lora import LoraLayer
     from torch import nn
 
-    read = name == "student" and lora.init is not None
-    pairs = start.pairs(str(lora.init), net, pipeline, INIT) if read else {}
+    from .linear import LoraLinear
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(lora.seed)
         for path, layer in net.named_modules():
-            if not isinstance(layer, LoraLayer) or name not in layer.lora_A:
+            if not isinstance(layer, LoraLinear) or name not in layer.scaling:
                 continue
-            base = layer.get_base_layer()
-            first = nn.Linear(base.in_features, layer.r[name], bias=False)
-            last = nn.Linear(layer.r[name], base.out_features, bias=False)
-            nn.init.kaiming_uniform_(first.weight, a=math.sqrt(5))  # over what the layer was made with
-            nn.init.zeros_(last.weight)
-            own = {part: begun(lora, pairs, f"{path}.lora_{part}.weight") for part in "AB"}
-            drawn = {"A": first.weight.detach().to(base.weight.dtype), "B": last.weight.detach()}
-            for part, of in (("A", layer.lora_A), ("B", layer.lora_B)):
-                value = own[part]
-                put(of[name].weight, (drawn[part] if value is None else value).__getitem__)
+            a, b = layer.pair(name)
+            first = nn.Linear(layer.in_features, len(a), bias=False).weight.detach()
+            last = nn.Linear(len(a), layer.out_features, bias=False).weight.detach()
+            nn.init.kaiming_uniform_(first, a=math.sqrt(5))  # over what the layer was made with
+            nn.init.zeros_(last)
+            drawn = {"A": first.to(layer.weight.dtype).float(), "B": last}
+            for part, p in (("A", a), ("B", b)):
+                value = begun(lora, pairs, f"{path}.lora_{part}.weight")
+                put(p, (drawn[part] if value is None else value).__getitem__)
 
 
 def adapter_parameters(net: nn.Module, name: str) -> Mapping[str, nn.Parameter]:
@@ -202,23 +201,22 @@ def adapter_parameters(net: nn.Module, name: str) -> Mapping[str, nn.Parameter]:
     return {key.replace(f".{name}.", "."): p for key, p in net.named_parameters() if f".{name}." in key}
 
 
-def activate(module: nn.Module, name: str | None) -> None:
-    """Use the set `name` below `module`, or none: peft's own `set_adapter` also flips `requires_grad`, mid-graph."""
-    from peft.tuners.lora import LoraLayer
+def sets(net: nn.Module) -> Sets:
+    """What says which set of adapters is used in `net`, whose layers all ask it."""
+    from .linear import Sets
 
-    for layer in module.modules():
-        if isinstance(layer, LoraLayer):
-            layer._active_adapter = [] if name is None else [name]
+    found: Sets = vars(net).setdefault("_sets", Sets())
+    return found
 
 
 def parts(net: nn.Module, name: str | None) -> Iterator[tuple[str, torch.Tensor, torch.Tensor | None]]:
     """(name, W, ΔW) of every tensor of the base, under its own names, one by one; ΔW of the set `name`, float32."""
-    from peft.tuners.lora import LoraLayer
+    from .linear import LoraLinear
 
-    layers = {f"{path}.weight": layer for path, layer in net.named_modules() if isinstance(layer, LoraLayer)}
+    layers = {f"{path}.weight": layer for path, layer in net.named_modules() if isinstance(layer, LoraLinear)}
     for key, value in net.state_dict().items():
         if ".lora_" not in key:
             own = key.replace(".base_layer.", ".")
-            layer: Any = layers.get(own)
-            there = layer is not None and name in layer.lora_A
-            yield own, value.detach(), layer.get_delta_weight(name).detach().float() if there else None
+            layer = layers.get(own)
+            there = layer is not None and name is not None and name in layer.scaling
+            yield own, value.detach(), layer.change(name) if layer and name and there else None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from flowmap_lora.files import beside
 from flowmap_lora.masters import thawed
-from flowmap_lora.roles import Lora, activate, adapter_parameters, give
+from flowmap_lora.roles import Lora, adapter_parameters, give, sets
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -122,11 +122,11 @@ class WanFlowMap(FlowMap):
         """[B, G, d] float32: (1 - γ) e(t) + γ e'(r), or e(t); G is 1, or the frames that have a time each."""
         t, r = (s if s.ndim == 2 else s[:, None] for s in (t, r))
         embedder = self.net.condition_embedder
-        self._activate(embedder)
-        now = _time(embedder.timesteps_proj, embedder.time_embedder, t)
-        if not self.two_times:
-            return now
-        then = _time(embedder.timesteps_proj, embedder.delta_embedder, r if self.delta == "r" else t - r)
+        with sets(self.net).using(self.adapter):
+            now = _time(embedder.timesteps_proj, embedder.time_embedder, t)
+            if not self.two_times:
+                return now
+            then = _time(embedder.timesteps_proj, embedder.delta_embedder, r if self.delta == "r" else t - r)
         return mix(now, then, self.gamma)
 
     def text(self, cond: Cond) -> Text:
@@ -196,16 +196,13 @@ class WanFlowMap(FlowMap):
 
     def _block(self, block: nn.Module, h: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
         def run(h: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-            self._activate(block)  # inside, so that recomputation sees the adapter that the forward pass saw
-            return block(h, *rest)
+            with sets(self.net).using(self.adapter):  # inside, so that recomputation sees what the forward pass saw
+                made: tuple[Tensor, Tensor, Tensor] = block(h, *rest)
+            return made
 
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(run, h, *rest, use_reentrant=False)
         return run(h, *rest)
-
-    def _activate(self, module: nn.Module) -> None:
-        if self.lora is not None:
-            activate(module, self.adapter)
 
 
 class Bidirectional(WanFlowMap):
