@@ -297,10 +297,19 @@ def test_its_encoders_are_not_here(folder: Path, tmp_path: Path, capsys: pytest.
     spec = flowmap.backbone(str(folder))
     spec.save(spec.build(frozenset({"student"}), **CPU)["student"], student := tmp_path / "student")
     (tmp_path / "prompts.txt").write_text("a cat\n")
-    made = ["--out", str(tmp_path / "made.mp4")]
+    made, size = ["--out", str(tmp_path / "made.mp4")], ["--size", "17x32x48"]
     for command in (
-        ["data", "synth", str(folder), "--prompts", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "made")],
-        ["sample", str(student), "--prompt", "a cat", "--size", "17x32x48", *made],
+        [
+            "data",
+            "synth",
+            str(folder),
+            "--prompts",
+            str(tmp_path / "prompts.txt"),
+            "--out",
+            str(tmp_path / "made"),
+            *size,
+        ],
+        ["sample", str(student), "--prompt", "a cat", *size, *made],
     ):
         assert main(command) == 2
         assert "step_video: its text encoders and its VAE are not here: take `LatentFolder`" in capsys.readouterr().err
