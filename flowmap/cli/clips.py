@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import argparse
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from .command import positive
 from .errors import UsageError
+from .sample import size
 
 if TYPE_CHECKING:
     from ..data import VideoFolder
+    from ..data.shards import LatentShards
+    from ..data.writer import Progress
+    from ..model import FlowMapSpec
+
+    Work: TypeAlias = Callable[[Callable[[Progress], None]], LatentShards | None]
 
 
 def arguments(parser: ArgumentParser) -> None:
+    told = (
+        "several sizes in place of --size: each clip is encoded in the one that suits it best, a directory each in DIR"
+    )
+    parser.add_argument("--buckets", type=size, nargs="+", default=(), metavar="FxHxW", help=told)
     told = "frames a second that are taken of a clip; the backbone's by default; keep: all, at whatever rate they come"
     parser.add_argument("--fps", type=rate, metavar="RATE", help=told)
     told = "samples of one clip, as many as it is long enough for, up to N; 1 by default"
@@ -46,12 +58,44 @@ def page(text: str) -> Path:
     return file
 
 
-def folder(options: Namespace, size: tuple[int, int, int] | None) -> VideoFolder:
+def folders(options: Namespace) -> list[tuple[Path, VideoFolder]]:
+    """What is to be encoded, and to where."""
+    out = Path(options.out)
+    if not options.buckets:
+        return [(out, _folder(options, options.size))]
+    if options.size is not None:
+        raise UsageError("--buckets are sizes in place of --size: give one of both")
+    sizes = [*dict.fromkeys(options.buckets)]
+    return [(out / "x".join(map(str, one)), _folder(options, one, tuple(sizes))) for one in sizes]
+
+
+def encode(options: Namespace, spec: FlowMapSpec, told: Callable[[Path, Work], None], **to: Any) -> None:
+    """Encode all that is asked for; told: runs it, and says what came of it. Videos that are not read are named."""
+    from ..data.clips import left
+    from ..data.video_folder import NoClipsError
+
+    if (others := left(Path(options.clips))) is not None:
+        print(f"warning: not taken: {others}")
+    for out, folder in folders(options):
+        work = partial(folder.encode, spec, out, **to)
+        try:
+            told(out, partial(_under, work))
+        except NoClipsError:
+            print(f"{out}: no clip is of this size")
+
+
+def _under(work: Callable[..., LatentShards | None], bar: Callable[[Progress], None]) -> LatentShards | None:
+    return work(progress=bar)
+
+
+def _folder(
+    options: Namespace, asked: tuple[int, int, int] | None, among: tuple[tuple[int, int, int], ...] = ()
+) -> VideoFolder:
     from ..data import VideoFolder
 
     if options.stride is not None and options.windows == 1:
         raise UsageError("--stride is between samples of one clip: give --windows, how many of them there may be")
-    frames, height, width = size or (None, None, None)
+    frames, height, width = asked or (None, None, None)
     return VideoFolder(
         options.clips,
         frames,
@@ -65,4 +109,5 @@ def folder(options: Namespace, size: tuple[int, int, int] | None) -> VideoFolder
         stride=options.stride,
         caption=options.caption,
         prefix=options.prefix,
+        among=among,
     )

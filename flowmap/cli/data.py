@@ -178,9 +178,7 @@ def _images(path: Path, prompts: int) -> list[str]:
 def _encode(options: Namespace) -> None:
     wait_passively(options.console)
     _, spec = _resolve(options.backbone)
-    folder = clips.folder(options, options.size)
-    out, device, dtype = Path(options.out), _device(), _dtype(options)
-    _told(out, lambda bar: folder.encode(spec, out, device=device, dtype=dtype, part=options.shard, progress=bar))
+    clips.encode(options, spec, _told, device=_device(), dtype=_dtype(options), part=options.shard)
 
 
 def _check(options: Namespace) -> int:

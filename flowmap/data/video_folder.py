@@ -15,6 +15,7 @@ from attrs import asdict, evolve, field, frozen
 
 from .. import validators
 from ..model import FlowMapSpec
+from .buckets import Size, of_size
 from .clip import Clip
 from .clips import find
 from .decode import Take, Video, decode, frames_of
@@ -40,6 +41,10 @@ class BadClipsError(DataError):
     """Some clips cannot be encoded; the others are."""
 
 
+class NoClipsError(DataError):
+    """There are clips, but none of them for this size."""
+
+
 def _rate(value: object) -> object:
     return float(value) if isinstance(value, int) else value
 
@@ -48,15 +53,16 @@ def _rate(value: object) -> object:
 class VideoFolder:
     """The videos of a folder, each with its caption in a text file of the same name or in `captions.json`; or tars.
 
-    Every sample is `frames` frames of a clip, `fps` a second, as a player shows them, scaled to cover height × width
-    and cut about the centre; by default of the backbone's `usual` size. fps: None is the backbone's own rate; "keep"
-    takes all frames of a clip, as does None for a backbone that has none. windows: at most so many samples of a clip,
-    each `stride` frames after the one before, by default `frames`. caption: of clips that have none. prefix: before
-    every caption. null_prompt: what guidance calls the unconditional prompt; Wan's is its standard negative prompt. The
-    encoded form goes to `run/data` (or `cache`) and is used again where it was made from the same files by the same
+    Every sample is `frames` frames of a clip, `fps` a second, as a player shows them, scaled to cover height ×
+    width and cut about the centre; by default of the backbone's `usual` size. fps: None is the backbone's own rate;
+    "keep" takes all frames of a clip, as does None for a backbone that has none. windows: at most so many samples
+    of a clip, each `stride` frames after the one before, by default `frames`. caption: of clips that have none.
+    prefix: before every caption. among: sizes, this one of them: only clips that it suits best are taken.
+    null_prompt: what guidance calls the unconditional prompt; Wan's is its standard negative prompt. The encoded
+    form goes to `run/data` (or `cache`) and is used again where it was made from the same files by the same
     backbone; cut short, it is gone on with; several processes share the work. shard: samples in a file. bad: what
-    becomes of clips that cannot be read, are too short or have no caption: "raise" names them all, having encoded the
-    others, and the same with "skip" then leaves them out, at the cost of their shards alone.
+    becomes of clips that cannot be read, are too short or have no caption: "raise" names them all, having encoded
+    the others, and the same with "skip" then leaves them out, at the cost of their shards alone.
     """
 
     path: str = field(converter=str)
@@ -72,6 +78,7 @@ class VideoFolder:
     stride: int | None = field(default=None, kw_only=True, validator=validators.optional(positive))
     caption: str | None = field(default=None, kw_only=True)
     prefix: str = field(default="", kw_only=True)
+    among: tuple[Size, ...] = field(default=(), kw_only=True)
 
     @fps.validator
     def _above(self, attribute: object, fps: object) -> None:
@@ -104,6 +111,8 @@ class VideoFolder:
         require_directory(out)
         settled = self._settled(backbone)
         clips = settled.clips()
+        if self.among and not (clips := of_size(clips, settled.size, self.among, settled._every)):
+            raise NoClipsError(f"{self.path}: of no clip {settled.size} is the best size among {self.among}")
         if self.bad == "raise" and not (out / INDEX).is_file() and not (out / JOB).is_file():
             settled._look(clips)
         windows = settled._windows(clips)

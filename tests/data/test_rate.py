@@ -14,9 +14,10 @@ from attrs import evolve
 from flowmap_digits import TINY_WAN
 from flowmap_wan21 import Wan21
 
-from flowmap import VideoFolder
+from flowmap import LatentFolder, Mixed, VideoFolder
 from flowmap.cli import main
 from flowmap.data import DataError
+from flowmap.data.buckets import best
 from flowmap.data.decode import Take, decode, nearest
 from flowmap.data.length import counted, reaches
 from flowmap.data.remarks import remarks
@@ -231,3 +232,36 @@ def test_a_file_that_is_cut_short_has_fewer_windows(tmp_path: Path) -> None:
     path.write_bytes(content[: len(content) * 3 // 4])
     data = VideoFolder(clips, 9, 32, 32, caption="grey", windows=9).encode(BACKBONE, tmp_path / "out", device=CPU)
     assert data is not None and len(data) == 2 == counted(str(path), "a", Fraction(16)) // 9
+
+
+# ---------------------------------------------------------------- sizes
+def test_a_clip_goes_where_it_loses_least() -> None:
+    wide, short, high, square = (81, 480, 832), (33, 480, 832), (81, 832, 480), (81, 480, 480)
+    sizes = (wide, short, high, square)
+    assert best((200, 720, 1280), sizes) == wide and best((40, 720, 1280), sizes) == short
+    assert best((5, 720, 1280), sizes) == short  # too few for any: it is named as such
+    assert best((100, 1920, 1080), sizes) == high and best((100, 600, 640), sizes) == square
+    assert best((100, 300, 500), (wide, (81, 240, 416))) == (81, 240, 416)  # it is not made larger than it is
+
+
+def test_buckets_are_a_directory_each(tmp_path: Path, capsys: Any) -> None:
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    tall = np.concatenate([ramp(20), ramp(20)], 1)
+    film(clips / "a.mp4", tall)
+    turn(film(clips / "b.mp4", tall), (0, 1, -1, 0))  # is shown wide
+    film(clips / "c.mp4", ramp(10))
+    (clips / "d.avi").write_bytes(b"not read")
+    line = ["data", "encode", str(clips), "--backbone", "tiny_wan", "--caption", "grey", "--out", str(tmp_path / "out")]
+    assert main([*line, "--buckets", "9x64x32", "17x32x64", "9x32x64", "9x32x32", "17x16x16"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("warning: not taken: 1 .avi: convert them")
+    assert "17x16x16: no clip is of this size" in said and "9x32x64: no clip is of this size" in said
+    parts = [LatentFolder(tmp_path / "out" / name) for name in ("9x64x32", "17x32x64", "9x32x32")]
+    data = Mixed(parts, workers=0).load(BACKBONE, None, device=CPU)
+    assert [tuple(data.batch([k]).x.shape[1:]) for k in range(len(data))] == [
+        BACKBONE.codec(device=CPU, dtype=torch.float32).latent_shape(*size)
+        for size in ((9, 64, 32), (17, 32, 64), (9, 32, 32))
+    ]
+    assert main([*line, "--size", "9x32x32", "--buckets", "9x64x32"]) == 2
+    assert "--buckets are sizes in place of --size" in capsys.readouterr().err
