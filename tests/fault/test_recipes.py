@@ -85,7 +85,7 @@ ONE = {  # what is wrong with the first line after HEAD
     "evolve(Stage(anyflow.forward(), 2), step=4)": (f"Stage has no field 'step' (= 4): {STAGE}; did you mean 'steps'?"),
     "anyflow.forward(gidance=3.0)": (
         "forward has no field 'gidance' (= 3.0): must be one of shift, guidance, drop, h, diagonal, edge, velocity, "
-        "parity; did you mean 'guidance'?"
+        "parity, within; did you mean 'guidance'?"
     ),
     "anyflow.forwrad()": (
         "AttributeError: module 'flowmap.methods.anyflow' has no attribute 'forwrad'; did you mean 'forward'?"
