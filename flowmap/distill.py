@@ -50,6 +50,7 @@ def distill(
     dtype: torch.dtype | None = None,
     distribution: Distribution = Distribution(),  # noqa: B008, a frozen value
     track: Sequence[str] = (),
+    profile: int = 0,
     pm: pluggy.PluginManager | None = None,
 ) -> FlowMap:
     """Run the stages of `recipe` and return the student (or the teacher, of a recipe without a student), averaged.
@@ -59,7 +60,8 @@ def distill(
     resume: go on from the newest checkpoint in `out`, if it is of the same recipe; a finished run is only evaluated, if
     that is missing. track: where records go besides `metrics.jsonl`, by the names of `flowmap_trackers`.
     save_minutes: between checkpoints; the end of every stage is one, too. device: CUDA where there is one. dtype:
-    in place of the recipe's.
+    in place of the recipe's. profile: of so many iterations, after the first two, the first process writes a trace,
+    `profile/trace.json`.
 
     Under torchrun all processes share the work, as `distribution` says, and the result is that of one process. Once it
     is trained the first writes and judges the student, and returns it whole; what the others return is their part of
@@ -75,7 +77,7 @@ def distill(
     judged = path is not None and recipe.evaluation is not None
     makers = plugins.trackers(track, pm)
     with (
-        Run(path) as run,
+        Run(path, profile=profile) as run,
         Interrupt(at_once=True),
         Observers(pm, tracked(makers, path if run.speaks else None, run.note)) as watch,
     ):

@@ -33,6 +33,9 @@ def arguments(parser: ArgumentParser) -> None:
         "--track", action="append", default=[], metavar="NAME", help="send records there too, such as to tensorboard"
     )
     parser.add_argument(
+        "--profile", type=positive, default=0, metavar="N", help="write a trace of N iterations, DIR/profile/trace.json"
+    )
+    parser.add_argument(
         "--context",
         type=positive,
         metavar="N",
@@ -57,7 +60,7 @@ def run(options: Namespace) -> None:
 
     out = Path(options.out or default_out(name, trial=options.steps is not None))
     spread = Distribution(context=options.context or 1)
-    distill(recipe, out=out, resume=options.resume, track=options.track, distribution=spread)
+    distill(recipe, out=out, resume=options.resume, track=options.track, distribution=spread, profile=options.profile)
     if primary():
         report(out)
 

@@ -18,9 +18,11 @@ import torch
 from attrs import Factory, define, field
 from tqdm import tqdm
 
+from .. import validators
 from ..atomic import write_json
 from ..recipe import Recipe, RecipeError, describe, digest
 from .interrupt import Preempted
+from .pace import Pace, Profile
 from .progress import Progress, nonfinite
 from .store import status
 from .store.lock import Lock, me
@@ -29,6 +31,7 @@ from .store.status import Status
 
 PACKAGES = ("flowmap-distill", "torch", "diffusers", "transformers", "peft", "safetensors", "numpy")
 DATA = "data.json"
+TRACE = Path("profile") / "trace.json"
 BETWEEN = 5.0  # seconds, at least, between two writings of status.json that nothing calls for
 
 
@@ -49,12 +52,15 @@ class Run:
 
     path: Path | None
     every: int = 10  # iterations between records
+    profile: int = field(default=0, validator=validators.ge(0))  # iterations that the first process writes a trace of
     speaks: bool = field(factory=primary)
     _status: Status | None = field(default=None, init=False)
     _written: float = field(default=0.0, init=False)
     _refused: int = field(default=0, init=False)
     _lock: Lock | None = field(default=None, init=False)
     _metrics: Metrics | None = field(default=None, init=False)
+    _pace: Pace = field(factory=Pace, init=False)
+    _profile: Profile | None = field(default=None, init=False)
     _early: list[str] = field(factory=list, init=False)  # notes from before the start
     _bar: Progress = field(default=Factory(lambda run: Progress(run.speaks), takes_self=True), init=False)
     _guard: Any = field(factory=threading.RLock, init=False)  # notes come from the threads of trackers, too
@@ -148,12 +154,19 @@ class Run:
         if self.speaks:
             tqdm.write(f"flowmap: {text}", file=sys.stderr)
 
-    def stage(self, number: int, name: str, first: int, steps: int) -> None:
+    def stage(self, number: int, name: str, first: int, steps: int, batch: int | None = None) -> None:
+        self._pace = Pace(batch)
+        if self.profile and self.path is not None and self.speaks and self._profile is None:
+            self._profile = Profile(self.path / TRACE, self.profile)
+            self._profile.start()
         self._bar.stage(number, name, first, steps)
         self._update(stage=number, method=name, step=first, steps=steps)
 
     def step(self, number: int, iteration: int, logs: Mapping[str, float] | None) -> None:
         self._bar.step()
+        self._pace.step()
+        if self._profile is not None:
+            self._profile.step()
         with self._guard:
             if self._status is not None:
                 self._status = attrs.evolve(self._status, step=iteration + 1)
@@ -167,13 +180,16 @@ class Run:
                 self._status = attrs.evolve(self._status, nonfinite={**self._status.nonfinite, **now})
         self._bar.show(found)
         if self._metrics is not None:
-            error = self._metrics.add({"stage": number, "iteration": iteration, "time": time.time(), **logs})
+            now = {"stage": number, "iteration": iteration, "time": time.time(), **self._pace.read()}
+            error = self._metrics.add({**now, **logs})
             self._told(error, "metrics.jsonl")
         if time.monotonic() - self._written > BETWEEN:
             self._update()
 
     def close(self) -> None:
         self._bar.close()
+        if self._profile is not None:
+            self._profile.stop()
 
     def _update(self, **changes: Any) -> None:
         with self._guard:

@@ -64,7 +64,7 @@ def _stage(
     trainer: Trainer, first: int, run: Run, watch: Observers, weights: checkpoint.Weights, saves: Saves, *, final: bool
 ) -> None:
     stage = trainer.stage
-    run.stage(trainer.number, stage.method.name, first, stage.steps)
+    run.stage(trainer.number, stage.method.name, first, stage.steps, stage.batch)
     watch.train_start(trainer)
     with Interrupt() as stop:
         for iteration in range(first, stage.steps):

@@ -91,6 +91,7 @@ def _saving(directory: Path, trainer: Trainer, weights: Weights, iteration: int,
             shapes = {name: tuple(value.shape) for name, value in tensors.items()}
             pieces = shards.copied(tensors)
             sums = yield lambda: _write(new, pieces, state)
+            reach("save.after_data")
             pieces.clear()
             merged = {name: each for some in sums for name, each in some.items()}
             on_first(lambda: _seal(new, Manifest(merged, shapes, digest, ranks())))
@@ -99,7 +100,8 @@ def _saving(directory: Path, trainer: Trainer, weights: Weights, iteration: int,
         except RankError:
             on_first(lambda: shutil.rmtree(new, ignore_errors=True))
             raise
-        seen = yield lambda: _look(final)
+        reach("save.after_rename")
+        seen = yield lambda: manifest.damage(final, rank(), ranks())
         if wrong := _united(seen) + on_first(lambda: shards.complaints(final / "state", Manifest.read(final).shapes)):
             on_first(lambda: _put_aside(final))
             raise SaveError(f"{final}, read again, is damaged: {'; '.join(wrong)}")
@@ -209,15 +211,9 @@ def _state(trainer: Trainer, iteration: int) -> bytes:
 def _write(new: Path, pieces: Sequence[shards.Piece], state: bytes) -> dict[str, Sum]:
     """This rank's files, the first's with the counters."""
     written = {f"state/{name}": each for name, each in shards.write(pieces, new / "state", rank()).items()}
-    reach("save.after_data")
     if rank() == 0:
         written["train_state.json"] = manifest.hashed(new / "train_state.json", [state])
     return written
-
-
-def _look(final: Path) -> list[str]:
-    reach("save.after_rename")
-    return manifest.damage(final, rank(), ranks())
 
 
 def _seal(new: Path, listed: Manifest) -> None:

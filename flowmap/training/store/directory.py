@@ -10,7 +10,10 @@ from . import lock, status
 SIGNS = (lock.NAME, "recipe.json", status.FILE)
 """With one of these it is a run's, and anything else may lie beside them."""
 OURS = frozenset(
-    ("env.json", "data.json", "metrics.jsonl", "checkpoints", "student", "teacher", "evaluation", "plots", "samples")
+    (
+        *("env.json", "data.json", "metrics.jsonl", "checkpoints", "student", "teacher"),
+        *("evaluation", "plots", "samples", "profile"),
+    )
 )
 LOG = re.compile(r"\..*|.*\.(log|out|err)")
 

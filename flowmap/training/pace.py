@@ -1,0 +1,74 @@
+"""How fast a run goes, what memory it takes, and where its time is spent: of this machine, and never of the result."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import define, field
+
+SPEED, MEMORY = "samples_per_second", "peak_gib"
+
+
+@define
+class Pace:
+    """Of one stage, whose global batch is `batch`; None where it is not known."""
+
+    batch: int | None = None
+    _since: float = field(factory=lambda: time.monotonic(), init=False)
+    _steps: int = field(default=0, init=False)
+
+    def step(self) -> None:
+        self._steps += 1
+
+    def read(self) -> dict[str, float]:
+        """Samples a second, of the whole batch, since the last look; the most memory so far, of this process: on a GPU
+        what torch has taken there."""
+        now = time.monotonic()
+        found = {MEMORY: peak() / 2**30}
+        if self.batch is not None and now > self._since:
+            found[SPEED] = self.batch * self._steps / (now - self._since)
+        self._since, self._steps = now, 0
+        return found
+
+
+def peak() -> int:
+    """Bytes."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+SKIPPED = 2  # iterations, in which much is done for the first time
+
+
+@define
+class Profile:
+    """A trace of `steps` iterations after the first few, in `file`: for chrome://tracing, Perfetto or HTA."""
+
+    file: Path
+    steps: int
+    _running: Any = field(default=None, init=False)
+
+    def start(self) -> None:
+        from torch import profiler
+
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self._running = profiler.profile(
+            schedule=profiler.schedule(wait=SKIPPED - 1, warmup=1, active=self.steps, repeat=1),
+            on_trace_ready=lambda found: found.export_chrome_trace(str(self.file)),
+        )
+        self._running.start()
+
+    def step(self) -> None:
+        if self._running is not None:
+            self._running.step()
+
+    def stop(self) -> None:
+        if self._running is not None:
+            self._running, running = None, self._running
+            running.stop()
