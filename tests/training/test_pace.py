@@ -48,5 +48,5 @@ def test_records_have_them_and_a_trace_is_written_of_as_many_iterations_as_asked
 
 
 def test_a_number_of_iterations_below_none_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"Run.profile = -1: must be at least 0"):
+    with pytest.raises(ValueError, match=r"Run\.profile = -1: must be >= 0"):
         Run(None, profile=-1)
