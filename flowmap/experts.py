@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import final
+from typing import Protocol, final, runtime_checkable
 
 import torch
 from torch import nn
@@ -74,3 +74,25 @@ class TwoExperts(FlowMap):
 
     def thaw(self) -> None:
         self.low.thaw()
+
+
+def fewest(u: FlowMap) -> int:
+    """The least number of steps that `flowmap.sample` takes."""
+    return 1 if u.boundary is None else 2
+
+
+@runtime_checkable
+class Walks(Protocol):
+    """What samples students in these numbers of steps."""
+
+    @property
+    def steps(self) -> tuple[int, ...]: ...
+
+
+def too_few_steps(boundary: float | None, judge: object) -> list[str]:
+    """What is wrong where a student of two experts is to be sampled in one step."""
+    if boundary is None or not isinstance(judge, Walks) or min(judge.steps) > 1:
+        return []
+    return [
+        f"the evaluation has steps = {judge.steps}: must be at least 2, as a student of two experts takes one of each"
+    ]

@@ -282,6 +282,11 @@ class FlowMapSpec(ABC):
         """Of the grid that samples are made on, `flowmap.times.euler_grid`; a field of that name will do."""
         return 1.0
 
+    @property
+    def boundary(self) -> float | None:
+        """Of its students, `FlowMap.boundary`."""
+        return None
+
     @abstractmethod
     def build(self, roles: frozenset[Role], *, device: torch.device, dtype: torch.dtype) -> Mapping[Role, FlowMap]:
         """The networks of all `roles` at once, so that they may share weights. Only the teacher is frozen."""

@@ -14,6 +14,7 @@ from attrs import field, frozen
 from . import validators, values
 from ._types import Role
 from .data import Data, DataError, Source, fingerprint
+from .experts import too_few_steps
 from .method import Method
 from .model import FlowMapSpec, guided_twice
 from .objectives import Equip, Guides, Networks, united
@@ -228,7 +229,7 @@ class Recipe:
                 spec.validate()
             except ValueError as error:
                 found.append(str(error))
-        found += [] if found else self._guided_twice()
+        found += [] if found else [*self._guided_twice(), *too_few_steps(self.backbone.boundary, self.evaluation)]
         try:  # a source looks at its files to tell itself from others
             _ = fingerprint(self.data) if isinstance(self.data, Source) else None
         except (DataError, OSError) as error:

@@ -1,12 +1,12 @@
 """AnyFlow on the low expert of Wan2.2-T2V-A14B, on top of the high one's student, arXiv:2605.13724.
 
-    flowmap distill anyflow_wan22_a14b_low --plan --gpus 8 --memory 80GiB     # what it takes: no weights, no GPU
+    flowmap distill anyflow_wan22_a14b_low --plan --gpus 8 --memory 141GiB     # what it takes: no weights, no GPU
     torchrun --nproc-per-node 8 -m flowmap distill anyflow_wan22_a14b_low --out runs/anyflow_wan22_a14b_low
 
 The second of two runs, with the data of the first, anyflow_wan22_a14b_high, which says what was published. Its stage 2
 trains on the states at the boundary that the high student makes. What comes out is the pair, a `WanPipeline` of both
-for any number of steps from 2.
-It has not been run.
+for any number of steps from 2. The first GPU writes the
+pair whole, which is more than 80 GiB. It has not been run.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._types import Rng
+from ..experts import fewest
 from ..model import FlowMap
 from ..rollout import sample
 from .errors import ExportError, ProfileError
@@ -160,7 +161,7 @@ def _seen(
         for graph in graphs:
             for name, linear in linears(graph.module):
                 hooks.callback(linear.register_forward_pre_hook(partial(look, name)).remove)
-        for k, steps in enumerate(STEPS):
+        for k, steps in enumerate(max(n, fewest(made)) for n in STEPS):
             z, cond = family.example(u, asked.usual(), Rng.seeded(14, k))
             if codec is not None:
                 real = codec.encode_prompts([PROMPTS[(k + row) % len(PROMPTS)] for row in range(len(z))])

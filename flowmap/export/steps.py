@@ -12,6 +12,7 @@ import torch
 from attrs import evolve, frozen
 from torch import Tensor
 
+from ..experts import fewest
 from ..faults import reach
 from ..model import FlowMap, sha256
 from . import verify
@@ -123,7 +124,7 @@ def compare(
 
     And that beside the student in float32, which `exact` loads: None where `u` is it, or where it was not measured.
     """
-    device = next(u.parameters()).device
+    device, steps = next(u.parameters()).device, tuple(dict.fromkeys(max(n, fewest(u)) for n in steps))
     calls, said = {}, ""
     for g in manifest.graphs:
         with failing(f"{manifest.to} cannot load {g.file!r}"):

@@ -193,8 +193,9 @@ class Experts(Streamed, Splits):
         return self.low.changes(_networks(u)[1])
 
     def rounded(self, u: FlowMap, dtype: torch.dtype) -> FlowMap:
+        """With the high expert as it is, which was not trained."""
         high, low = _networks(u)
-        return TwoExperts(self.high.rounded(high, dtype), self.low.rounded(low, dtype), self.boundary)
+        return TwoExperts(high, self.low.rounded(low, dtype), self.boundary)
 
     @staticmethod
     def _guidance(spec: WanSpec) -> float | None:

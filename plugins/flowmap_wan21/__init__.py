@@ -35,8 +35,9 @@ def flowmap_backbones() -> Mapping[str, FlowMapSpec]:
 @hookimpl
 def flowmap_graphs() -> Mapping[str, Family]:
     from flowmap_wan.export import OneChunkFamily
+    from flowmap_wan.export_pair import PairFamily
 
-    return {"wan": OneChunkFamily()}
+    return {"wan": OneChunkFamily(), "wan_experts": PairFamily()}
 
 
 @hookimpl

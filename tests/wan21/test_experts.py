@@ -8,17 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+from attrs import evolve
 from diffusers import DiffusionPipeline, WanPipeline
 from flowmap_digits import TINY_WAN
 from flowmap_digits.data import MovingDigits
+from flowmap_digits.evaluation import curve
 from flowmap_wan21 import Experts, Wan21
 from torch import Tensor
 
-from flowmap import AdamW, FlowMap, Recipe, Rng, Stage, backbone, distill, load, sample
+from flowmap import AdamW, FlowMap, Recipe, Rng, Stage, backbone, distill, export, load, sample
 from flowmap.cli import main
 from flowmap.experts import TwoExperts
 from flowmap.method import Method
 from flowmap.methods import anyflow
+from flowmap.recipe import RecipeError
 from tests.wan21 import pipelines
 
 CPU = torch.device("cpu")
@@ -113,6 +116,13 @@ def test_a_low_student_goes_on_from_a_high_student(base: Path) -> None:
         backbone(str(base)).build(frozenset({"student"}), device=CPU, dtype=torch.float32)
 
 
+def test_an_evaluation_in_one_step_is_refused_before_work(base: Path, runs: Path) -> None:
+    recipe = low_recipe(base, runs / "high" / "student")
+    with pytest.raises(RecipeError, match=r"the evaluation has steps = \(1, 2\): must be at least 2, as a student"):
+        evolve(recipe, evaluation=curve(guidance=1.0, steps=(1, 2))).validate()
+    evolve(recipe, evaluation=curve(guidance=1.0, steps=(2, 4))).validate()
+
+
 def test_experts_that_do_not_meet_are_refused(base: Path, runs: Path, tmp_path: Path) -> None:
     pipelines.two_experts(tmp_path / "other", boundary_ratio=0.9)
     spec = Experts(Wan21(runs / "high" / "student", expert="high"), Wan21(tmp_path / "other", expert="low"))
@@ -192,6 +202,20 @@ def test_the_directory_is_sampled_and_its_card_says_how(runs: Path, tmp_path: Pa
     assert index["boundary_ratio"] == B and index["transformer_2"] == ["student", "Student"]
 
 
+@pytest.mark.slow
+def test_it_is_exported_as_a_graph_an_expert(runs: Path, tmp_path: Path) -> None:
+    """Which compose as they do; parity is measured from 2 steps on."""
+    out = tmp_path / "graphs"
+    report = export(runs / "low" / "student", "torch-export", out, sizes={"text": 12})
+    assert [graph.name for graph in report.manifest.graphs] == ["high", "low"] and report.worst < 1e-4
+    u, made = load(runs / "low" / "student"), export.flow_map(out)
+    given = noise(1), {"text": cond(1)["text"][:, :12]}
+    with torch.no_grad():
+        torch.testing.assert_close(sample(made, *given, 4), sample(u, *given, 4), atol=1e-4, rtol=1e-4)
+    assert made.boundary == B
+
+
+@pytest.mark.slow
 def test_with_adapters_too(base: Path, tmp_path: Path) -> None:
     """Student, critic and teacher of the low run share one base; the pair is whole on disk."""
     distill(high_recipe(base), out=tmp_path / "high", device="cpu")
