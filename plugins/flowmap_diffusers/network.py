@@ -83,10 +83,10 @@ class DiffusersFlowMap(FlowMap):
 
         samplers end there whatever they begin with, objectives and guidance have nothing to correct.
         """
-        t, r = (s if s.ndim == 2 else s[:, None].expand(-1, z.shape[1]) for s in (t, r))
-        inside = torch.ones_like(t).index_fill_(1, torch.zeros(1, dtype=torch.int64, device=t.device), 0.0)
-        u = self._whole(torch.cat([first, z[:, 1:]], 1), t * inside, r * inside, cond)
-        return torch.cat([(z[:, :1] - first) / expand(t[:, :1].clamp_min(LEAST), z[:, :1]), u[:, 1:]], 1)
+        made = torch.arange(z.shape[1], device=z.device) > 0  # and no slice: a graph would not be of two frames
+        here, behind = (torch.where(made, s if s.ndim == 2 else s[:, None], 0.0) for s in (t, r))
+        u = self._whole(torch.where(expand(made[None], z), z, first), here, behind, cond)
+        return torch.where(expand(made[None], z), u, (z - first) / expand(t.clamp_min(LEAST), z))
 
     def _whole(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
         x = z if self.schedule is None else expand(vp.scale(t), z) * z
