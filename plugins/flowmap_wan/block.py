@@ -141,7 +141,14 @@ def rotation(axes: Sequence[Tensor], head_dim: int) -> Rope:
 
 
 def rotate(x: Tensor, rope: Rope) -> Tensor:
-    """[B, tokens, heads, head_dim]: consecutive pairs as complex numbers times cos + i sin, in float32."""
-    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    """[B, tokens, heads, head_dim]: consecutive pairs as complex numbers times cos + i sin, in float32.
+
+    Graphs have it in real numbers, which engines ask for: the same to rounding, and several times as slow uncompiled.
+    """
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if not torch.compiler.is_compiling():
+        turned = torch.view_as_complex(pairs.contiguous()) * torch.complex(*rope)[:, None]
+        return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+    a, b = pairs.unbind(-1)
     cos, sin = (part[:, None] for part in rope)
     return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).to(x.dtype)

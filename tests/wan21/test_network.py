@@ -181,3 +181,19 @@ def test_times_stay_float32_in_a_bfloat16_network() -> None:
 def test_lora_of_another_rank_has_other_shapes() -> None:
     wide = evolve(LORA, lora=Lora(rank=6, alpha=12.0)).build(ROLES, device=CPU, dtype=torch.float32)["student"]
     assert {p.shape[0] for name, p in wide.trained().items() if "lora_A" in name} == {6}
+
+
+def test_positions_turn_pairs_alike_in_complex_and_in_real_numbers(monkeypatch):
+    rope = rotation([torch.arange(n) for n in (3, 2, 4)], 12)
+    for dtype in (torch.float32, torch.bfloat16):
+        x = Rng.seeded(0).noise_like(torch.zeros(2, 24, 3, 12)).to(dtype).requires_grad_()
+        fast = rotate(x, rope)
+        with monkeypatch.context() as patched:
+            patched.setattr(torch.compiler, "is_compiling", lambda: True)
+            real = rotate(x, rope)
+        close = {"rtol": 2**-7 if dtype == torch.bfloat16 else 1e-6, "atol": 1e-6}  # the last place
+        torch.testing.assert_close(fast, real, **close)
+        weight = Rng.seeded(1).noise_like(torch.zeros(2, 24, 3, 12)).to(dtype)
+        (ours,), (theirs,) = (torch.autograd.grad((y * weight).sum(), x) for y in (fast, real))
+        torch.testing.assert_close(ours, theirs, **close)
+        assert (fast - rotate(x, (rope[0], -rope[1]))).abs().max() > 0.1
