@@ -47,6 +47,8 @@ def wrong(folder: Path, row: Row, family: str) -> Iterator[str]:
             "flowmap.backbone(path) takes the right family"
         )
     yield from unread(index, row)
+    if config.get("image_dim") is not None and (index.get("image_encoder") or [None])[-1] is None:
+        yield "its transformer hears the features of an image (image_dim), and it has no image_encoder to make them"
     yield from quantised(config)
     yield from weights(folder, "transformer", row.pipeline)
     yield from beside(folder)
