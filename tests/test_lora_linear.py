@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from attrs import evolve
-from flowmap.testing.kit import perturb
 from flowmap_diffusers import Diffusers
 from flowmap_lora import Lora, linear
 from flowmap_lora.linear import LoraLinear, Sets
@@ -22,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from flowmap import AdamW, Rng, Stage, TensorData
 from flowmap.derivative import CentralDifference, ForwardMode
 from flowmap.methods import anyflow
+from flowmap.testing.kit_helpers import perturb
 from flowmap.training.loop import Trainer
 
 F32, BF16, F64 = torch.float32, torch.bfloat16, torch.float64

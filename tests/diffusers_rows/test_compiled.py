@@ -44,6 +44,7 @@ def test_compiled_whole_it_gives_the_same_at_every_time(family: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
 def test_compiled_to_machine_code_it_gives_the_same() -> None:
     torch._dynamo.reset()
     spec = Diffusers(family="ltx", lora=Lora(rank=4, alpha=4))
