@@ -86,6 +86,8 @@ class Run:
         write_json(self.path / "recipe.json", {"digest": digest(recipe), **describe(recipe)})
         write_json(self.path / "env.json", environment())
         self._metrics = Metrics(self.path / "metrics.jsonl")
+        if self._lock.taken_over is not None:  # said before the status names this process
+            self.note(f"took over from a run that was killed ({self._lock.taken_over})")
         self._status = Status(
             "running",
             **me(),
@@ -95,8 +97,6 @@ class Run:
             notes=self._early,
         )
         write_json(self.path / status.FILE, attrs.asdict(self._status))
-        if self._lock.taken_over is not None:
-            self.note(f"took over from a run that was killed ({self._lock.taken_over})")
 
     def data_is(self, fingerprint: str | None, *, resumed: bool) -> None:
         """Write down what tells the data from others; a `RecipeError` where a resumed run began with others.
