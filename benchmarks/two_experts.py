@@ -20,7 +20,7 @@ from flowmap.evaluation.curve import Bench, Point
 from flowmap.experts import TwoExperts
 from flowmap.plugins import backbone
 
-METRICS = ("frechet_distance", "label_accuracy")
+METRICS = ("feature_distance", "label_accuracy")
 
 
 def whole(u: FlowMap) -> FlowMap:

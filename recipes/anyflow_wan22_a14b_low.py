@@ -5,7 +5,7 @@
 
 The second of two runs, with the data of the first, anyflow_wan22_a14b_high, which says what was published. Its stage 2
 trains on the states at the boundary that the high student makes. What comes out is the pair, a `WanPipeline` of both
-for any number of steps from 2. The first GPU writes the
+for any number of steps from 2. docs/plans/anyflow_wan22_a14b_low.txt says what that takes: the first GPU writes the
 pair whole, which is more than 80 GiB. It has not been run.
 """
 

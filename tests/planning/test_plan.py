@@ -31,6 +31,7 @@ ROWS = {  # with the memory that the committed plan is for
     "anyflow_stepvideo": "141GiB",
     "anyflow_wan_i2v14b": "80GiB",
     "anyflow_wan22_a14b_high": "80GiB",
+    "anyflow_wan22_a14b_low": "141GiB",
 }
 SIZED = Sized(LatentFolder("nowhere"), x=(FRAMES, 16, SIDE, SIDE), cond={"text": TEXT})
 
