@@ -1,4 +1,7 @@
-"""Whether a run in a directory goes on: with its recipe alone, and what differs where that is another."""
+"""Whether a run in a directory goes on: with its recipe alone, and what differs where that is another.
+
+`recipe.digest` says which values count, `training.store.checkpoint` refuses a checkpoint of other ones.
+"""
 
 from __future__ import annotations
 

@@ -11,8 +11,9 @@ import torch
 from attrs import evolve
 from flowmap_diffusers import Diffusers
 from flowmap_lora import Lora, linear
-from flowmap_lora.linear import LoraLinear, Sets
+from flowmap_lora.linear import LoraLinear
 from flowmap_lora.roles import add_adapter, sets
+from flowmap_lora.sets import Sets
 from flowmap_wan21 import Wan21
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -23,9 +23,9 @@ from ..objectives.distribution_matching import CriticMatching, DistributionMatch
 from ..recipe import Recipe, RecipeError, Stage
 from ..training.ranks.context_groups import unsplit
 from ..training.ranks.networks import precision, specs
+from .counts import Kind, Moment
 from .draws import DRAWS, Tariff, drawn, mean
 from .hollow import META, hollowed
-from .ledger import Kind, Moment
 from .shape import Shape, judged, shape
 from .trace import Call, Traced, all_off_diagonal, replaced, trace
 
@@ -238,7 +238,7 @@ def _by_frames(call: Call) -> float:
 
 def _ask(recipe: Recipe, nets: Networks, call: Call, sizes: Mapping[str, tuple[int, ...]]) -> float:
     """The operations of a call that the traced step did not make."""
-    from .ledger import Ledger
+    from .counts import Ledger
 
     if call.what != "forward" or call.past:
         raise RecipeError(f"no price is known of {call}: the step that was traced makes no such call")

@@ -20,8 +20,8 @@ from ..objectives.flow_map_matching import FlowMapMatching
 from ..recipe import Stage
 from ..times import TimeSampler
 from ..training.loop import Trainer
+from .counts import KINDS, Kind, Ledger, Moment
 from .flops import Meter
-from .ledger import KINDS, Kind, Ledger, Moment
 
 
 @frozen

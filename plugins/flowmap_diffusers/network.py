@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 import torch
 from attrs import frozen
-from flowmap_lora.linear import Sets
 from flowmap_lora.masters import thawed
 from flowmap_lora.roles import Lora, adapter_parameters, give, sets
+from flowmap_lora.sets import Sets
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 

@@ -12,28 +12,13 @@ Names are peft's: `base_layer.weight`, `lora_A.<set>.weight`, `lora_B.<set>.weig
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-class Sets:
-    """Which set of adapters the layers of a network use, None for none: one value for all of them."""
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-
-    @contextmanager
-    def using(self, name: str | None) -> Iterator[None]:
-        before, self.name = self.name, name
-        try:
-            yield
-        finally:
-            self.name = before
+from .sets import Sets
 
 
 class LoraLinear(nn.Module):

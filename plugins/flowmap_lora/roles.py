@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from flowmap.model import Put, Rows
 
-    from .linear import Sets
+    from .sets import Sets
 
 
 INIT = "Lora.init"
@@ -203,7 +203,7 @@ def adapter_parameters(net: nn.Module, name: str) -> Mapping[str, nn.Parameter]:
 
 def sets(net: nn.Module) -> Sets:
     """What says which set of adapters is used in `net`, whose layers all ask it."""
-    from .linear import Sets
+    from .sets import Sets
 
     found: Sets = vars(net).setdefault("_sets", Sets())
     return found

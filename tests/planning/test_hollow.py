@@ -9,8 +9,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowmap.methods import anyflow
+from flowmap.planning.counts import Ledger
 from flowmap.planning.hollow import META, Hollow, HollowError, behind
-from flowmap.planning.ledger import Ledger
 from flowmap.training.loop import Trainer
 
 from .helpers import CPU, ROLES, data, spec, stage, traced
