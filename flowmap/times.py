@@ -90,7 +90,7 @@ def restricted(density: Truncated, s: float, within: Span, n: int, rng: Rng, lik
     if within == ALL:
         return shift(density(n, rng, like), s)
     low, high = torch.tensor(within, device=like.device)
-    first, last = (unshift(end, s).expand(n) for end in (low, high))
+    first, last = (unshift(end.double(), s).clamp(0, 1).to(low).expand(n) for end in (low, high))  # and no last > 1
     top = high if within[1] == 1.0 else torch.nextafter(high, low)
     return shift(density.between(first, last, rng), s).clamp(low, top)
 

@@ -14,13 +14,13 @@ from flowmap.experts import TwoExperts
 from flowmap.method import Method
 from flowmap.methods import anyflow
 from flowmap.objectives import distribution_matching as module
-from flowmap.objectives.distribution_matching import CriticMatching, DistributionMatching
+from flowmap.objectives.distribution_matching import CriticMatching, DistributionMatching, matching
 from flowmap.objectives.flow_map_matching import FlowMapMatching
-from flowmap.path import data_from_velocity, interpolate, state_from_velocity
+from flowmap.path import data_from_velocity, interpolate, renoise, state_from_velocity
 from flowmap.reweights import Beta
 from flowmap.rollout import FlowMapBackwardSimulation
 from flowmap.testing import CountingFlowMap, GaussianFlowMap
-from flowmap.times import Diagonal, LogitNormal, Span, TimeSampler, Triangle, roles
+from flowmap.times import Diagonal, LogitNormal, Span, TimeSampler, Triangle, Uniform, roles
 from tests.test_experts import EXACT, Above, B, Below, pair
 from tests.toys import Toy
 
@@ -51,6 +51,15 @@ def test_they_are_drawn_as_all_times_are_given_their_side(sampler: Diagonal | Tr
         below = (ours[:, None] < theirs.quantile(q)).float().mean(0)
         error = (q * (1 - q) * (1 / N + 1 / there.shape[1])).sqrt()
         assert ((below - q).abs() <= 4 * error).all(), (below, q)
+
+
+@SIDES
+@pytest.mark.parametrize("density", [Uniform(), LogitNormal()])
+def test_every_shift_has_times_on_its_side(density: Uniform | LogitNormal, within: Span) -> None:
+    """In float32 the inverse of the shift takes 1 beyond 1 for one shift in twenty, 1.04 among them."""
+    for shift in (k / 100 for k in range(100, 2000, 4)):
+        t, _ = Diagonal(density, shift, within=within)(16, Rng.seeded(0), LIKE)
+        assert t.isfinite().all() and (t >= within[0]).all() and (t <= within[1]).all(), shift
 
 
 def test_below_the_boundary_no_diagonal_is_on_it() -> None:
@@ -248,6 +257,36 @@ def the_gradient_is_that_of_kl(end: float, seeds: int) -> None:
 def test_the_gradient_is_that_of_kl_at_the_boundary(end: float) -> None:
     """∇_θ KL(p_s^θ || p_s), each noise level by b² / a: of Gaussians in closed form."""
     the_gradient_is_that_of_kl(end, 30)
+
+
+def test_a_sample_is_scaled_by_its_distance_to_the_state_that_the_teacher_expects() -> None:
+    """g = (E_critic[z_b | z_t] - E_teacher[z_b | z_t]) / mean |z_b - E_teacher[z_b | z_t]|, sample by sample."""
+    t = torch.tensor([0.88, 0.9, 0.95, 0.99], dtype=torch.float64)
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    z = renoise(x.detach(), x.detach().flip(0), torch.full_like(t, B), t)
+    nets: dict[str, FlowMap] = {"student": OTHER, "teacher": EXACT, "critic": OTHER}
+    loss = matching(nets, Batch(x.detach(), {}, {}), x, z, t, 1.0, 1e-3, B)
+    found = torch.autograd.grad(loss.value, x)[0]
+    fake, real = (state_from_velocity(z, u(z, t, t, {}), t, B) for u in (OTHER, EXACT))
+    g = ((fake - real) / (x - real).abs().mean(1, keepdim=True)).detach()
+    assert torch.allclose(found / found.norm(), g / g.norm(), atol=1e-10)
+
+
+@pytest.mark.parametrize("t", [0.88, 0.93, 1.0])
+def test_the_critic_s_error_counts_by_the_square_of_the_noise_in_its_target(t: float, monkeypatch) -> None:
+    """1 / b'², where b' is the derivative of b(t)² = t² - a² s², a = (1 - t) / (1 - s)."""
+    at = torch.full((3,), t, dtype=torch.float64, requires_grad=True)
+    b = (at**2 - ((1 - at) / (1 - B) * B) ** 2).sqrt()
+    x = torch.ones(3, 1, dtype=torch.float64)
+    assert torch.allclose(CRITIC._target(x, x, at)[2], torch.autograd.grad(b.sum(), at)[0])
+
+    def error(slope: float) -> float:
+        monkeypatch.setattr(CriticMatching, "_target", lambda self, x, noise, t: (x, noise, slope))
+        nets: dict[str, FlowMap] = {"student": OTHER, "critic": OTHER}
+        one = Batch(torch.zeros(8, 4), {}, {})
+        return float(CRITIC(nets, one, Rng.seeded(0), Shared()).value.detach())
+
+    assert error(2.0) == pytest.approx(error(1.0) / 4)
 
 
 DEFECTS = {

@@ -67,6 +67,12 @@ def test_weights_are_shares_of_the_samples() -> None:
     assert {*Counter(i for k in range(8) for i in data.draw(4, k, 0) if i < 6).values()} == {4}  # and its epochs
 
 
+def test_of_several_sizes_every_sample_comes_once_an_epoch_of_its_own() -> None:
+    data = mixed(SMALL, LARGE, ALSO)
+    seen = Counter(i for iteration in range(3 * 24) for i in data.draw(1, iteration, 0, 1))
+    assert seen == dict.fromkeys(range(24), 3)
+
+
 def test_a_batch_has_one_size_and_sizes_have_their_shares() -> None:
     data = mixed(SMALL, LARGE, ALSO, weights=(1, 1, 2))
     shapes = Counter()
