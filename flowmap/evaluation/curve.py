@@ -70,7 +70,7 @@ class QualityCurve:
     samples: for each of `seeds`. real: (prompts, seed) -> real videos. Those of `seeds` are measured as generated ones
     are, which is the floor of every metric; `real_samples` others are what both are compared with.
     images: files, one a prompt, of the first frames that networks from images to videos begin with, of the video's
-    size.
+    size; `real` videos then begin with them, or no distance to them is 0.
     """
 
     prompts: tuple[str, ...] = field(converter=_strings, validator=validators.min_len(1))
