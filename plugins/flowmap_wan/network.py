@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from flowmap_lora.files import beside
@@ -24,6 +25,19 @@ from .block import Block, KeyValue, Mask, Rope, Text, rotation
 from .targets import BLOCKS, PIPELINE, TIMES
 
 TIME_SCALE = 1000.0  # the only place that knows it
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def adapted(part: Callable[Concatenate[WanFlowMap, P], R]) -> Callable[Concatenate[WanFlowMap, P], R]:
+    """A part of the network, whoever calls it, with the adapters of its own role in whatever layers it has."""
+
+    @wraps(part)
+    def called(self: WanFlowMap, /, *given: P.args, **named: P.kwargs) -> R:
+        with sets(self.net).using(self.adapter):
+            return part(self, *given, **named)
+
+    return called
 
 
 class WanFlowMap(FlowMap):
@@ -118,17 +132,18 @@ class WanFlowMap(FlowMap):
             raise ValueError(f"latents of {z.shape[-2]} × {z.shape[-1]}: both must be multiples of {self.patch}")
         return patchify(self.net.patch_embedding, z, self.dtype)
 
+    @adapted
     def embed(self, t: Time, r: Time) -> Tensor:
         """[B, G, d] float32: (1 - γ) e(t) + γ e'(r), or e(t); G is 1, or the frames that have a time each."""
         t, r = (s if s.ndim == 2 else s[:, None] for s in (t, r))
         embedder = self.net.condition_embedder
-        with sets(self.net).using(self.adapter):
-            now = _time(embedder.timesteps_proj, embedder.time_embedder, t)
-            if not self.two_times:
-                return now
-            then = _time(embedder.timesteps_proj, embedder.delta_embedder, r if self.delta == "r" else t - r)
+        now = _time(embedder.timesteps_proj, embedder.time_embedder, t)
+        if not self.two_times:
+            return now
+        then = _time(embedder.timesteps_proj, embedder.delta_embedder, r if self.delta == "r" else t - r)
         return mix(now, then, self.gamma)
 
+    @adapted
     def text(self, cond: Cond) -> Text:
         """Embeddings, and the log of how many positions of padding the last one stands for."""
         kept, bias = cond["text"].shape[1], None
@@ -141,6 +156,7 @@ class WanFlowMap(FlowMap):
             bias = F.pad(embedded.new_full((1, 1), math.log(self.text_length - kept + 1)), (kept - 1, 0))
         return embedded, bias
 
+    @adapted
     def through(
         self,
         h: Tensor,
@@ -169,6 +185,7 @@ class WanFlowMap(FlowMap):
                 found.append(remember(k, v))
         return h, found
 
+    @adapted
     def latent(self, h: Tensor, e: Tensor, groups: Sequence[int], like: Latent, skip: int = 0) -> Latent:
         """The head: the tokens that `through` gave, but for the first `skip`, to a latent like `like`, in its dtype."""
         net, (_, frames, _, height, width) = self.net, like.shape
@@ -196,7 +213,7 @@ class WanFlowMap(FlowMap):
 
     def _block(self, block: nn.Module, h: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
         def run(h: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-            with sets(self.net).using(self.adapter):  # inside, so that recomputation sees what the forward pass saw
+            with sets(self.net).using(self.adapter):  # here too: recomputation sees what the forward pass saw
                 made: tuple[Tensor, Tensor, Tensor] = block(h, *rest)
             return made
 
