@@ -14,6 +14,7 @@ from . import atomic, plugins, validators
 from ._types import Role
 from .data import Data, Source, fingerprint
 from .evaluation import QualityCurve, card, rounding
+from .experts import too_few_steps
 from .faults import reach
 from .mistaken import INDEX
 from .model import FlowMap, Sampling
@@ -144,6 +145,8 @@ def evaluate(
     recipe, student = judging(recipe, Path(run)), _student(Path(run))
     if recipe.evaluation is None:
         raise RecipeError(f"the recipe {recipe.name or recipe.backbone} has no evaluation: give one that has")
+    if few := too_few_steps(recipe.backbone.boundary, recipe.evaluation):
+        raise RecipeError(*few)
     if card.known(student) is None:
         raise RecipeError(f"{run}: there is no finished student in it; `flowmap distill` makes one")
     if "teacher" in recipe.trains:
@@ -165,7 +168,7 @@ def judging(recipe: Recipe, run: Path) -> Recipe:
     if (student := _student(run)) != run:
         return recipe
     evaluation, own = recipe.evaluation, Sampling.of(student)
-    if isinstance(evaluation, QualityCurve) and own.kind == "consistency":
+    if isinstance(evaluation, QualityCurve) and own.kind in ("consistency", "phased"):
         evaluation = evolve(evaluation, own=own)
     spec = plugins.backbone(str(student))
     return evolve(recipe, backbone=spec, teacher=recipe.spec_of("teacher"), evaluation=evaluation)

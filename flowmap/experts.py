@@ -10,7 +10,7 @@ from torch import nn
 
 from ._types import Cache, Cond, Latent, Rng, Time
 from .model import FlowMap
-from .path import expand
+from .path import expand, renoise
 
 
 @final
@@ -74,6 +74,18 @@ class TwoExperts(FlowMap):
 
     def thaw(self) -> None:
         self.low.thaw()
+
+
+def phased_step(u: FlowMap, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache, rng: Rng) -> Latent:
+    """From t above the boundary b jump to b, from t <= b to data; then noise again up to r, `flowmap.path.renoise`.
+
+    The sampler of two experts each of which knows the jump to the end of its own phase, arXiv:2510.27684. Where r < b,
+    z_b gets no noise and is the low one's input at r, as if it were at r; at b itself where the grid has b, as
+    `euler_grid` has. The last step, r = 0, ends at data. Of one network it is the consistency sampler.
+    """
+    b = 1.0 if u.boundary is None else u.boundary
+    s = torch.where((t > b) & (r > 0), b, torch.zeros_like(t))
+    return renoise(u.jump(z, t, s, cond, cache), rng.noise_like(z), s, torch.maximum(r, s))
 
 
 def fewest(u: FlowMap) -> int:

@@ -27,8 +27,9 @@ class WeightsError(ValueError):
     """A file's weights are not those of the network that they are for."""
 
 
-Kind: TypeAlias = Literal["euler", "flow_map", "consistency"]
-"""How a network makes samples: by Euler steps of its velocity, along the flow, or by jumps to data."""
+Kind: TypeAlias = Literal["euler", "flow_map", "consistency", "phased"]
+"""How a network makes samples: by Euler steps of its velocity, along the flow, by jumps to data, or, of two experts, by
+jumps to the end of each one's phase, `flowmap.experts.phased_step`."""
 
 
 @frozen

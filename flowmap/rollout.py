@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import validators
 from ._types import Cache, Cond, Latent, Rng, Time, to_device
+from .experts import phased_step
 from .model import FlowMap, Kind
 from .path import renoise
 from .times import ALL, Span, euler_grid, parting, span
@@ -53,7 +54,9 @@ def restart_step(gamma: float) -> Step:
     return step
 
 
-STEPS: Mapping[Kind, Step] = {"euler": euler_step, "flow_map": ode_step, "consistency": consistency_step}
+STEPS: Mapping[Kind, Step] = {
+    "euler": euler_step, "flow_map": ode_step, "consistency": consistency_step, "phased": phased_step,
+}  # fmt: skip
 """By `Sampling.kind`."""
 
 

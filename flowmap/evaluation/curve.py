@@ -19,10 +19,10 @@ from .. import validators
 from .._types import Cond, Latent, Rng, Role, concat, select
 from ..atomic import write_json, write_text
 from ..data.video_folder import frames_of
-from ..model import Codec, FlowMapSpec, Sampling
+from ..model import Codec, FlowMapSpec, Kind, Sampling
 from ..objectives import Networks
 from ..recipe import describe
-from ..rollout import consistency_step, guided_euler_step, ode_step, sample
+from ..rollout import STEPS, guided_euler_step, sample
 from ..times import grid_of
 from ..training.run import environment
 from . import plots, previews, records
@@ -62,8 +62,8 @@ class QualityCurve:
     with `consistency` the same weights under the sampler that jumps to data and noises again, which is what a flow map
     does away with. All use the grid of `backbone.shift`. With `teacher_sampler="flow_map"` the frozen network jumps
     too, and takes no guidance: it is a student, and the curve shows it before and after it was fine-tuned. own: of a
-    student that jumps to data alone, such as a published one: how it is sampled, at its own levels where as many steps
-    are asked for, and that is the one way in which it is.
+    student that knows the jump to data alone, or to the end of its phase, such as a published one: how it is sampled,
+    at its own levels where as many steps are asked for, and that is the one way in which it is.
 
     prompts: of no training sample; sample i has prompt i modulo their number. shape: of a latent, (F, C, H, W).
     reference: Euler steps of the teacher's run that paired errors refer to; it is a point of the teacher's curve too.
@@ -121,7 +121,8 @@ class QualityCurve:
         made_for = () if self.own is None or self.own.times is None else (len(self.own.times),)
         steps = sorted({*self.steps, *made_for})
         student = [Point("student", "flow_map", n, n) for n in steps if self.own is None]
-        noised = [Point("student", "consistency", n, n) for n in steps if self.own is not None or self.consistency]
+        kind: Kind = "consistency" if self.own is None else self.own.kind
+        noised = [Point("student", kind, n, n) for n in steps if self.own is not None or self.consistency]
         return (*teacher, *student, *noised)
 
     def __call__(self, nets: Networks, backbone: FlowMapSpec, out: Path) -> None:
@@ -269,11 +270,8 @@ class Bench:
         return self._samples(self._generate(point, noise), reference)
 
     def _generate(self, point: Point, noise: Latent) -> Latent:
-        step = {
-            "euler": guided_euler_step(self.curve.guidance, self.null),
-            "flow_map": ode_step,
-            "consistency": consistency_step,
-        }[point.sampler]
+        teacher = guided_euler_step(self.curve.guidance, self.null)
+        step = teacher if point.sampler == "euler" else STEPS[point.sampler]
         u, parts = self.nets[point.model], torch.arange(len(noise), device=noise.device).split(self.curve.batch)
         own = self.curve.own if point.model == "student" else None
         grid = grid_of(own or Sampling(), point.steps, self.shift, u.boundary)

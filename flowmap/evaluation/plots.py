@@ -14,6 +14,7 @@ STYLES: Mapping[Key, Mapping[str, Any]] = {
     ("teacher", "flow_map"): FROZEN,
     ("student", "flow_map"): {"color": "tab:blue", "linestyle": "-", "marker": "o", "linewidth": 2.2, "zorder": 3},
     ("student", "consistency"): {"color": "tab:orange", "linestyle": ":", "marker": "^"},
+    ("student", "phased"): {"color": "tab:orange", "linestyle": ":", "marker": "^"},
 }
 RANGE = 8.0
 """Values that differ by more than this factor are drawn on a logarithmic axis."""

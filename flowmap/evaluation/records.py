@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 import attrs
 from attrs import frozen
 
+from ..model import Kind
 from .metrics import Metric
 
 Key: TypeAlias = tuple[str, str]  # (model, sampler): a line of a plot, a row of a table
@@ -18,11 +19,13 @@ LABELS: Mapping[Key, str] = {
     ("teacher", "euler"): "teacher",
     ("student", "flow_map"): "student",
     ("student", "consistency"): "student, re-noised",
+    ("student", "phased"): "student, re-noised by phases",
 }
 TUNED: Mapping[Key, str] = {
     ("teacher", "flow_map"): "before",
     ("student", "flow_map"): "after",
     ("student", "consistency"): "after, re-noised",
+    ("student", "phased"): "after, re-noised by phases",
 }
 """Where the frozen network is sampled as a flow map it is no teacher: it is the student before it was fine-tuned."""
 
@@ -34,7 +37,7 @@ class Point:
     """A model under a sampler at a number of steps, which takes `calls` calls of the network."""
 
     model: Literal["teacher", "student"]
-    sampler: Literal["euler", "flow_map", "consistency"]
+    sampler: Kind
     steps: int
     calls: int
 

@@ -1,4 +1,4 @@
-"""Two causal networks of one time that share the noise levels, as FastVideo's CausalWan2.2: network and spec."""
+"""Two causal networks of one time that share the noise levels, as FastVideo's CausalWan2.2."""
 
 from __future__ import annotations
 
@@ -6,59 +6,36 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Self
 
-import torch
 from attrs import evolve, field, frozen
 from flowmap_wan.codec import WanCodec
 from flowmap_wan.experts import PARTS
 from flowmap_wan.sizes import SCHEDULER, shift
 
 from flowmap import FlowMap, FlowMapSpec, validators
+from flowmap.experts import TwoExperts
 from flowmap.methods.citations import FAR, WAN
 from flowmap.mistaken import INDEX, read
 from flowmap.model import About, Sampling, Usual, origin
-from flowmap.path import expand
 
 from .spec import Far
 
 if TYPE_CHECKING:
-    from flowmap._types import Cache, Cond, Latent, Role, Time
+    import torch
+
+    from flowmap._types import Cond, Latent, Role
     from flowmap.model import Codec
 
 PIPELINE = "CausalExpertsPipeline"
 """What the directory calls itself: a class that diffusers has not, since its own would leave an expert out."""
 
 
-class ByTime(FlowMap):
-    """u(z, t) = u^high(z, t) for t >= b, u^low(z, t) below: each was distilled to jump to data from its own levels.
-
-    That is their publisher's sampler. It is no flow map across b, which r would ask for (`flowmap.experts.TwoExperts`
-    is): these networks know no r. A history is the pair of theirs.
-    """
-
-    def __init__(self, high: FlowMap, low: FlowMap, boundary: float) -> None:
-        super().__init__()
-        self.high, self.low, self.b, self.guidance = high, low, boundary, None
-
-    def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
-        past, own = (None, None) if cache is None else cache
-        above = t >= self.b
-        if bool(above.all()):
-            return self.high(z, t, r, cond, past)
-        if not above.any():
-            return self.low(z, t, r, cond, own)
-        return torch.where(expand(above, z), self.high(z, t, r, cond, past), self.low(z, t, r, cond, own))
-
-    def chunks(self, frames: int) -> tuple[int, ...]:
-        return self.high.chunks(frames)
-
-    def extend(self, cache: Cache, x: Latent, cond: Cond) -> Cache:
-        high, low = (None, None) if cache is None else cache
-        return self.high.extend(high, x, cond), self.low.extend(low, x, cond)
-
-
 @frozen
 class CausalExperts(FlowMapSpec):
     """Two causal students of one time in one directory that `flowmap import` wrote; sampled, not trained on.
+
+    The high one was distilled to jump to the boundary b, the low one to data, and neither knows an r: of the flow map
+    that they are together (`flowmap.experts.TwoExperts`) these jumps are known, and none to another r. Their sampler,
+    `flowmap.experts.phased_step`, asks for no other.
 
     path: the directory. text_length, text_tokens: as in `Far`.
     """
@@ -70,6 +47,10 @@ class CausalExperts(FlowMapSpec):
     @property
     def shift(self) -> float:
         return shift(self.path)
+
+    @property
+    def boundary(self) -> float:
+        return float(read(self._at(INDEX))["boundary_ratio"])
 
     def validate(self) -> None:
         parts = (SCHEDULER, *(f"{part}/config.json" for part in PARTS.values()))
@@ -95,7 +76,7 @@ class CausalExperts(FlowMapSpec):
 
     def load(self, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
         high, low = (evolve(self._far(), expert=e).load(path, device=device, dtype=dtype) for e in PARTS)
-        return ByTime(high, low, float(read(path / INDEX)["boundary_ratio"]))
+        return TwoExperts(high, low, float(read(path / INDEX)["boundary_ratio"]))
 
     def codec(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
         return WanCodec.of(self._far(), device=device, dtype=dtype)

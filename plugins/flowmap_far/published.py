@@ -13,7 +13,7 @@ from flowmap_wan.experts import PARTS
 
 from flowmap.atomic import write_json
 from flowmap.mistaken import INDEX
-from flowmap.model import Sampling
+from flowmap.model import Kind, Sampling
 from flowmap.path import shift
 from flowmap.published.layout import Brought
 from flowmap.published.weights import Weights
@@ -37,7 +37,8 @@ class Causal:
 
     levels, shift: where its sampler stops, as its publisher writes them; a warped level is shifted. Between two levels
     it jumps to data and renews the noise. It has a guidance built in that no file says. boundary: of two networks, the
-    time from which the first is asked. wrapper: the key by which a checkpoint is known for one of this layout.
+    time above which the first is asked, and where its jumps end (`flowmap.experts.phased_step`). wrapper: the key by
+    which a checkpoint is known for one of this layout.
     """
 
     about: str
@@ -80,7 +81,8 @@ class Causal:
         if self.boundary is not None:
             index = json.loads((out / INDEX).read_text())
             write_json(out / INDEX, {**index, "_class_name": PIPELINE, "boundary_ratio": self.boundary})
-        return Brought(Sampling("consistency", None, self.times), latents(config))
+        kind: Kind = "consistency" if self.boundary is None else "phased"
+        return Brought(Sampling(kind, None, self.times), latents(config))
 
 
 def causal(state: Mapping[str, Tensor], config: Mapping[str, Any], partition: Sequence[int]) -> Any:

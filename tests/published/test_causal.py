@@ -71,11 +71,11 @@ def given(frames=9):
 
 
 @torch.no_grad()
-def streamed(u, x, z, t, text):
+def streamed(u, x, z, t, text, r=0.0):
     """u of every chunk, the history in the cache."""
-    cache, made, sizes = None, [], u.chunks(z.shape[1])
+    cache, made, sizes, r = None, [], u.chunks(z.shape[1]), torch.zeros_like(t) + r
     for clean, noisy in zip(x.split(sizes, 1), z.split(sizes, 1), strict=True):
-        made.append(u(noisy, t, torch.zeros_like(t), {"text": text}, cache))
+        made.append(u(noisy, t, r, {"text": text}, cache))
         cache = u.extend(cache, clean, {"text": text})
     return torch.cat(made, 1)
 
