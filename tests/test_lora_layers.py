@@ -15,8 +15,10 @@ from flowmap_far import Far
 from flowmap_lora import Lora
 from flowmap_lora.linear import LoraLinear
 from flowmap_lora.roles import sets
-from flowmap_wan import network
+from flowmap_lora.start import LORA_FILE
+from flowmap_wan import build, network
 from flowmap_wan21 import Wan21
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from flowmap import Rng
@@ -157,3 +159,34 @@ def test_planted_a_part_that_chooses_no_set(part: str, monkeypatch: pytest.Monke
     for path in ("wan", "far chunk after chunk"):
         with pytest.raises(AssertionError, match="not close"):
             test_it_is_saved_as_it_is_heard(path, tmp_path / path)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_student_that_begins_as_a_file_of_all_layers_is_the_one_of_a_base_with_it(name: str, tmp_path: Path) -> None:
+    spec = SPECS[name]
+    plain_net = evolve(spec, lora=None).build(frozenset({"teacher"}), **CPU)["teacher"].net
+    layers = {n.replace(".now.", "."): m for n, m in plain_net.named_modules() if isinstance(m, nn.Linear)}
+    tensors = {}
+    for i, (layer, m) in enumerate(layers.items()):
+        tensors[f"transformer.{layer}.lora_A.weight"] = 0.3 * Rng.seeded(1, i).noise_like(m.weight[:2])
+        tensors[f"transformer.{layer}.lora_B.weight"] = 0.3 * Rng.seeded(2, i).noise_like(m.weight[:, :2]).contiguous()
+    save_file(tensors, tmp_path / LORA_FILE)
+    init = evolve(spec, lora=Lora(init=tmp_path, targets=".*"))
+    init.validate()
+    begun = init.build(ROLES, **CPU)
+    fused = evolve(spec, lora=None, fuse=tmp_path).build(ROLES, **CPU)
+    with torch.no_grad():
+        torch.testing.assert_close(plain(begun["student"], spec), plain(fused["student"], spec), rtol=0, atol=1e-5)
+        assert (plain(begun["teacher"], spec) - plain(fused["teacher"], spec)).abs().max() > 0.1
+    made: dict[int, Tensor] = {}
+    hollow = init.build(ROLES, device=torch.device("meta"), dtype=torch.float32)
+    init.fill(hollow, lambda p, rows: made.update({id(p): rows(slice(None))}), dtype=torch.float32)
+    theirs = begun["student"].trained()
+    assert all(torch.equal(made[id(p)], theirs[n]) for n, p in hollow["student"].trained().items())
+
+
+def test_planted_a_second_embedder_that_begins_at_zero(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(build, "copies", lambda net: {})
+    for name in ("wan", "far"):
+        with pytest.raises(AssertionError, match="not close"):
+            test_a_student_that_begins_as_a_file_of_all_layers_is_the_one_of_a_base_with_it(name, tmp_path)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from attrs import frozen
 from flowmap_lora.roles import fill_adapter, of_init
-from flowmap_lora.start import Pairs, added, pairs
+from flowmap_lora.start import Copies, Pairs, added, pairs
 from torch import Tensor, nn
 
 from flowmap import FlowMap
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 WAVES = ("time_proj", "timesteps_proj")
 """What diffusers calls the sinusoids beside an embedder; those of r are the same."""
+TWO = re.compile(r"\.(now|then)\.")
+"""What a lifted embedder adds to the names of its layers."""
 
 WEIGHTS = "diffusion_pytorch_model.two_times.safetensors"
 """Of a student; a name that the plain class does not read."""
@@ -73,6 +75,7 @@ def build(
         net, running = shared
         told: dict[str, Any] = {"positions": positions, "computes": dtype, "two_times": two}
         built[role] = kind(row)(net, row, role, running, **told, lora=spec.lora, schedule=schedule)
+        built[role].copies = {} if student else copies(net)
     for role, u in built.items():
         u.eval()
         u.guidance, u.shapes = spec.sampling().guidance, spec.shapes()
@@ -106,6 +109,15 @@ def hear(net: Any, row: Row, running: Running, gamma: float | None, dtype: torch
             lift(net, path, gamma, clock=running.clock, features=features, others=row.others)
         if found:  # some ask the parameters of the embedder, which are float32 here, for the type that they go on in
             net.get_submodule(path).register_forward_hook(GoesOn(dtype))
+
+
+def copies(net: nn.Module) -> Copies:
+    """The layers of an embedder's `now` and `then` by the name that they have in the plain network."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name in [n for n, m in net.named_modules() if isinstance(m, nn.Linear) and TWO.search(n)]:
+        plain = TWO.sub(".", name)
+        found[plain] = (*found.get(plain, ()), name)
+    return found
 
 
 @frozen
@@ -147,7 +159,7 @@ FUSE = "fuse"
 
 def style(spec: Settings, plain: nn.Module) -> Pairs:
     """What `spec.fuse` adds to the layers of the plain network."""
-    return {} if spec.fuse is None else pairs(spec.fuse, plain, spec.row.pipeline, FUSE)
+    return {} if spec.fuse is None else pairs(spec.fuse, plain, spec.row.pipeline, FUSE, {})
 
 
 @frozen
@@ -181,7 +193,7 @@ class Source:
     def rows(self, name: str) -> Rows:
         name = name.replace(".base_layer.", ".")
         if name not in self.stored:
-            name = re.sub(r"\.(now|then)\.", ".", name)
+            name = TWO.sub(".", name)
         if name not in self.stored:  # the plain form of a student
             path = next((path for path in self.times if name.startswith(f"{path}.")), "")
             name = f"{path}.now{name.removeprefix(path)}"
@@ -213,7 +225,7 @@ def fill(spec: Settings, nets: Mapping[Role, FlowMap], put: Put, dtype: torch.dt
     for u in members:
         began(spec, u, source.rows)
         if u.lora is not None and u.adapter is not None:
-            fill_adapter(u.net, u.adapter, u.lora, put, of_init(u.net, u.role, u.lora, u.row.pipeline))
+            fill_adapter(u.net, u.adapter, u.lora, put, of_init(u.net, u.role, u.lora, u.row.pipeline, u.copies))
 
 
 def positions_of(spec: Settings) -> Positions:

@@ -8,7 +8,7 @@ import torch
 from flowmap_lora.roles import INIT
 from flowmap_lora.start import pairs
 
-from .build import FUSE, empty, hear, style
+from .build import FUSE, copies, empty, hear, style
 from .network import Running
 
 if TYPE_CHECKING:
@@ -26,4 +26,4 @@ def check(spec: Settings) -> None:
         )
     if spec.lora is not None and spec.lora.init is not None:
         hear(net, spec.row, Running(), spec.gamma, torch.float32)
-        pairs(spec.lora.init, net, spec.row.pipeline, INIT)
+        pairs(spec.lora.init, net, spec.row.pipeline, INIT, {} if spec.is_student else copies(net))

@@ -11,6 +11,7 @@ from attrs import frozen
 from flowmap_lora.masters import thawed
 from flowmap_lora.roles import Lora, adapter_parameters, give, sets
 from flowmap_lora.sets import Sets
+from flowmap_lora.start import Copies
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -63,6 +64,7 @@ class DiffusersFlowMap(FlowMap):
         self.net, self.row, self.role, self.running, self.lora = net, row, role, running, lora
         self.positions, self.computes, self.two_times, self.schedule = positions, computes, two_times, schedule
         self.adapter: str | None = None
+        self.copies: Copies = {}  # of the plain network's layers
         running.sets = sets(net)
         self.shapes: Mapping[str, tuple[int, ...]] = row.example
 
@@ -115,7 +117,7 @@ class DiffusersFlowMap(FlowMap):
             inside = "|".join(re.escape(name) for name in self.row.blocks)
             times = "|".join(rf"{re.escape(path)}\.(now|then)\..*" for path in self.row.embedders)
             usual = rf"({inside})\.\d+\.{self.row.adapted}.*"
-            given = usual, times if self.two_times else None, self.row.pipeline
+            given = usual, times if self.two_times else None, self.row.pipeline, self.copies
             self.lora = give(self.net, self.role, self.lora, *given)
 
     def trained(self) -> Mapping[str, nn.Parameter]:

@@ -117,20 +117,23 @@ def chosen(net: nn.Module, lora: Lora, usual: str, always: str | None = None, mo
     return [name for name in names if wanted.fullmatch(name) or name in more]
 
 
-def give(net: nn.Module, role: str, lora: Lora, usual: str, times: str | None, pipeline: str) -> Lora:
+def give(
+    net: nn.Module, role: str, lora: Lora, usual: str, times: str | None, pipeline: str, copies: start.Copies
+) -> Lora:
     """Adapters of that role, on the embedders `times` too, a student's as in `lora.init` if there is such a file.
 
-    pipeline: the class of diffusers that knows its layouts. Returns the `Lora` that says what the role has now.
+    pipeline: the class of diffusers that knows its layouts; copies: as in `start.pairs`. Returns the `Lora` that says
+    what the role has now.
     """
-    pairs = of_init(net, role, lora, pipeline)
+    pairs = of_init(net, role, lora, pipeline, copies)
     lora = fitted(lora, pairs)
     add_adapter(net, role, lora, chosen(net, lora, usual, times, pairs), pairs)
     return lora
 
 
-def of_init(net: nn.Module, role: str, lora: Lora, pipeline: str) -> start.Pairs:
+def of_init(net: nn.Module, role: str, lora: Lora, pipeline: str, copies: start.Copies) -> start.Pairs:
     """What a role's adapters begin as: of a student, those of a file."""
-    return {} if role != "student" or lora.init is None else start.pairs(lora.init, net, pipeline, INIT)
+    return {} if role != "student" or lora.init is None else start.pairs(lora.init, net, pipeline, INIT, copies)
 
 
 def fitted(lora: Lora, pairs: start.Pairs) -> Lora:

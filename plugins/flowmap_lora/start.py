@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Pairs: TypeAlias = "Mapping[str, tuple[Tensor, Tensor]]"
 """(A [rank, in], s B [out, rank]) by layer."""
+Copies: TypeAlias = Mapping[str, tuple[str, ...]]
+"""The layers of a lifted network that are copies of one of the plain network, by the name of that."""
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 PLACES = (LORA_FILE, f"lora/{LORA_FILE}", "adapter_model.safetensors")
@@ -80,11 +82,12 @@ def _header(file: Path) -> dict[str, Any]:
     return found
 
 
-def pairs(path: str, net: nn.Module, pipeline: str, owner: str) -> Pairs:
+def pairs(path: str, net: nn.Module, pipeline: str, owner: str, copies: Copies) -> Pairs:
     """Of the file at `path`, float32, for the linear layers of `net`, which may be on the meta device.
 
-    pipeline: the class of diffusers whose loader knows the other layouts. A ValueError where the file has more than
-    pairs, a layer that `net` has not, or one of another size.
+    pipeline: the class of diffusers whose loader knows the other layouts. copies: each has the pair of the plain layer,
+    but for those that the file names. A ValueError where the file has more than pairs, a layer that `net` has not, or
+    one of another size.
     """
     from safetensors.torch import load_file
     from torch import nn
@@ -94,7 +97,8 @@ def pairs(path: str, net: nn.Module, pipeline: str, owner: str) -> Pairs:
     if more := sorted(name for name, value in tensors.items() if MORE.search(name) and value.any()):
         raise ValueError(f"{owner} = {path!r}: has {more[0]}, which is no A or B of a linear layer: cannot be read")
     layers = {n.replace(".base_layer", ""): m for n, m in net.named_modules() if isinstance(m, nn.Linear)}
-    if not all((part := PART.fullmatch(name)) and part[1] in layers for name in tensors if not name.endswith(".alpha")):
+    plain = {name: layers[into[0]] for name, into in copies.items()} | layers
+    if not all((part := PART.fullmatch(name)) and part[1] in plain for name in tensors if not name.endswith(".alpha")):
         tensors = _converted(file, pipeline, f"{owner} = {path!r}") or tensors
     found: dict[str, dict[bool, Tensor]] = {}
     for name, value in tensors.items():
@@ -108,7 +112,7 @@ def pairs(path: str, net: nn.Module, pipeline: str, owner: str) -> Pairs:
         if about.get(name):
             raise ValueError(f"{owner} = {path!r}: has {name}, which is not read: must be plain LoRA")
     for layer, two in found.items():
-        wanted = layers.get(layer)
+        wanted = plain.get(layer)
         shape = [tuple(two[first].shape) if first in two else None for first in (True, False)]
         if wanted is None:
             raise ValueError(
@@ -123,7 +127,8 @@ def pairs(path: str, net: nn.Module, pipeline: str, owner: str) -> Pairs:
             )
         scale = _scale(layer, rank, about, tensors)
         made[layer] = two[True], two[False] if scale == 1.0 else scale * two[False]
-    return made
+    copied = {copy: made[name] for name, into in copies.items() if name in made for copy in into}
+    return copied | {layer: pair for layer, pair in made.items() if layer in layers}
 
 
 def _scale(layer: str, rank: int, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> float:

@@ -12,7 +12,7 @@ import torch
 from flowmap_diffusers.drawn import drawn
 from flowmap_diffusers.folder import files
 from flowmap_diffusers.loading import stored
-from flowmap_lora.start import Pairs, added, pairs
+from flowmap_lora.start import Copies, Pairs, added, pairs
 from torch import nn
 
 from flowmap._types import Role
@@ -54,6 +54,8 @@ def build(
         role: flow_map(spec, own, role, two_times=known or role == "student", student=whole or role == "student")
         for role, own in nets.items()
     }
+    for u in built.values():
+        u.copies = {} if known else copies(u.net)
     for role, u in built.items():
         u.guidance = spec.sampling().guidance
         if role != "teacher":
@@ -108,7 +110,7 @@ def pretrained(spec: WanSettings, dtype: torch.dtype) -> Any:
 
 def style(spec: WanSettings) -> Pairs:
     """What `spec.fuse` adds to the layers of the network at `spec.path`."""
-    return {} if spec.fuse is None else pairs(spec.fuse, empty(spec, torch.float32), PIPELINE, FUSE)
+    return {} if spec.fuse is None else pairs(spec.fuse, empty(spec, torch.float32), PIPELINE, FUSE, {})
 
 
 @torch.no_grad()
@@ -217,3 +219,9 @@ def second_embedder(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     """A copy of the first, by its own names."""
     first = {name: value for name, value in state.items() if ".time_embedder." in name}
     return {name.replace(".time_embedder.", ".delta_embedder."): value.clone() for name, value in first.items()}
+
+
+def copies(net: nn.Module) -> Copies:
+    """The layers of both embedders, in a lifted network, by the name of the one that a LoRA of a plain one knows."""
+    first = [n for n, m in net.named_modules() if ".time_embedder." in n and isinstance(m, nn.Linear)]
+    return {name: (name, name.replace(".time_embedder.", ".delta_embedder.")) for name in first}

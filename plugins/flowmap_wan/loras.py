@@ -30,4 +30,4 @@ def check(spec: WanSettings) -> None:
             "time already: only a LoRA of its blocks can be added to it"
         )
     if init is not None:
-        pairs(init, lift(spec, net), PIPELINE, INIT)
+        pairs(init, lift(spec, net), PIPELINE, INIT, {})

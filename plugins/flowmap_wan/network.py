@@ -11,6 +11,7 @@ import torch
 from flowmap_lora.files import beside
 from flowmap_lora.masters import thawed
 from flowmap_lora.roles import Lora, adapter_parameters, give, sets
+from flowmap_lora.start import Copies
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -66,6 +67,7 @@ class WanFlowMap(FlowMap):
         self.net, self.role, self.two_times, self.lora, self.whole = net, role, two_times, lora, whole
         self.text_length, self.checkpointing = text_length, checkpointing
         self.adapter: str | None = None
+        self.copies: Copies = {}  # of the base's layers
         self.context: Context | None = None  # the ranks that share this one's tokens
         self.computes: torch.dtype | None = None  # in what, if that is not what the weights are in
         self.gamma, self.delta = net.config.get("gate_value", 0.0), net.config.get("deltatime_type", "r")
@@ -80,7 +82,7 @@ class WanFlowMap(FlowMap):
         elif self.adapter is None:
             self.adapter = self.role
             times = TIMES if self.role == "student" else None
-            self.lora = give(self.net, self.role, self.lora, BLOCKS, times, PIPELINE)
+            self.lora = give(self.net, self.role, self.lora, BLOCKS, times, PIPELINE, self.copies)
             for name in self.whole:
                 self.net.get_submodule(name).float().requires_grad_(True)
             for name, value in self.whole_of_init().items():

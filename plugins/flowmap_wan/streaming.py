@@ -39,7 +39,7 @@ def fill(spec: WanSettings, nets: Mapping[Role, FlowMap], put: Put, dtype: torch
     for u in members.values():
         began(spec, u, source.rows)
         if u.lora is not None and u.adapter is not None:
-            fill_adapter(u.net, u.adapter, u.lora, put, of_init(u.net, u.role, u.lora, PIPELINE))
+            fill_adapter(u.net, u.adapter, u.lora, put, of_init(u.net, u.role, u.lora, PIPELINE, u.copies))
         for name, value in u.whole_of_init().items():
             put(u.net.get_parameter(name), value.__getitem__)
 
