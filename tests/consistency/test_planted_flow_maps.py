@@ -140,13 +140,15 @@ DEFECTS: list[tuple[str, str, str, str, Test]] = [
     (
         "r that may end above 1 - gap",
         TIMES,
-        "below(1 - gap, rng)",
-        "below(gap, rng)",
+        "between(torch.zeros_like(gap), 1 - gap, rng)",
+        "between(torch.zeros_like(gap), gap, rng)",
         test_times.test_quantiles_of_the_gap,
     ),
     (
         "a tail that is cut off by clamping",
-        *(TIMES, "mass * rng.uniform(len(high), high).double()", "rng.uniform(len(high), high).double().minimum(mass)"),
+        TIMES,
+        "(mass - below) * rng.uniform(len(high), high).double()",
+        "rng.uniform(len(high), high).double().minimum(mass)",
         test_times.test_quantiles_of_an_end_that_is_logit_normal,
     ),
     (

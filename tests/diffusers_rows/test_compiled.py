@@ -23,6 +23,7 @@ T, R = torch.tensor([0.9, 0.4]), torch.tensor([0.3, 0.0])
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of the compiler's own
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by dynamo itself
 @pytest.mark.parametrize("family", FAMILIES)
 def test_compiled_whole_it_gives_the_same_at_every_time(family: str) -> None:
     torch._dynamo.reset()
