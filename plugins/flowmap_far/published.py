@@ -120,7 +120,6 @@ LIGHTX2V_CAUSVID = Causal(
     "LightX2V's CausVid, 14B: 3 frames a chunk, 9 levels",
     (999, 934, 862, 756, 603, 410, 250, 140, 74),
     shift=8.0,
-    warped=False,
 )
 FASTVIDEO_CAUSALWAN = Causal(
     "FastVideo's CausalWan2.2 A14B: two experts, a first chunk of 1 frame, then 3 a chunk, 8 levels",
