@@ -18,7 +18,7 @@ from flowmap.objectives.distribution_matching import CriticMatching, Distributio
 from flowmap.objectives.flow_map_matching import FlowMapMatching
 from flowmap.path import data_from_velocity, interpolate, renoise, state_from_velocity
 from flowmap.reweights import Beta
-from flowmap.rollout import FlowMapBackwardSimulation
+from flowmap.rollout import ConsistencySimulation, FlowMapBackwardSimulation
 from flowmap.testing import CountingFlowMap, GaussianFlowMap
 from flowmap.times import Diagonal, LogitNormal, Span, TimeSampler, Triangle, Uniform, roles
 from tests.test_experts import EXACT, Above, B, Below, pair
@@ -208,6 +208,10 @@ def test_what_cannot_be_rolled_out_is_refused() -> None:
         FlowMapBackwardSimulation(within=HIGH)(u, z, cond, Rng.seeded(0))
     with pytest.raises(ValueError, match=r"DistributionMatching.end = 0.0: must be 0.875, where its rollout ends"):
         DistributionMatching(FlowMapBackwardSimulation(within=HIGH))
+    for rollout in (ConsistencySimulation(), lambda u, noise, cond, rng: noise):
+        for objective in (DistributionMatching, CriticMatching):
+            with pytest.raises(ValueError, match=r"\.end = 0.875: must be 0.0, where its rollout ends, a "):
+                objective(rollout, end=B)
     with pytest.raises(ValueError, match=r"with parity = True: must be one or the other, the reference"):
         anyflow.forward(parity=True, within=LOW)
 

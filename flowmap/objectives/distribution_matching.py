@@ -12,7 +12,7 @@ from .._types import Batch, Latent, Mean, Rng, Role, Shared, Time
 from ..path import expand, interpolate, renoise, state_from_velocity, sub_velocity
 from ..reweights import Reweight, reweighted
 from ..rollout import FlowMapBackwardSimulation, Rollout
-from ..times import Diagonal, LogitNormal, TimeSampler
+from ..times import ALL, Diagonal, LogitNormal, TimeSampler
 from . import Loss, Networks, nonfinite
 
 below_one = validators.and_(validators.ge(0.0), validators.lt(1.0))
@@ -135,8 +135,13 @@ class CriticMatching:
 
 
 def _ends(instance: DistributionMatching | CriticMatching, rollout: Rollout | None) -> None:
-    """A ValueError where the samples are not at the time that the objective takes them to be at."""
-    if isinstance(rollout, FlowMapBackwardSimulation) and rollout.within[0] != instance.end:
-        raise ValueError(
-            f"{type(instance).__name__}.end = {instance.end}: must be {rollout.within[0]}, where its rollout ends"
-        )
+    """A ValueError where the samples are not at the time that the objective takes them to be at.
+
+    A rollout ends in data, at 0; one that has `within`, at the lower of these times.
+    """
+    if rollout is None:
+        return
+    low, _ = getattr(rollout, "within", ALL)
+    if low != instance.end:
+        name, made = type(instance).__name__, type(rollout).__name__
+        raise ValueError(f"{name}.end = {instance.end}: must be {low}, where its rollout ends, a {made}")

@@ -22,6 +22,7 @@ from ..objectives.distribution_matching import CriticMatching, DistributionMatch
 from ..objectives.flow_map_matching import FlowMapMatching
 from ..recipe import Stage
 from ..rollout import Rollout
+from ..times import ALL, Span
 from ..training.loop import Trainer
 
 
@@ -161,6 +162,11 @@ class _NamedRollout:
     meter: Meter
     name: str
     rollout: Rollout
+
+    @property
+    def within(self) -> Span:
+        found: Span = getattr(self.rollout, "within", ALL)
+        return found
 
     def __call__(self, u: FlowMap, noise: Latent, cond: Cond, rng: Rng) -> Latent:
         with self.meter.spending(self.name):

@@ -14,7 +14,7 @@ from flowmap._types import Cond, Latent, Mean, Role, Shared, Time, concat
 from flowmap.objectives import Equip, Equips, Loss, Networks, Objective, guides, nonfinite, united, within
 from flowmap.path import interpolate
 from flowmap.rollout import ConsistencySimulation, Rollout
-from flowmap.times import Diagonal, TimeSampler
+from flowmap.times import ALL, Diagonal, Span, TimeSampler
 
 from .heads import Heads, Judge
 
@@ -138,11 +138,12 @@ class OneRollout(Equips):
         assert rollout is not None  # checked when it was made
         with torch.set_grad_enabled(self.gradient and torch.is_grad_enabled()):
             x = rollout(nets["student"], rng.noise_like(batch.x), batch.cond, rng)
+        made = Made(x, getattr(rollout, "within", ALL))
         value, logs, bad = x.new_zeros(()), dict[str, Mean](), dict[str, Mean]()
         for number, (weight, term) in enumerate(self.terms):
             objective: Any = term  # a value of attrs, which the protocol cannot say
             with shared.at(number):
-                loss: Loss = evolve(objective, rollout=Made(x))(nets, batch, rng.fork(number), shared)
+                loss: Loss = evolve(objective, rollout=made)(nets, batch, rng.fork(number), shared)
             value = value + weight * loss.value
             logs |= {name: logs[name] + mean if name in logs else mean for name, mean in loss.logs.items()}
             bad |= within(number, loss.nonfinite)
@@ -151,9 +152,10 @@ class OneRollout(Equips):
 
 @frozen(eq=False)
 class Made:
-    """A rollout that is done: x, whatever the noise."""
+    """A rollout that is done: x, whatever the noise; within: as that rollout has it."""
 
     x: Latent
+    within: Span = ALL
 
     def __call__(self, u: FlowMap, noise: Latent, cond: Cond, rng: Rng) -> Latent:
         return self.x

@@ -18,7 +18,7 @@ from flowmap import Batch, Rng
 from flowmap._types import Role, Shared
 from flowmap.objectives import Loss
 from flowmap.objectives.distribution_matching import CriticMatching, DistributionMatching
-from flowmap.rollout import ConsistencySimulation
+from flowmap.rollout import ConsistencySimulation, FlowMapBackwardSimulation
 from flowmap.testing import GaussianFlowMap
 from flowmap.times import Diagonal
 from tests.consistency.judges import Flat, Linear, linear
@@ -274,6 +274,14 @@ def test_one_rollout_is_the_weighted_sum_of_its_terms_on_the_same_samples() -> N
     (g,) = torch.autograd.grad(loss.value, x)
     torch.testing.assert_close(g, expected)
     assert {*loss.logs} == {*apart[0].logs, *apart[1].logs}
+
+
+def test_one_rollout_that_ends_above_data_is_its_terms_on_the_noisy_samples() -> None:
+    rollout, rng = FlowMapBackwardSimulation((2,), within=(0.3, 1.0)), Rng.seeded(0)
+    dmd, both = DistributionMatching(rollout, end=0.3), nets() | {"teacher": GaussianFlowMap(0.2)}
+    x = rollout(both["student"], rng.noise_like(X), {}, rng)
+    expected = evolve(dmd, rollout=Made(x, rollout.within))(both, DATA, rng.fork(0), Shared()).value
+    torch.testing.assert_close(OneRollout(((1.0, dmd),))(both, DATA, Rng.seeded(0), Shared()).value, expected)
 
 
 @frozen
