@@ -3,10 +3,11 @@
 import pytest
 import torch
 from flowmap_wan21 import Lora, Wan21
+from torch.utils.flop_counter import FlopCounterMode
 
 from flowmap import Stage, TensorData
 from flowmap.methods import anyflow, flow_matching
-from flowmap.planning.flops import flops_by_part, flops_of_call, total
+from flowmap.planning.flops import Meter, flops_by_part, flops_of_call, total
 
 BATCH, ITERATIONS = 4, 8
 ROLES = frozenset({"student", "teacher", "critic"})
@@ -91,3 +92,8 @@ def test_the_networks_are_left_as_they_were():
     flops_by_part(Stage(method, steps=1, batch=2), nets, TensorData(x, cond))
     assert method == before
     assert not any(u._forward_hooks or u._forward_pre_hooks for u in nets.values())
+
+
+def test_a_rollout_that_ends_above_data_is_named_too():
+    method = anyflow.on_policy(within=(0.875, 1.0), share_rollout=False)
+    assert Meter(FlopCounterMode(display=False)).method(method).needs == method.needs
