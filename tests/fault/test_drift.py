@@ -34,7 +34,8 @@ def placed(release: str, out: Path) -> Path:
 def test_it_goes_on_with_the_same_losses(release: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """New fields change the digest of a recipe, which is another matter: it is taken from the checkpoint."""
     said = Manifest.read(placed(release, tmp_path))
-    monkeypatch.setattr(sys.modules["flowmap.distill"], "digest", lambda recipe: said.digest)
+    for name in ("flowmap.distill", "flowmap.resume"):
+        monkeypatch.setattr(sys.modules[name], "digest", lambda recipe: said.digest)
     found = run(tmp_path)
     expected = json.loads((GOLDEN / release / "record.json").read_text())
     assert found.keys() >= expected.keys()
@@ -49,7 +50,8 @@ def test_the_losses_would_show_another_state(tmp_path: Path, monkeypatch: pytest
     expected = json.loads((GOLDEN / __version__ / "record.json").read_text())
     monkeypatch.setattr("flowmap.training.store.checkpoint.restore_trainer", lambda found, trainer: None)
     said = Manifest.read(placed(__version__, tmp_path))
-    monkeypatch.setattr(sys.modules["flowmap.distill"], "digest", lambda recipe: said.digest)
+    for name in ("flowmap.distill", "flowmap.resume"):
+        monkeypatch.setattr(sys.modules[name], "digest", lambda recipe: said.digest)
     found = run(tmp_path)
     assert any(found[name] != pytest.approx(value, rel=CLOSE, abs=1e-8) for name, value in expected.items())
 
