@@ -46,6 +46,10 @@ for pipe, given in ((of_image, {"image": Image.new("RGB", (64, 64))}), (of_text,
     pipe(**given, **text, num_frames=5, num_inference_steps=4, output_type="latent")
     told[name] = [None if call.get("timestep_r") is None else round(float(call["timestep_r"])) for call in calls]
     print(f"{name}: t {[round(float(call['timestep'])) for call in calls]}, r {told[name]}")
+if None in told["HunyuanVideo15ImageToVideoPipeline"]:
+    sys.exit("HunyuanVideo15ImageToVideoPipeline tells no r either: this comparison says nothing.")
+if any(r is not None for r in told["HunyuanVideo15Pipeline"]):
+    sys.exit("HunyuanVideo15Pipeline now tells the network r.")
 call = calls[1]
 with torch.no_grad():
     without = net(**call)[0]
@@ -54,10 +58,6 @@ with torch.no_grad():
 off = {name: float((without - value).norm() / value.norm()) for name, value in at.items()}
 print(f"the network at t = {float(call['timestep']):.0f} without r is off by",
       ", ".join(f"{value:.1%} from {name}" for name, value in off.items()))
-if None in told["HunyuanVideo15ImageToVideoPipeline"]:
-    sys.exit("HunyuanVideo15ImageToVideoPipeline tells no r either: this comparison says nothing.")
-if any(r is not None for r in told["HunyuanVideo15Pipeline"]):
-    sys.exit("HunyuanVideo15Pipeline now tells the network r.")
 if min(off.values()) < 0.01:
     sys.exit("The network now takes an r that it was not told as r = t, or as the next.")
 PYTHON
