@@ -14,7 +14,7 @@ def packed(p: int) -> Layout:
     def to(z: Tensor) -> Tensor:
         b, f, c, h, w = z.shape
         z = z.reshape(b, f, c, h // p, p, w // p, p)
-        return z.permute(0, 1, 3, 5, 2, 4, 6).reshape(b, f * (h // p) * (w // p), c * p * p)
+        return z.permute(0, 1, 3, 5, 2, 4, 6).reshape(b, f * (h // p) * (w // p), c * p * p).contiguous()
 
     def back(y: Tensor, like: tuple[int, ...]) -> Tensor:
         b, f, c, h, w = like

@@ -47,11 +47,11 @@ def test_what_a_network_holds_in_vain_is_seen(monkeypatch):
     plain, inner = traced(METHODS["flow matching"], deep), WanFlowMap.through
 
     def wasteful(self, *args, **named):
-        return inner(self, *args, **{**named, "remember": True})
+        return inner(self, *args, **{**named, "remember": lambda k, v: (k, v)})
 
     monkeypatch.setattr(WanFlowMap, "through", wasteful)
     waste, real = traced(METHODS["flow matching"], deep), measured(METHODS["flow matching"], deep)
-    assert planned(waste) > 1.2 * planned(plain)
+    assert planned(waste) > 1.15 * planned(plain)
     assert planned(waste) == pytest.approx(real, rel=0.08)
 
 
