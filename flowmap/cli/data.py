@@ -281,7 +281,8 @@ def _told(out: Path, work: Callable[[Callable[[Progress], None]], LatentShards |
     if data is None:
         print(f"{out}: this part is finished; the index comes with the last part")
     else:
-        print(f"{out}: {counted(len(data), 'sample')}; look at them with `flowmap data check {out}`")
+        look = f"flowmap data check {out} --backbone BACKBONE --look page.html"
+        print(f"{out}: {counted(len(data), 'sample')}; look at them with `{look}`")
     for remark in remarks(data.index) if data is not None else ():
         print(f"warning: {remark}")
     if data is not None and (left := data.index.skipped):

@@ -102,7 +102,8 @@ def lines(run: Path) -> dict[str, str]:
     there = sorted(p.name for p in (run / "checkpoints").glob("step_*") if p.suffix != ".corrupt")
     told["checkpoint"] = status.checkpoint or (f"{there[-1]}, of an earlier start" if there else "none yet")
     told["process"] = f"pid {status.pid} on {status.host}, started {status.started}"
-    told["updated"] = f"{_ago(time.time() - status.updated)} ago"
+    if status.updated:
+        told["updated"] = f"{_ago(time.time() - status.updated)} ago"
     for number, (name, share) in enumerate(status.nonfinite.items(), 1):
         stage, role, _, network = name.split("/")
         whose = f"{share:.2g} of the {role}'s samples in stage {stage}"
