@@ -107,7 +107,7 @@ linear = partial(test_derivative.test_a_network_linear_in_z_and_t_is_differentia
 DEFECTS: list[Defect] = [
     # the identity u = v - (t - r) d/dt u
     ("the sign of the derivative term", MATCHING, "y = v - gap", "y = v + gap", at_rest),
-    ("r and t swapped in the network", MATCHING, "u = u_θ(z, t, r, c)", "u = u_θ(z, r, t, c)", at_rest),
+    ("r and t swapped in the network", MATCHING, "u = u_θ(z, t, r, c, kept)", "u = u_θ(z, r, t, c, kept)", at_rest),
     (
         "r and t swapped in the derivative",
         *(MATCHING, "z[some], t[some], r[some]", "z[some], r[some], t[some]"),
