@@ -83,6 +83,9 @@ class Saves:
         except SaveError as error:
             self._writing = None
             self._failed(error, last)
+        except BaseException:  # nothing of it is left to wait for
+            self._writing = None
+            raise
         else:
             if writing.path is not None:
                 self.failed, self.newest, self._writing = 0, writing.path, None
