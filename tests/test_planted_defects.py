@@ -561,12 +561,9 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.T
     return test_checkpoint.run(tmp_path_factory.mktemp("whole"))
 
 
-OPEN = pytest.mark.xfail(run=False, reason="open: since saves are written beside training; it is to be found out why")
-
-
 @pytest.mark.parametrize(
     "module, old, new",
-    [pytest.param(*d[1:], id=d[0], marks=[OPEN] if d[0] == "an iteration made twice" else []) for d in RESUMING[:4]],
+    [pytest.param(*d[1:], id=d[0]) for d in RESUMING[:4]],
 )
 def test_a_defect_of_resuming_is_seen(
     module: str,
@@ -581,7 +578,6 @@ def test_a_defect_of_resuming_is_seen(
         test_checkpoint.test_a_run_that_was_killed_ends_as_if_it_had_not_been(inside, tmp_path, uninterrupted)
 
 
-@OPEN
 def test_a_damaged_file_that_is_believed_is_seen(
     tmp_path: Path, uninterrupted: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,7 +45,7 @@ class LoraLinear(nn.Module):
             y: Tensor = self.base_layer(x)
             return y
         (a, b), scale, w = self.pair(name), self.scaling[name], self.weight
-        if type(self.base_layer) is not nn.Linear or x.dtype != w.dtype or torch.is_autocast_enabled(x.device.type):
+        if type(self.base_layer) is not nn.Linear or x.dtype != w.dtype or autocasts(x.device.type):
             return plus(self.base_layer(x), x, a, b, scale)
         return once(x, w, self.bias, a, b, scale)
 
@@ -68,6 +68,11 @@ class LoraLinear(nn.Module):
     @property
     def bias(self) -> Tensor | None:
         return self.base_layer.bias
+
+
+def autocasts(device: str) -> bool:
+    """Whether autocast is on for a type of device; the meta device has none."""
+    return device != "meta" and torch.is_autocast_enabled(device)
 
 
 def plus(y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:

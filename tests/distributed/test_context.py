@@ -30,11 +30,12 @@ from tests.fault.harness import KILLED, _port, final_hash, newest, run, status, 
 from tests.toys import Toy, data
 
 from . import context_jobs as jobs
-from .cases import CASES, recipe
+from .cases import CASES, LR, recipe
 from .context_jobs import FOUR, SHARED
 from .test_parity import alone as alone_of
 
 SLOW = pytest.mark.slow
+ROUNDING = LR / 25  # of weights: Adam divides a small gradient, and what rounding adds to it, by its size
 TINY = """
 from flowmap import Recipe, Stage, TensorData
 from flowmap.methods import anyflow
@@ -148,7 +149,7 @@ def test_the_result_does_not_know_who_had_which_tokens(ranks: int, name: str, tr
     one, many = alone(name), load_file(trained(ranks) / f"{name}.safetensors")
     assert one.keys() == many.keys()
     for key, value in one.items():
-        torch.testing.assert_close(many[key], value, rtol=0, atol=1e-6)
+        torch.testing.assert_close(many[key], value, rtol=0, atol=ROUNDING)
 
 
 # ---------------------------------------------------------------------- a run that stops and goes on

@@ -10,8 +10,7 @@ import pluggy
 import pytest
 import torch
 from attrs import define, evolve
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from flowmap import AdamW, Batch, Ema, FlowMapSpec, Recipe, Stage, TensorData, distill
@@ -19,10 +18,14 @@ from flowmap.methods import anyflow
 from flowmap.objectives import Networks
 from flowmap.plugins import manager
 from flowmap.recipe import digest
+from flowmap.training.loop import Trainer
 from flowmap.training.pace import MEMORY, SPEED
 from flowmap.training.ranks.networks import build
+from flowmap.training.run import Run
+from flowmap.training.saving import Saves
 from flowmap.training.store import checkpoint
 from flowmap.training.store.checkpoint import CheckpointError
+from flowmap.training.store.manifest import Manifest
 from tests.toys import Toy, data
 
 SHARD = "state/shard-00001-model-00001-of-00001.safetensors"
@@ -207,10 +210,15 @@ def truncate(file: Path) -> None:
 
 
 def other_values(file: Path) -> None:
+    """A file of the same size, which nothing but its hash tells from what was written."""
     if file.suffix == ".safetensors":
-        with safe_open(file, "pt") as old:
-            said = old.metadata()
-        save_file({name: value + 1 for name, value in load_file(file).items()}, file, said)
+        content, values = bytearray(file.read_bytes()), load_file(file)
+        start = 8 + int.from_bytes(content[:8], "little")
+        for name, said in json.loads(content[8:start]).items():
+            if name != "__metadata__":
+                first, end = (start + offset for offset in said["data_offsets"])
+                content[first:end] = (values[name] + 1).numpy().tobytes()
+        file.write_bytes(content)
     else:
         file.write_text(file.read_text().replace("1", "2"))
 
@@ -291,6 +299,39 @@ def test_publishing_twice_changes_nothing(tmp_path: Path) -> None:
     before = (final / SHARD).stat().st_mtime_ns
     run(tmp_path)
     assert (newest(tmp_path) / SHARD).stat().st_mtime_ns == before
+
+
+def test_a_save_of_what_is_published_is_through_at_once(tmp_path: Path) -> None:
+    """Nothing is written beside training then, and nothing is left to wait for."""
+    run(tmp_path)
+    trainer, weights, saves = saving(tmp_path)
+    saves.save(trainer, weights, STEPS, last=False, wait=False)
+    saves.agreed(False)
+    assert saves.newest == newest(tmp_path)
+
+
+def test_a_save_that_fails_by_surprise_is_not_waited_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def surprise(listed: Manifest, path: Path) -> None:
+        raise Killed
+
+    monkeypatch.setattr(Manifest, "write", surprise)
+    trainer, weights, saves = saving(tmp_path)
+    saves.save(trainer, weights, 1, last=False, wait=False)
+    with pytest.raises(Killed):
+        saves.wait()
+    saves.leave()
+    assert saves.newest is None and not checkpoint.published(tmp_path / "checkpoints")
+
+
+def saving(out: Path) -> tuple[Trainer, checkpoint.Weights, Saves]:
+    """The last stage as it begins."""
+    made = recipe()
+    nets = build(made, torch.device("cpu"), torch.float32)
+    trainer = Trainer(nets, made.stages[-1], data(), 0, len(made.stages) - 1, torch.device("cpu"))
+    weights = {role: u.trained() for role, u in nets.items()}
+    return trainer, weights, Saves(out / "checkpoints", digest(made), Run(out))
 
 
 def ended(out: Path, number: int) -> dict[str, Tensor]:

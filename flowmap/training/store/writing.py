@@ -36,7 +36,9 @@ class Writing:
         return self.path is None and not self._part.done()
 
     def advance(self) -> None:
-        """On to the next part, once every rank is through with its own."""
+        """On to the next part, once every rank is through with its own; nothing where it is published."""
+        if self.path is not None:
+            return
         try:
             outcome = everywhere(self._part.result)
         except RankError as error:
