@@ -167,7 +167,7 @@ def test_a_module_is_the_same_in_training_and_on_meta_it_has_no_weights() -> Non
         (holding([Plain(1)]), "<lambda> holds value[0], a Plain, "),
         (local_attrs(Plain(1)), "__call__ holds a, a Plain, "),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_nothing_tells_apart_is_refused_by_its_field(held: Any, where: str) -> None:
     with pytest.raises(RecipeError, match=re.escape(where)):
