@@ -146,6 +146,7 @@ def _differs(found: Any, wanted: Any, name: str = "") -> str:
         for key in sorted({*found, *wanted}):
             if found.get(key) != wanted.get(key):
                 return _differs(found.get(key), wanted.get(key), f"{name}.{key}" if name else str(key))
+    name = name.removeprefix("made_from.")
     return f"{name} = {_short(found)}, now {_short(wanted)}; give another directory, or the settings of before"
 
 

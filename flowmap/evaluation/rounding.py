@@ -49,9 +49,9 @@ class Rounding:
         """None where it was not measured."""
         if self.weights is None or self.least is None or self.most is None:
             return None
-        outputs = "not measured" if self.outputs is None else _percent(self.outputs)
-        between = f"{_percent(self.least)} to {_percent(self.most)} by weight"
-        return f"{_percent(self.weights)} of the change of the weights ({between}), {outputs} of that of the output"
+        outputs = "not measured for the output" if self.outputs is None else f"{_percent(self.outputs)} in the output"
+        between = f"{_percent(self.least)} to {_percent(self.most)} of one tensor's"
+        return f"{_percent(self.weights)} of what was trained in the weights ({between}), {outputs}"
 
 
 @frozen(eq=False)
@@ -115,8 +115,8 @@ def sentence(known: dict[str, Any], where: str, apart: bool) -> str:
         return f"{where} is in {known['dtype']}; what bfloat16 loses of the training was not measured"
     keeps = "; the base with its adapters, not fused, loses none of it" if apart else ""
     if known["dtype"] == "bfloat16":
-        return f"{where} is in bfloat16, to which was lost: {lost}{keeps}"
-    return f"{where} is in {known['dtype']} and has all that was trained; loaded in bfloat16 it loses {lost}{keeps}"
+        return f"{where} was saved in bfloat16; this rounding lost {lost}{keeps}"
+    return f"{where} was saved in {known['dtype']}, exactly; loaded in bfloat16 it would lose {lost}{keeps}"
 
 
 def since_built(spec: FlowMapSpec, u: FlowMap, role: Role) -> Iterator[tuple[Tensor, Tensor]]:

@@ -155,7 +155,7 @@ def test_the_command_line(folder: VideoFolder, tmp_path: Path, capsys: Any) -> N
     assert "5 samples; look at them with `flowmap data check" in capsys.readouterr().out
     assert main(["data", "check", str(tmp_path / "out"), "--backbone", "tiny_wan"]) == 0
     for wrong, said in (
-        ([*line, "--size", "81x32x32"], r"made_from.folder.frames = 9, now 81"),
+        ([*line, "--size", "81x32x32"], r"folder.frames = 9, now 81"),
         ([*line[:2], str(tmp_path / "none"), *line[3:]], "there is no such directory"),
         ([*line[:4], "wan99", *line[5:]], "no plugin knows the backbone 'wan99'"),
     ):

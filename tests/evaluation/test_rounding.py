@@ -200,8 +200,8 @@ def test_a_run_says_it_and_saves_anew_in_another_type_without_training(
     lost = Rounding(**first["bfloat16"])
     assert first["dtype"] == "float32" and lost.weights is not None and lost.outputs is not None
     told = status.lines(tmp_path)["saved"]
-    assert told == f"student/ is in float32 and has all that was trained; loaded in bfloat16 it loses {lost.told()}"
-    assert f"{100 * lost.weights:.2g} % of the change of the weights" in told
+    assert told == f"student/ was saved in float32, exactly; loaded in bfloat16 it would lose {lost.told()}"
+    assert f"{100 * lost.weights:.2g} % of what was trained in the weights" in told
     assert f"{told.removeprefix('student/')}." in (tmp_path / "student" / "README.md").read_text()
     assert told in capsys.readouterr().err
     hashed, steps = runs.status(tmp_path)["hash"], (tmp_path / "metrics.jsonl").read_text()
@@ -211,14 +211,14 @@ def test_a_run_says_it_and_saves_anew_in_another_type_without_training(
     distill(narrow, out=tmp_path, device="cpu", pm=QUIET)
     saved = load_file(tmp_path / "student" / "model.safetensors")
     assert {value.dtype for value in saved.values()} == {BF16}
-    assert status.lines(tmp_path)["saved"] == f"student/ is in bfloat16, to which was lost: {lost.told()}"
+    assert status.lines(tmp_path)["saved"] == f"student/ was saved in bfloat16; this rounding lost {lost.told()}"
     assert runs.status(tmp_path)["hash"] == hashed and (tmp_path / "metrics.jsonl").read_text() == steps
 
     (tmp_path / "student" / "model.safetensors").touch()
     stamp = (tmp_path / "student" / "model.safetensors").stat().st_mtime_ns
     distill(narrow, out=tmp_path, device="cpu", pm=QUIET)  # and not again
     assert (tmp_path / "student" / "model.safetensors").stat().st_mtime_ns == stamp
-    assert "to which was lost" in status.lines(tmp_path)["saved"]
+    assert "this rounding lost" in status.lines(tmp_path)["saved"]
 
 
 def test_a_type_that_there_is_not() -> None:
