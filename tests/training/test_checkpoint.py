@@ -310,9 +310,7 @@ def test_a_save_of_what_is_published_is_through_at_once(tmp_path: Path) -> None:
     assert saves.newest == newest(tmp_path)
 
 
-def test_a_save_that_fails_by_surprise_is_not_waited_for_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_save_that_fails_by_surprise_is_not_waited_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def surprise(listed: Manifest, path: Path) -> None:
         raise Killed
 
