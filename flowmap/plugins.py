@@ -202,7 +202,7 @@ def _resolved(pm: pluggy.PluginManager, name: str) -> FlowMapSpec | None:
 
 
 def trained_by(recipe: Recipe, method: str, pm: pluggy.PluginManager | None = None) -> Recipe:
-    """`recipe` with the stages of another method at its scale in place of its own, named `recipe:method`."""
+    """`recipe` with the stages of another method at its scale in place of its own; its name says so, if it has one."""
     import attrs
 
     pm = pm or installed()
@@ -215,7 +215,7 @@ def trained_by(recipe: Recipe, method: str, pm: pluggy.PluginManager | None = No
     make = named(pm, "flowmap_stages", method)
     try:
         stages = make(recipe)
-        return attrs.evolve(recipe, stages=stages, name=f"{recipe.name}:{method}")
+        return attrs.evolve(recipe, stages=stages, name=recipe.name and f"{recipe.name}:{method}")
     except (ValueError, TypeError) as error:
         plugin = origins(pm, "flowmap_stages")[method]
         raise PluginError(

@@ -36,8 +36,8 @@ def _roles(value: Mapping[Role, AdamW] | AdamW) -> Mapping[Role, AdamW] | AdamW:
     return dict(value) if isinstance(value, Mapping) else value
 
 
-def _tuple(stages: Sequence[Stage]) -> tuple[Stage, ...]:
-    return tuple(stages) if isinstance(stages, Iterable) else stages
+def _tuple(each: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(each) if isinstance(each, Iterable) else each
 
 
 def _below_one(instance: Any, attribute: Any, betas: Any) -> None:
@@ -151,7 +151,7 @@ class Recipe:
     that they may share weights. data: the batches, or where they come from. evaluation: what judges the student once it
     is there. dtype: of frozen weights and of their forward passes; what is trained, its averages, times and losses are
     float32. save_dtype: of the student's weights on disk; bfloat16 is half the size and loses a part of the training,
-    which the run measures. name: what the command line knows the recipe by.
+    which the run measures. name: what the command line knows the recipe by; settings: what it changed, `--set`.
     """
 
     backbone: FlowMapSpec = field(validator=validators.instance_of(FlowMapSpec))
@@ -166,6 +166,7 @@ class Recipe:
     dtype: Precision = field(default="float32", validator=validators.in_(("float32", "bfloat16")))
     save_dtype: Precision = field(default="float32", validator=validators.in_(("float32", "bfloat16")))
     name: str = field(default="", validator=validators.instance_of(str))
+    settings: tuple[str, ...] = field(default=(), converter=_tuple)
 
     @stages.validator
     def _only_stages(self, attribute: Any, stages: Any) -> None:
@@ -283,7 +284,9 @@ def digest(recipe: Recipe) -> str:
 
     A `RecipeError` where it holds what nothing tells from others of its type. Data may: their fingerprint is compared.
     """
-    described = _told(attrs.evolve(recipe, evaluation=None, name="", data=None, save_dtype="float32"), strict=True)
+    trained = attrs.evolve(recipe, evaluation=None, name="", data=None, save_dtype="float32", settings=())
+    described = _told(trained, strict=True)
+    del described["settings"]  # as it was told before there was such a field
     described["data"] = describe(recipe.data)
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 

@@ -13,7 +13,7 @@ from typing import Any
 from .recipe import Recipe, describe, digest
 from .training.store import checkpoint
 
-LATER = ("digest", "evaluation", "name", "save_dtype")
+LATER = ("digest", "evaluation", "name", "save_dtype", "settings")
 """Of `recipe.json`: what may change, as `digest` has it."""
 SHOWN, LONGEST = 6, 60
 

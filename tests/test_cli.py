@@ -30,6 +30,16 @@ REQUESTS = {
     "distill quickstart more": "distill takes no further argument, but there is 'more'",
     "distill quickstart --steps 0": "argument --steps: 0: must be a whole number, at least 1",
     "distill quickstart --steps two": "argument --steps: 'two': must be a whole number, at least 1",
+    "distill quickstart --set batch": (
+        "argument --set: 'batch': must be FIELD=VALUE, such as stages.0.batch=8; the recipe's name comes before --set"
+    ),
+    "distill quickstart --set stages.0.btch=8": (
+        "--set stages.0.btch=8: stages.0 has no field 'btch': must be one of method, steps, batch, micro, optimizer, "
+        "ema; did you mean 'batch'?"
+    ),
+    "recipe quickstrat": (
+        f"there is no recipe 'quickstrat': give a Python file, or one of {NAMES}; did you mean 'quickstart'?"
+    ),
     "distill quickstart --resume always": "argument --resume: 'always': must be auto or never",
     "sample nowhere --prompt x": "student 'nowhere': there is no such directory; `flowmap distill` makes one",
     "sample nowhere": "the following arguments are required: --prompt",
@@ -160,7 +170,7 @@ def test_all_that_is_wrong_is_told_at_once_whatever_is_wrong_within(capsys: pyte
         "Wan21.shift = -1: must be > 0",
         "MovingDigits.count = 0: must be >= 1",
         "Recipe has no field 'nme' (= 'x'): must be one of backbone, stages, teacher, critic, data, evaluation, seed, "
-        "dtype, save_dtype, name; did you mean 'name'?",
+        "dtype, save_dtype, name, settings; did you mean 'name'?",
         "Recipe.seed = -4: must be >= 0",
         "Recipe.dtype = 'half': must be 'float32' or 'bfloat16'",
     ]

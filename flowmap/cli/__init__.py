@@ -1,4 +1,4 @@
-"""The command line. It names recipes and directories and carries no hyper-parameters."""
+"""The command line. It names recipes and directories and has no option for a hyper-parameter: `--set` has them all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from .. import __version__
-from . import about, curve, data, distill, export, importing, sample, status
+from . import about, curve, data, distill, export, importing, sample, source, status
 from .command import Command
 from .errors import UsageError, after_first, sentence, unknown
 
@@ -18,6 +18,7 @@ COMMANDS: Mapping[str, Command] = {
     command.name: command
     for command in (
         distill.COMMAND,
+        source.COMMAND,
         status.COMMAND,
         sample.COMMAND,
         curve.COMMAND,
@@ -33,6 +34,8 @@ COMMANDS: Mapping[str, Command] = {
 EPILOG = """examples:
   flowmap distill quickstart --out runs/quickstart     a small student in minutes on two cores
   flowmap distill my_recipe.py --steps 2               a trial: two iterations of every stage
+  flowmap distill quickstart --set 'stages.*.batch=8'  a recipe with other values
+  flowmap recipe quickstart > mine.py                  a recipe's file, to be changed
   flowmap status runs/quickstart                       how a run goes, and what to do next
   flowmap sample runs/quickstart/student --prompt "a seven moving up quickly" --steps 1 4 --out seven.mp4
   flowmap curve runs/quickstart --steps 1 2 4          measure quality against the number of steps again

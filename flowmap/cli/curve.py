@@ -14,6 +14,7 @@ from . import recipes
 from .command import Command, positive
 from .distill import default_out, report
 from .errors import UsageError
+from .settings import applied
 from .threads import wait_passively
 
 if TYPE_CHECKING:
@@ -33,10 +34,10 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     path = Path(options.run)
-    name = options.recipe or _recipe_of(path)
+    name, settings = (options.recipe, []) if options.recipe else _recipe_of(path)
     recipes.find(name)
     wait_passively(options.console)
-    recipe = recipes.load(name)
+    recipe = applied(recipes.load(name), settings)
     import attrs
 
     from ..distill import evaluate, judging
@@ -67,21 +68,23 @@ def place(evaluation: Evaluator, run: Path, name: str, steps: Sequence[int] | No
     raise AssertionError
 
 
-def _recipe_of(run: Path) -> str:
+def _recipe_of(run: Path) -> tuple[str, list[str]]:
+    """The name of a run's recipe, and what it was told to be beside what its file says."""
     file = run / "recipe.json"
     if (run / INDEX).is_file() and not file.is_file():
         raise UsageError(
             f"{run} is a student's directory and no run: say whose evaluation, such as --recipe quickstart"
         )
     try:
-        name = json.loads(file.read_text()).get("name")
+        said = json.loads(file.read_text())
+        name, settings = said.get("name"), said.get("settings", [])
     except OSError:
         raise UsageError(f"run {str(run)!r}: there is no recipe.json in it, so it is no run directory") from None
     except (ValueError, AttributeError) as error:
         raise UsageError(f"{file} is damaged ({error}): say --recipe NAME or --recipe FILE.py") from None
     if not name:
         raise UsageError(f"run {str(run)!r}: its recipe has no name: say --recipe NAME or --recipe FILE.py")
-    return str(name)
+    return str(name), settings
 
 
 COMMAND = Command(

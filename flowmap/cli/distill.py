@@ -6,7 +6,7 @@ import argparse
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from . import plan, recipes
+from . import plan, recipes, settings
 from .command import Command, positive
 from .threads import wait_passively
 
@@ -41,6 +41,7 @@ def arguments(parser: ArgumentParser) -> None:
         metavar="N",
         help="under torchrun, N neighbouring processes share each sample's tokens",
     )
+    settings.arguments(parser)
     plan.arguments(parser)
 
 
@@ -53,7 +54,7 @@ def run(options: Namespace) -> None:
         name = f"{name}:{method}"
     recipes.find(name)
     wait_passively(options.console)
-    recipe = recipes.load(name).capped(options.steps)
+    recipe = recipes.asked(options).capped(options.steps)
     from ..distill import distill
     from ..training.ranks.distributed import Distribution
     from ..training.run import primary

@@ -34,10 +34,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     """Print the plan of `options.recipe`."""
-    name, method = recipes.split(options.recipe)
-    if (method := options.method or method) is not None:
-        name = f"{name}:{method}"
-    recipe = recipes.load(name)
+    recipe = recipes.asked(options)
     from attrs import evolve
 
     from ..planning import Machine, advise, plan, text

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import re
 import sys
+from argparse import Namespace
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from . import settings
 from .errors import UsageError
 
 if TYPE_CHECKING:
@@ -60,6 +63,18 @@ def find(name: str) -> Path:
     raise UsageError(f"there is no recipe {name!r}: give a Python file, or one of {', '.join(known())}{hint}")
 
 
+def asked(options: Namespace) -> Recipe:
+    """The recipe of a command that names one, with the method and the settings that it is given beside it."""
+    name, method = split(options.recipe)
+    method = options.method or method
+    told = list[str]()
+    recipe = settings.applied(load(name if method is None else f"{name}:{method}"), options.settings, told)
+    if int(os.environ.get("RANK", "0")) == 0:
+        for line in told:
+            print(f"flowmap: {line}", file=sys.stderr)
+    return recipe
+
+
 def load(name: str) -> Recipe:
     """The recipe, knowing its name."""
     import attrs
@@ -88,11 +103,14 @@ def load(name: str) -> Recipe:
 def _holds_recipe(path: Path) -> bool:
     """Whether RECIPE or recipe is assigned at the top level; what is not Python says so when it is run."""
     try:
-        body = ast.parse(path.read_text()).body
+        return any(map(assigns, ast.parse(path.read_text()).body))
     except (SyntaxError, ValueError):
         return path.parent != folder()
-    targets = [t for node in body if isinstance(node, ast.Assign) for t in node.targets]
-    targets += [node.target for node in body if isinstance(node, ast.AnnAssign)]
+
+
+def assigns(node: ast.stmt) -> bool:
+    """Whether a statement makes the file's recipe."""
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
     return any(isinstance(target, ast.Name) and target.id in NAMES for target in targets)
 
 
