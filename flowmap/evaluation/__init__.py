@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 from .curve import QualityCurve
+from .health import Alarms, Limits
 from .metrics import Metric, Samples, endpoint_error, energy_distance_of_latents, variety
 
-__all__ = ["Metric", "QualityCurve", "Samples", "endpoint_error", "energy_distance_of_latents", "variety"]
+__all__ = [
+    "Alarms",
+    "Limits",
+    "Metric",
+    "QualityCurve",
+    "Samples",
+    "endpoint_error",
+    "energy_distance_of_latents",
+    "variety",
+]
