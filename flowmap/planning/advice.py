@@ -88,7 +88,8 @@ def _micro(of: Plan) -> Iterator[Change]:
 
 
 def _checkpointing(of: Plan) -> Iterator[Change]:
-    yield from _specs(of, "checkpointing", lambda now, field: True if now is False else now)
+    yield from _specs(of, "checkpointing", lambda now, field: "selective" if now is False else now)
+    yield from _specs(of, "checkpointing", lambda now, field: True)
 
 
 def _replay(of: Plan) -> Iterator[Change]:
@@ -202,5 +203,5 @@ def _specs(of: Plan, name: str, change: Callable[[Any, attrs.Attribute[Any]], An
         if value != getattr(spec, name):
             changed[where], new = evolve(spec, **{name: value}), value
     if changed:
-        what = f"{name}={new} of {' and '.join(SPECS[where] for where in changed)}"
+        what = f"{name}={new!r} of {' and '.join(SPECS[where] for where in changed)}"
         yield Change(what, evolve(recipe, **changed), of.machine)

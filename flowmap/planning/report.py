@@ -98,7 +98,7 @@ def _memory(plan: Plan) -> Iterator[str]:
             if gpus > 1
             else "MEMORY of the GPU at the fullest moment, GiB"
         )
-        + {True: "; blocks are recomputed", False: "; nothing is recomputed", None: ""}[_checkpointing(plan)]
+        + _recomputed(plan)
     )
     peaks = [stage.peak(gpus, plan.shape) for stage in plan.stages]
     yield _row("", [_title(stage) for stage in plan.stages])
@@ -148,10 +148,14 @@ def _advised(advice: Advice) -> str:
     return f"{advice.what}: {before.needs / GIB:.1f} → {after.needs / GIB:.1f}{fits}{''.join(operations)}"
 
 
-def _checkpointing(plan: Plan) -> bool | None:
-    """Of the networks that are trained: False where one of them is not recomputed."""
+def _recomputed(plan: Plan) -> str:
+    """What the networks that are trained do without, of what they made."""
     found = [setting(plan.recipe.spec_of(role), "checkpointing", None) for role in sorted(plan.recipe.trains)]
-    return None if None in found else all(found)
+    if None in found:
+        return ""
+    if not all(found):
+        return "; nothing is recomputed"
+    return "; blocks are recomputed" + (" but for their attention" if "selective" in found else "")
 
 
 def _hours(plan: Plan) -> Iterator[str]:

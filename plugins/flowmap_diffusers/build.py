@@ -70,7 +70,7 @@ def build(
             if student and device.type != "meta":
                 Source.of(spec, dtype).into(net, device)  # the second embedders have numbers of their own
             if spec.checkpointing:
-                net.enable_gradient_checkpointing(Recomputing(running))
+                net.enable_gradient_checkpointing(Recomputing(running, spec.checkpointing))
             shared = net, running
         net, running = shared
         told: dict[str, Any] = {"positions": positions, "computes": dtype, "two_times": two}

@@ -20,6 +20,7 @@ from flowmap._types import Cache, Cond, Latent, Role, Time
 from flowmap.clock import Clock
 from flowmap.model import ConditionError
 from flowmap.path import expand
+from flowmap.recomputing import Checkpointing, contexts
 
 from . import vp
 from .row import Call, Positions, Row, output
@@ -150,6 +151,7 @@ class Recomputing:
     """
 
     running: Running
+    checkpointing: Checkpointing
 
     def __call__(self, block: nn.Module, *args: Any) -> Any:
         sets = self.running.sets
@@ -159,4 +161,5 @@ class Recomputing:
             with sets.using(name):
                 return block(*args)
 
-        return checkpoint(walk, *args, use_reentrant=False, context_fn=self.running.clock.contexts)
+        told = contexts(self.checkpointing, self.running.clock.contexts)
+        return checkpoint(walk, *args, use_reentrant=False, context_fn=told)

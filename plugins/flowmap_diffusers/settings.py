@@ -12,6 +12,7 @@ from flowmap_lora import Lora
 from flowmap import validators
 from flowmap.mistaken import read
 from flowmap.model import Streamed, Usual
+from flowmap.recomputing import Checkpointing, checked
 from flowmap.reference import Referenced
 from flowmap.validators import near
 
@@ -38,9 +39,9 @@ class Settings(Streamed, Referenced):
     path: the directory or hub id of a pipeline, or a student's directory; None for random weights of `config`, by
     default a few thousand of them. family: its row. lora: adapters on one frozen base that serves every role; None
     trains whole networks, one a role. gamma: how r enters the time embedding. checkpointing: recompute each block in
-    the backward pass. fps: frames of video a second, where positions depend on it; None is what the family was trained
-    with. guidance: what `codec` writes into the condition of a network that guidance was distilled into; None is what
-    the family is sampled with. shift: of the
+    the backward pass; "selective": all of it but the attention of its tokens. fps: frames of video a second, where
+    positions depend on it; None is what the family was trained with. guidance: what `codec` writes into the condition
+    of a network that guidance was distilled into; None is what the family is sampled with. shift: of the
     sampling grid; None is that of the directory's scheduler, and the family's where there is none, or one of another
     shift for every size. seed: of random weights. fuse: a LoRA file, or its directory, added into the base before
     anything else: for teacher, student and critic.
@@ -50,7 +51,7 @@ class Settings(Streamed, Referenced):
     family: str = field(kw_only=True)
     lora: Lora | None = Lora()
     gamma: float = field(default=0.25, validator=[validators.gt(0.0), validators.lt(1.0)])
-    checkpointing: bool = False
+    checkpointing: Checkpointing = field(default=False, validator=checked)
     fps: float | None = field(default=None, validator=validators.optional(validators.gt(0.0)))
     _guidance: float | None = field(default=None, validator=validators.optional(validators.gt(0.0)))
     _shift: float | None = field(default=None, validator=validators.optional(validators.gt(0.0)))

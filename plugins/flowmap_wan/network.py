@@ -20,6 +20,7 @@ from flowmap import FlowMap
 from flowmap._types import Cache, Cond, Latent, Role, Time
 from flowmap.context_parallel import Context, Share, overlap
 from flowmap.model import ConditionError
+from flowmap.recomputing import Checkpointing, contexts
 from flowmap.time_embedding import mix
 
 from .block import Block, KeyValue, Mask, Rope, Text, rotation
@@ -61,7 +62,7 @@ class WanFlowMap(FlowMap):
         lora: Lora | None = None,
         whole: tuple[str, ...] = (),
         text_length: int = 512,
-        checkpointing: bool = False,
+        checkpointing: Checkpointing = False,
     ) -> None:
         super().__init__()
         self.net, self.role, self.two_times, self.lora, self.whole = net, role, two_times, lora, whole
@@ -220,7 +221,7 @@ class WanFlowMap(FlowMap):
             return made
 
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(run, h, *rest, use_reentrant=False)
+            return checkpoint(run, h, *rest, use_reentrant=False, context_fn=contexts(self.checkpointing))
         return run(h, *rest)
 
 

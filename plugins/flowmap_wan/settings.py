@@ -14,6 +14,7 @@ from flowmap_lora import Lora
 from flowmap import validators
 from flowmap.methods.citations import WAN
 from flowmap.model import Splits, Streamed, Usual
+from flowmap.recomputing import Checkpointing, checked
 
 from .experts import PARTS, Expert
 from .sizes import shift
@@ -55,7 +56,8 @@ class WanSettings(Streamed, Splits):
     lora: adapters on one frozen base that serves every role; None trains whole networks, one a role.
     gamma, delta: how r enters the time embedding of a network that is lifted; a distilled one keeps its own. With
     "t-r" a fresh student is not the teacher on the diagonal: e'(0) is not e'(t).
-    checkpointing: recompute each block in the backward pass. text_length: the positions that the text encoder pads to.
+    checkpointing: recompute each block in the backward pass; "selective": all of it but self-attention.
+    text_length: the positions that the text encoder pads to.
     text_tokens: how many of them are kept; the rest, all padding, are attended as one key of their multiplicity: in
     float32 the same function at a fraction of the cost; in bfloat16 the weight of padding is rounded, by up to 2 %.
     shift: of the sampling grid, which is saved with a student; None is that of the pipeline's own scheduler, and 5 for
@@ -77,7 +79,7 @@ class WanSettings(Streamed, Splits):
     lora: Lora | None = Lora()
     gamma: float = field(default=0.25, validator=[validators.gt(0.0), validators.lt(1.0)])
     delta: Literal["r", "t-r"] = field(default="r", validator=validators.in_(("r", "t-r")))
-    checkpointing: bool = False
+    checkpointing: Checkpointing = field(default=False, validator=checked)
     text_length: int = field(default=512, validator=validators.ge(1))
     text_tokens: int = field(default=512, validator=validators.ge(1))
     _shift: float | None = field(default=None, validator=validators.optional(validators.gt(0.0)))

@@ -23,6 +23,7 @@ SPECS = {
     "nothing recomputed": spec(checkpointing=False),
     "whole, nothing recomputed": spec(lora=False, checkpointing=False),
     "causal": spec(causal=True),
+    "attention kept": spec(checkpointing="selective"),
 }
 F32, BF16 = torch.float32, torch.bfloat16
 CASES = [
@@ -30,6 +31,7 @@ CASES = [
     *(("stage 2", of, F32) for of in ("whole", "causal")),
     *((method, of, BF16) for method, of in (("stage 1", "whole"), ("flow matching", "whole, nothing recomputed"))),
     *((method, "nothing recomputed", F32) for method in ("flow matching", "stage 1")),
+    ("stage 1", "attention kept", F32),
 ]
 
 
@@ -53,6 +55,14 @@ def test_what_a_network_holds_in_vain_is_seen(monkeypatch):
     waste, real = traced(METHODS["flow matching"], deep), measured(METHODS["flow matching"], deep)
     assert planned(waste) > 1.15 * planned(plain)
     assert planned(waste) == pytest.approx(real, rel=0.08)
+
+
+def test_kept_attention_is_held_and_not_computed_again():
+    of = ("nothing recomputed", "attention kept", "adapters")
+    none, kept, all_again = (traced(METHODS["flow matching"], SPECS[name]) for name in of)
+    assert planned(none) > planned(kept) > planned(all_again)
+    none, kept, all_again = (sum(found.parts.values()) for found in (none, kept, all_again))
+    assert none < kept < all_again
 
 
 def test_kinds_are_told_apart():
