@@ -25,9 +25,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from attrs import asdict, evolve, frozen
-from flowmap_far import Far
 
-from flowmap import FlowMapSpec, Recipe
+from flowmap import Recipe
 from flowmap._types import Role
 from flowmap.evaluation import QualityCurve
 from flowmap.recipe import describe, digest
@@ -35,7 +34,7 @@ from flowmap.recipe import describe, digest
 from . import any_step_video_report as report
 from . import jobs
 from .any_step_results import Results
-from .budget import ROLES, Calls, Cost, count
+from .budget import ROLES, Calls, Cost, count, small
 from .jobs import ROOT
 from .video_jobs import BUDGETS, ENTRIES, NAMES, SMOKE, TRIAL, Entry, Job, Settings, recipe
 
@@ -88,14 +87,6 @@ def _counted(entry: Entry, full: Recipe, settings: Settings, folder: Path) -> li
         costs = count(tiny, full.evaluation.shape[0], settings.rounds)
         jobs.write(path, [{role: asdict(calls) for role, calls in cost.items()} for cost in costs])
     return [{role: Calls(**calls) for role, calls in cost.items()} for cost in json.loads(path.read_text())]
-
-
-def small(backbone: FlowMapSpec) -> FlowMapSpec:
-    """As `tiny`, with the same chunks."""
-    tiny = backbone.tiny()
-    if isinstance(tiny, Far) and isinstance(backbone, Far):
-        return evolve(tiny, partition=backbone.partition, full=backbone.full)
-    return tiny
 
 
 # ---------------------------------------------------------------------------- all of it

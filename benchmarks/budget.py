@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 import torch
 from attrs import evolve, frozen
+from flowmap_far import Far
 
-from flowmap import AdamW, Ema, FlowMap, Recipe, Stage, TensorData
+from flowmap import AdamW, Ema, FlowMap, FlowMapSpec, Recipe, Stage, TensorData
 from flowmap._types import Cache, Cond, Latent, Role, Time
 from flowmap.method import Method
 from flowmap.model import Wrapped
@@ -86,6 +87,14 @@ def count(tiny: Recipe, frames: int, rounds: int) -> list[Cost]:
             trainer.step(iteration)
         costs.append({role: meter.calls * (1 / DRY / iterations) for role, meter in meters.items()})
     return costs
+
+
+def small(backbone: FlowMapSpec) -> FlowMapSpec:
+    """As `tiny`, with the same chunks."""
+    tiny = backbone.tiny()
+    if isinstance(tiny, Far) and isinstance(backbone, Far):
+        return evolve(tiny, partition=backbone.partition, full=backbone.full)
+    return tiny
 
 
 def period(method: Method) -> int:
