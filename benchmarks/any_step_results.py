@@ -154,7 +154,7 @@ def _perfect(study: Study, results: Results, metric: str) -> dict[int, float]:
 
 
 def _slopes(study: Study, results: Results, curves: Curves) -> Iterator[dict[str, Any]]:
-    """d metric / d log2 N from FEW to MANY, as a share of the value at FEW; below zero is improvement."""
+    """Of every line and metric, what `slope_of` makes of it."""
     for line in results.lines:
         for metric, (_, better) in study.metrics.items():
             if (found := slope_of(curves[line.key, metric], better)) is not None:
@@ -164,9 +164,10 @@ def _slopes(study: Study, results: Results, curves: Curves) -> Iterator[dict[str
                     "primary": metric == study.primary,
                     "slope": found["mean"],
                     "std": found["std"],
+                    "se": found["se"],
                     "seeds": found["seeds"],
                     "sampler": _sampler(results, line),
-                    "reading": reading(found["mean"], found["std"]),
+                    "reading": reading(found["mean"], found["se"]),
                 }
 
 

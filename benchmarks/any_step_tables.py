@@ -52,7 +52,7 @@ def metric(study: Study, found: Found, name: str) -> list[str]:
     for line in found["lines"]:
         if at := records_of(found, line["method"], name):
             told = slopes.get(line["method"])
-            rate = "–" if told is None else spread({"mean": told["slope"], "std": told["std"]}, 3, "+")
+            rate = "–" if told is None else spread({"mean": told["slope"], "std": told["se"]}, 3, "+")
             cells = [spread(at[n], study.digits) if n in at else "–" for n in steps_of(found)]
             rows.append([f"{line['title']} ({study.samplers[line['sampler']]})", *cells, rate])
     key, called = study.perfect
@@ -66,8 +66,8 @@ def primary(study: Study, found: Found, note: str) -> list[str]:
     """The primary metric, with the picture. note: what else there is to say of it."""
     return [
         *metric(study, found, study.primary),
-        f"Slope: change of the metric with each doubling of the steps from {FEW} to {MANY}, as a share of its value at "
-        f"{FEW} steps, the sign such that below zero is improvement. {note}",
+        f"Slope: change of the metric with each doubling of the steps from {FEW} to {MANY}, of each seed as a share "
+        f"of its value at {FEW} steps, the sign such that below zero is improvement; mean ± standard error. {note}",
         "",
         f"![curves]({study.name}.png)",
         "",
@@ -85,13 +85,13 @@ def readings(study: Study, found: Found) -> list[str]:
     for told in found["slopes"]:
         if told["primary"]:
             line, expected = lines[told["method"]], EXPECTED[told["sampler"]]
-            if told["std"] is not None and told["reading"] not in expected:
+            if told["se"] is not None and told["reading"] not in expected:
                 differs.append(f"{line['title']} ({study.samplers[line['sampler']]}): {told['reading']}")
             rows.append([line["title"], study.samplers[line["sampler"]], " or ".join(expected), told["reading"]])
     text = [
         f"## From {FEW} steps to {MANY}",
         "",
-        f"By rule: a slope of the {study.word} beyond {TWICE:g} times its spread improves or gets worse, any other is "
+        f"By rule: a slope of the {study.word} beyond {TWICE:g} standard errors improves or gets worse, any other is "
         "flat. Beside it what the paper shows for that sampler on video, at 1.3 B and 14 B parameters (figure 1).",
         "",
         *table(["method", "sampler", "in the paper", "here"], rows),
@@ -113,7 +113,7 @@ def against(study: Study, found: Found) -> list[str]:
         "## AnyFlow and the best of the others",
         "",
         f"AnyFlow's {study.word} less that of the method on the same backbone which has the least at that number of "
-        f"steps, seed by seed. A difference counts beyond {TWICE:g} times its spread. The best of several is chosen "
+        f"steps, seed by seed. A difference counts beyond {TWICE:g} standard errors. The best of several is chosen "
         "after the fact, which favours it.",
         "",
         *table(["", "steps", "best other", "difference", "AnyFlow is"], rows),

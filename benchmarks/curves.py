@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from .metrics2d import slope
 FEW, MANY = 4, 32
 """Steps between which a slope is taken; the learning rate is picked at FEW."""
 TWICE = 2.0
-"""A change or a difference counts beyond so many standard deviations over the training seeds."""
+"""A slope or a difference counts beyond so many standard errors of its mean over the training seeds."""
 EXPECTED = {"flow_map": ("improves", "flat"), "consistency": ("gets worse",), "euler": ("improves",)}
 """What the paper shows from few steps to many, by sampler, at its scale."""
 ALONE = "one seed says nothing"
@@ -22,42 +23,47 @@ Curve = Mapping[int, Mapping[int, float]]  # steps -> seed -> value
 
 
 def moments(values: Iterable[float]) -> dict[str, Any]:
-    """std: None of less than two."""
+    """std, and se, the standard error of the mean: None of less than two."""
     found = list(values)
-    std = stdev(found) if len(found) > 1 else None
-    return {"mean": fmean(found) if found else None, "std": std, "seeds": len(found)}
+    several = len(found) > 1
+    std, se = (stdev(found), error(found)) if several else (None, None)
+    return {"mean": fmean(found) if found else None, "std": std, "se": se, "seeds": len(found)}
+
+
+def error(values: Sequence[float]) -> float:
+    """The standard error of the mean of two values at least."""
+    return stdev(values) / math.sqrt(len(values))
 
 
 def slope_of(curve: Curve, better: str) -> dict[str, Any] | None:
-    """d metric / d log2 N from FEW to MANY, as a share of the mean at FEW; below zero is improvement.
+    """d metric / d log2 N from FEW to MANY, seed by seed as a share of its value at FEW; below zero is improvement.
 
-    Moments over the seeds that have every point; None where there are none.
+    Moments over the seeds that have every point and are not 0 at FEW; None where there are none.
     """
     inside = {n: by_seed for n, by_seed in curve.items() if FEW <= n <= MANY}
     if len(inside) < 2 or FEW not in inside:
         return None
-    level = fmean(inside[FEW].values())
-    whole = [seed for seed in inside[FEW] if all(seed in by_seed for by_seed in inside.values())]
-    if not level or not whole:
+    whole = [seed for seed, level in inside[FEW].items() if level and all(seed in by for by in inside.values())]
+    if not whole:
         return None
     sign = 1 if better == "lower" else -1
-    return moments(sign * slope([*inside], [by[seed] for by in inside.values()]) / level for seed in whole)
+    return moments(sign * slope([*inside], [by[seed] for by in inside.values()]) / inside[FEW][seed] for seed in whole)
 
 
-def reading(mean: float, std: float | None) -> str:
+def reading(mean: float, se: float | None) -> str:
     """Of a slope."""
-    if std is None:
+    if se is None:
         return ALONE
-    if abs(mean) <= TWICE * std:
+    if abs(mean) <= TWICE * se:
         return "flat"
     return "improves" if mean < 0 else "gets worse"
 
 
 def compared(difference: Mapping[str, Any]) -> str:
     """Of the moments of a difference in a metric that is better lower."""
-    if difference["std"] is None:
+    if difference["se"] is None:
         return ALONE
-    if abs(difference["mean"]) <= TWICE * difference["std"]:
+    if abs(difference["mean"]) <= TWICE * difference["se"]:
         return "no difference"
     return "better" if difference["mean"] < 0 else "worse"
 

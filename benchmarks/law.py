@@ -21,13 +21,14 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from attrs import evolve
 
 from . import law_report as report
 from .jobs import ROOT
 from .law_jobs import FULL, SMOKE, Judging, Settings, jobs_of
-from .law_rows import ABLATIONS, NAMES, ROWS, Row
+from .law_rows import ABLATIONS, COUNTS, NAMES, ROWS, Row
 
 RESULTS, CACHE = ROOT / "benchmarks" / "results", ROOT / "runs" / "law"
 SMOKED = ("anyflow",)
@@ -62,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of training and of noise [0]")
     parser.add_argument("--samples", type=int, help="judged, of each seed, by each number of steps [512]")
+    parser.add_argument("--steps", nargs="+", type=int, choices=COUNTS, help="some of 1 2 4 8 16 32 [all]")
     parser.add_argument("--minutes", type=float, default=math.inf, help="after which no job is begun")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda [cpu]")
     parser.add_argument("--cache", type=Path, help="where finished jobs are kept [runs/law]")
@@ -78,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = []
     if not options.report:
         failed = complete(jobs_of(_rows(options), seeds, settings, folder), 60 * options.minutes)
-    found = report.summarise(settings, folder)
+    found = report.summarise(settings if options.smoke else evolve(settings, steps=COUNTS), folder)
     report.write(found, options.out or RESULTS)
     print(report.markdown(found))
     if failed:
@@ -95,9 +97,11 @@ def _rows(options: argparse.Namespace) -> tuple[Row, ...]:
 
 
 def _settings(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Settings:
-    said = {} if options.device == "cpu" else {"device": options.device}
+    said: dict[str, Any] = {} if options.device == "cpu" else {"device": options.device}
     if options.samples is not None:
         said["samples"] = options.samples
+    if options.steps:
+        said["steps"] = tuple(sorted(set(options.steps)))
     try:
         return evolve(SMOKE if options.smoke else FULL, **said)
     except ValueError as error:

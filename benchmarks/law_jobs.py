@@ -227,11 +227,17 @@ def real_features(real: Samples) -> Tensor:
     return measure.features(real.videos)
 
 
+def judged(name: str, folder: Path) -> list[int]:
+    """The seeds of which there is anything of a row."""
+    found = (path.stem.split("_seed")[1] for path in (folder / "records").glob(f"{name}_*_seed*.json"))
+    return sorted({int(rest.split("_")[0]) for rest in found})
+
+
 def jobs_of(rows: tuple[Row, ...], seeds: tuple[int, ...], settings: Settings, folder: Path) -> Iterator[Judging]:
-    """One seed of every row before the next; the teacher and real clips first."""
+    """One seed of every row before the next: real clips, the teacher, every method's own sampler, the other one."""
     for seed in seeds:
-        yield Judging(None, seed, "euler", 0, settings, folder)
-        yield from (Judging(None, seed, "euler", n, settings, folder) for n in settings.steps)
-        for row in rows:
-            for which in row.samplers:
-                yield from (Judging(row, seed, which, n, settings, folder) for n in settings.steps)
+        yield from (Judging(None, seed, "euler", n, settings, folder) for n in (0, *settings.steps))
+        for other in (False, True):
+            for row in rows:
+                for which in row.samplers[1:] if other else row.samplers[:1]:
+                    yield from (Judging(row, seed, which, n, settings, folder) for n in settings.steps)

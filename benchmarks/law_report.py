@@ -1,10 +1,280 @@
-def summarise(settings, folder):
-    return {}
+"""The report of `law`: records, slopes seed by seed, tables with what they say by rule, a figure of four families."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, TypeAlias
+
+from attrs import frozen
+
+from . import jobs
+from .curves import FEW, MANY, TWICE, error, table
+from .law_jobs import METRICS, Judging, Settings, calls, judged
+from .law_rows import ABLATIONS, ROWS, Row
+
+PRIMARY = next(iter(METRICS))
+TITLES = {
+    "energy_distance": "Energy distance of latents to real clips of the same prompt, lower is better",
+    "feature_distance": "Energy distance in the classifier's features, lower is better",
+    "variety": "Variety within a prompt, 1 is real",
+}
+SAMPLERS = {"flow_map": "along the flow", "consistency": "re-noised", "euler": "Euler"}
+DRAWN = (
+    ("teacher", "euler", "#777777", "teacher, Euler steps"),
+    ("anyflow", "flow_map", "#1f77b4", "AnyFlow, along the flow"),
+    ("anyflow", "consistency", "#9ecae1", "the same weights, re-noised"),
+    ("rcm", "consistency", "#d62728", "rCM, a consistency method"),
+)
+Record: TypeAlias = Mapping[str, Any]
 
 
-def write(found, out):
-    pass
+@frozen
+class Line:
+    """A row under a sampler, with what was found, by number of steps and seed."""
+
+    name: str
+    title: str
+    form: str
+    sampler: str
+    cells: Mapping[int, Mapping[int, Mapping[str, Any]]]
+    calls: int | None = None
+
+    def values(self, metric: str, steps: int) -> dict[int, float]:
+        """By seed, where there is one."""
+        found = self.cells.get(steps, {})
+        return {
+            seed: value for seed, one in found.items() if math.isfinite(value := one["values"].get(metric, math.nan))
+        }
+
+    def moments(self, metric: str, steps: int) -> dict[str, Any] | None:
+        """Mean and its standard error: over training seeds; of one seed, over its samples."""
+        by_seed = self.values(metric, steps)
+        if not by_seed:
+            return None
+        return _moments(by_seed, {s: [w[metric] for w in self.cells[steps][s]["without"]] for s in by_seed})
+
+    def seconds(self) -> float | None:
+        found = {s: one.get("seconds") for at in self.cells.values() for s, one in at.items()}
+        known = [value for value in found.values() if value is not None]
+        return fmean(known) if known else None
+
+    def slope(self, metric: str) -> dict[str, Any] | None:
+        """d metric / d log2 steps from FEW to MANY, seed by seed: the same noise at every number of steps."""
+        steps = sorted(n for n in self.cells if FEW <= n <= MANY)
+        whole = [s for s in self.values(metric, FEW) if all(s in self.values(metric, n) for n in steps)]
+        if not whole or steps[-1] != MANY:
+            return None
+        by_seed = {s: _slope({n: self.values(metric, n)[s] for n in steps}) for s in whole}
+        groups = {s: len(self.cells[FEW][s]["without"]) for s in whole}
+        left = {
+            s: [_slope({n: self.cells[n][s]["without"][g][metric] for n in steps}) for g in range(groups[s])]
+            for s in whole
+        }
+        return _moments(by_seed, left)
 
 
-def markdown(found):
-    return ""
+def _slope(values: Mapping[int, float]) -> float:
+    x = [math.log2(n) for n in values]
+    middle = fmean(x)
+    return sum((a - middle) * v for a, v in zip(x, values.values(), strict=True)) / sum((a - middle) ** 2 for a in x)
+
+
+def _moments(by_seed: Mapping[int, float], without: Mapping[int, Sequence[float]]) -> dict[str, Any]:
+    values = list(by_seed.values())
+    if len(values) > 1:
+        se, of = error(values), "seeds"
+    else:
+        se, of = jackknife(next(iter(without.values()))), "samples"
+    return {"mean": fmean(values), "se": se, "se_of": of, "seeds": len(values), "by_seed": dict(by_seed)}
+
+
+def jackknife(values: Sequence[float]) -> float:
+    """The standard error of what was computed without each of some groups in turn; Quenouille, Tukey."""
+    n, mean = len(values), fmean(values)
+    return math.sqrt((n - 1) / n * sum((v - mean) ** 2 for v in values))
+
+
+# ---------------------------------------------------------------------------- what is there
+
+
+def lines(settings: Settings, folder: Path) -> list[Line]:
+    """The teacher, every row under every sampler, real clips last; those of which there is something."""
+    found = [
+        _line(None, "teacher", "the shipped teacher, one call a step", "euler", settings.steps, settings, folder),
+        *(
+            _line(r, r.title, r.form, s, settings.steps, settings, folder)
+            for r in (*ROWS, *ABLATIONS)
+            for s in r.samplers
+        ),
+        _line(None, "real clips through the VAE", "the floor", "euler", (0,), settings, folder),
+    ]
+    return [line for line in found if line.cells]
+
+
+def _line(
+    row: Row | None, title: str, form: str, sampler: Any, steps: Sequence[int], settings: Settings, folder: Path
+) -> Line:
+    name = row.name if row is not None else "teacher" if steps[0] else "real"
+    cells: dict[int, dict[int, Any]] = {}
+    for seed in judged(name, folder):
+        for n in steps:
+            if (one := Judging(row, seed, sampler, n, settings, folder).found) is not None:
+                cells.setdefault(n, {})[seed] = one
+    cost = round(calls(row, settings, folder)) if row is not None and cells else None
+    return Line(name, title, form, sampler, cells, cost)
+
+
+def summarise(settings: Settings, folder: Path) -> dict[str, Any]:
+    """records: the primary metric first. slopes: of every line that has both ends."""
+    found = lines(settings, folder)
+    return {"records": list(_records(found, settings)), "slopes": list(_slopes(found)), "samples": settings.samples}
+
+
+def _records(found: Sequence[Line], settings: Settings) -> Iterator[Record]:
+    real = next((line for line in found if line.name == "real"), None)
+    for metric, better in METRICS.items():
+        floor = real and real.moments(metric, 0)
+        for line in found:
+            for steps in sorted(line.cells):
+                if (told := line.moments(metric, steps)) is not None:
+                    yield {
+                        **_named(line),
+                        "metric": metric,
+                        "better": better,
+                        "steps": steps,
+                        **told,
+                        "samples": settings.samples,
+                        "floor": floor["mean"] if floor else None,
+                        "calls": line.calls,
+                        "seconds": line.seconds(),
+                    }
+
+
+def _slopes(found: Sequence[Line]) -> Iterator[Record]:
+    for metric, better in METRICS.items():
+        for line in found:
+            if (told := line.slope(metric)) is not None:
+                yield {**_named(line), "metric": metric, "better": better, "from": FEW, "to": MANY, **told}
+
+
+def _named(line: Line) -> dict[str, str]:
+    return {"method": line.name, "title": line.title, "form": line.form, "sampler": line.sampler}
+
+
+# ---------------------------------------------------------------------------- tables
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    parts = [
+        [
+            "# The any-step law without guidance",
+            "",
+            "Written by `python -m benchmarks.law`; `law.json` and `law_slopes.json` hold all. Students of the shipped "
+            "teacher at guidance 1, the data's velocity, batches of 16, as many calls of the student each as AnyFlow's "
+            f"stages 1 + 2 have; {found['samples']} samples a seed on held-out prompts, the same noise for all. Mean ± "
+            "standard error over training seeds (n); with one seed, over its samples (leaving out an eighth in turn).",
+            "",
+        ],
+        *(_table(found, metric, ablations=False) for metric in METRICS),
+        _rules(found),
+        _table(found, PRIMARY, ablations=True),
+    ]
+    return "\n".join(line for part in parts for line in part).rstrip() + "\n"
+
+
+def _table(found: Mapping[str, Any], metric: str, ablations: bool) -> list[str]:
+    some = [r for r in found["records"] if r["metric"] == metric and _belongs(r["method"], ablations)]
+    steps = sorted({r["steps"] for r in some if r["steps"]})
+    slopes = {(s["method"], s["sampler"]): s for s in found["slopes"] if s["metric"] == metric}
+    rows = []
+    for key in dict.fromkeys((r["method"], r["sampler"]) for r in some):
+        at = {r["steps"]: r for r in some if (r["method"], r["sampler"]) == key}
+        one = next(iter(at.values()))
+        cells = [_cell(at.get(n)) for n in steps] if 0 not in at else [_cell(at[0]), *[""] * (len(steps) - 1)]
+        name = one["title"] if 0 in at else f"{one['title']} ({SAMPLERS[one['sampler']]})"
+        cost = "" if one["seconds"] is None else f"{one['seconds'] / 60:.1f}"
+        told = slopes.get(key)
+        rows.append([name, *cells, "" if told is None else _cell(told, "+"), str(one["seeds"]), one["form"], cost])
+    title = (
+        f"## AnyFlow with one change: {TITLES[metric][0].lower()}{TITLES[metric][1:]}"
+        if ablations
+        else f"## {TITLES[metric]}"
+    )
+    head = ["", *map(str, steps), f"a doubling, {FEW} to {MANY}", "n", "form", "minutes"]
+    missing = [row.title for row in (ABLATIONS if ablations else ROWS) if row.name not in {r["method"] for r in some}]
+    absent = [f"Not run: {'; '.join(missing)}.", ""] if missing else []
+    return [title, "", *(table(head, rows) if rows else []), *(absent if metric == PRIMARY else [])]
+
+
+def _belongs(method: str, ablations: bool) -> bool:
+    names = {row.name for row in ABLATIONS}
+    return (method in names or method == "anyflow") if ablations else method not in names
+
+
+def _cell(one: Record | None, sign: str = "") -> str:
+    return "–" if one is None else f"{one['mean']:{sign}.4f} ± {one['se']:.4f}"
+
+
+def at(found: Mapping[str, Any], method: str, sampler: str, steps: int, metric: str = PRIMARY) -> Record | None:
+    key = (method, sampler, steps, metric)
+    return next((r for r in found["records"] if (r["method"], r["sampler"], r["steps"], r["metric"]) == key), None)
+
+
+def rules(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What was hoped for, and what the numbers say: a slope beyond two of its standard errors goes up or down."""
+    mine, teacher = at(found, "anyflow", "flow_map", FEW), at(found, "teacher", "euler", FEW)
+    if mine and teacher:
+        apart = teacher["mean"] - 2 * mine["mean"]
+        sure = TWICE * math.hypot(teacher["se"], 2 * mine["se"])
+        said = "yes" if apart > sure else "not beyond the interval"
+        yield f"AnyFlow at {FEW} steps is nearer than the teacher at {FEW} by a factor of 2 at least", said
+    for told in found["slopes"]:
+        if told["metric"] == PRIMARY and _belongs(told["method"], False):
+            went = "level" if abs(told["mean"]) <= TWICE * told["se"] else "better" if told["mean"] < 0 else "worse"
+            yield f"{told['title']} ({SAMPLERS[told['sampler']]}), from {FEW} steps to {MANY}", went
+
+
+def _rules(found: Mapping[str, Any]) -> list[str]:
+    rows = [list(pair) for pair in rules(found)]
+    if not rows:
+        return []
+    note = f"By rule: a slope of the {TITLES[PRIMARY].split(' to ')[0].lower()} beyond {TWICE:g} standard errors."
+    return ["## What the numbers say", "", note, "", *table(["", "here"], rows)]
+
+
+# ---------------------------------------------------------------------------- files
+
+
+def write(found: Mapping[str, Any], out: Path) -> None:
+    """law.json, law_slopes.json, law.md and law.png under `out`."""
+    jobs.write(out / "law.json", found["records"])
+    jobs.write(out / "law_slopes.json", found["slopes"])
+    (out / "law.md").write_text(markdown(found))
+    plot(found, out / "law.png")
+
+
+def plot(found: Mapping[str, Any], path: Path) -> None:
+    """Four families against the number of steps; bands are two standard errors."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    axes = figure.subplots()
+    for method, sampler, colour, label in DRAWN:
+        some = [r for r in found["records"] if (r["method"], r["sampler"], r["metric"]) == (method, sampler, PRIMARY)]
+        if some:
+            steps, mean, se = ([r[key] for r in some] for key in ("steps", "mean", "se"))
+            low, high = ([m + k * TWICE * e for m, e in zip(mean, se, strict=True)] for k in (-1, 1))
+            axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+            axes.plot(steps, mean, color=colour, marker="o", markersize=4, label=f"{label} (n = {some[0]['seeds']})")
+    axes.axhline(0.0, color="black", linewidth=0.8, linestyle=":", label="real clips, on average")
+    shown = sorted({r["steps"] for r in found["records"] if r["steps"]})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(shown, [str(n) for n in shown])
+    axes.set_xlabel("steps")
+    axes.set_ylabel("energy distance of latents, lower is better")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=130)
