@@ -167,7 +167,7 @@ def _slopes(study: Study, results: Results, curves: Curves) -> Iterator[dict[str
                     "se": found["se"],
                     "seeds": found["seeds"],
                     "sampler": _sampler(results, line),
-                    "reading": reading(found["mean"], found["se"]),
+                    "reading": reading(found),
                 }
 
 

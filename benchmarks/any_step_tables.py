@@ -10,7 +10,7 @@ from typing import Any
 from flowmap.atomic import write_text
 
 from .any_step_results import Study
-from .curves import EXPECTED, FEW, MANY, TWICE, number, spread, table
+from .curves import EXPECTED, FEW, MANY, SURE, number, spread, table
 
 Found = Mapping[str, Any]  # what `summarise` makes
 
@@ -52,7 +52,7 @@ def metric(study: Study, found: Found, name: str) -> list[str]:
     for line in found["lines"]:
         if at := records_of(found, line["method"], name):
             told = slopes.get(line["method"])
-            rate = "–" if told is None else spread({"mean": told["slope"], "std": told["se"]}, 3, "+")
+            rate = "–" if told is None else spread({"mean": told["slope"], "se": told["se"]}, 3, "+", "se")
             cells = [spread(at[n], study.digits) if n in at else "–" for n in steps_of(found)]
             rows.append([f"{line['title']} ({study.samplers[line['sampler']]})", *cells, rate])
     key, called = study.perfect
@@ -91,8 +91,8 @@ def readings(study: Study, found: Found) -> list[str]:
     text = [
         f"## From {FEW} steps to {MANY}",
         "",
-        f"By rule: a slope of the {study.word} beyond {TWICE:g} standard errors improves or gets worse, any other is "
-        "flat. Beside it what the paper shows for that sampler on video, at 1.3 B and 14 B parameters (figure 1).",
+        f"By rule: a slope of the {study.word} whose {SURE:.0%} interval is beside 0 improves or gets worse, any other "
+        "is flat. Beside it what the paper shows for that sampler on video, at 1.3 B and 14 B parameters (figure 1).",
         "",
         *table(["method", "sampler", "in the paper", "here"], rows),
     ]
@@ -113,8 +113,8 @@ def against(study: Study, found: Found) -> list[str]:
         "## AnyFlow and the best of the others",
         "",
         f"AnyFlow's {study.word} less that of the method on the same backbone which has the least at that number of "
-        f"steps, seed by seed. A difference counts beyond {TWICE:g} standard errors. The best of several is chosen "
-        "after the fact, which favours it.",
+        f"steps, seed by seed. A difference counts where its {SURE:.0%} interval is beside 0. The best of "
+        "several is chosen after the fact, which favours it.",
         "",
         *table(["", "steps", "best other", "difference", "AnyFlow is"], rows),
     ]

@@ -9,12 +9,14 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from scipy.stats import t
+
 from .metrics2d import slope
 
 FEW, MANY = 4, 32
 """Steps between which a slope is taken; the learning rate is picked at FEW."""
-TWICE = 2.0
-"""A slope or a difference counts beyond so many standard errors of its mean over the training seeds."""
+SURE = 0.95
+"""A slope or a difference counts where this interval of its mean over training seeds, by Student's t, is beside 0."""
 EXPECTED = {"flow_map": ("improves", "flat"), "consistency": ("gets worse",), "euler": ("improves",)}
 """What the paper shows from few steps to many, by sampler, at its scale."""
 ALONE = "one seed says nothing"
@@ -50,20 +52,25 @@ def slope_of(curve: Curve, better: str) -> dict[str, Any] | None:
     return moments(sign * slope([*inside], [by[seed] for by in inside.values()]) / inside[FEW][seed] for seed in whole)
 
 
-def reading(mean: float, se: float | None) -> str:
-    """Of a slope."""
-    if se is None:
+def interval(se: float, n: int) -> float:
+    """Half of the width of the interval of a mean of n values, or of what n groups of samples told apart."""
+    return float(t.ppf((1 + SURE) / 2, n - 1)) * se
+
+
+def reading(slope: Mapping[str, Any]) -> str:
+    """Of the moments of a slope, below zero where it improves."""
+    if slope["se"] is None:
         return ALONE
-    if abs(mean) <= TWICE * se:
+    if abs(slope["mean"]) <= interval(slope["se"], slope["seeds"]):
         return "flat"
-    return "improves" if mean < 0 else "gets worse"
+    return "improves" if slope["mean"] < 0 else "gets worse"
 
 
 def compared(difference: Mapping[str, Any]) -> str:
     """Of the moments of a difference in a metric that is better lower."""
     if difference["se"] is None:
         return ALONE
-    if abs(difference["mean"]) <= TWICE * difference["se"]:
+    if abs(difference["mean"]) <= interval(difference["se"], difference["seeds"]):
         return "no difference"
     return "better" if difference["mean"] < 0 else "worse"
 
@@ -79,12 +86,12 @@ def number(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def spread(one: Mapping[str, Any], digits: int = 2, sign: str = "") -> str:
-    """Mean ± standard deviation."""
+def spread(one: Mapping[str, Any], digits: int = 2, sign: str = "", of: str = "std") -> str:
+    """Mean ± standard deviation, or with of = "se" its standard error."""
     if one["mean"] is None:
         return "–"
-    std = "" if one["std"] is None else f" ± {one['std']:.{digits}f}"
-    return f"{one['mean']:{sign}.{digits}f}{std}"
+    beside = "" if one[of] is None else f" ± {one[of]:.{digits}f}"
+    return f"{one['mean']:{sign}.{digits}f}{beside}"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -31,7 +31,7 @@ from .law_jobs import FULL, SMOKE, Judging, Settings, jobs_of
 from .law_rows import ABLATIONS, COUNTS, NAMES, ROWS, Row
 
 RESULTS, CACHE = ROOT / "benchmarks" / "results", ROOT / "runs" / "law"
-SMOKED = ("anyflow",)
+SMOKED = ("anyflow_1",)
 
 
 def complete(jobs: Iterable[Judging], seconds: float = math.inf) -> list[str]:

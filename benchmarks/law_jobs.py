@@ -52,7 +52,7 @@ class Settings:
 
 
 FULL = Settings()
-SMOKE = Settings(samples=48, steps=(1, 4, 8), batch=4, clips=16, shorter=0.002, rounds=1)
+SMOKE = Settings(samples=48, steps=(1, 4), batch=4, clips=16, shorter=0.002, rounds=1)
 
 # ---------------------------------------------------------------------------- what a student costs
 

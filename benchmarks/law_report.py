@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 from attrs import frozen
 
 from . import jobs
-from .curves import FEW, MANY, TWICE, error, table
-from .law_jobs import METRICS, Judging, Settings, calls, judged
+from .curves import FEW, MANY, SURE, error, interval, table
+from .law_jobs import GROUPS, METRICS, Judging, Settings, calls, judged
 from .law_rows import ABLATIONS, ROWS, Row
 
 PRIMARY = next(iter(METRICS))
@@ -223,17 +223,22 @@ def at(found: Mapping[str, Any], method: str, sampler: str, steps: int, metric: 
     return next((r for r in found["records"] if (r["method"], r["sampler"], r["steps"], r["metric"]) == key), None)
 
 
+def wide(one: Record) -> float:
+    """Half of the interval's width."""
+    return interval(one["se"], one["seeds"] if one["se_of"] == "seeds" else GROUPS)
+
+
 def rules(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What was hoped for, and what the numbers say: a slope beyond two of its standard errors goes up or down."""
+    """What was hoped for, and what the numbers say: a slope whose interval is beside 0 goes up or down."""
     mine, teacher = at(found, "anyflow", "flow_map", FEW), at(found, "teacher", "euler", FEW)
     if mine and teacher:
         apart = teacher["mean"] - 2 * mine["mean"]
-        sure = TWICE * math.hypot(teacher["se"], 2 * mine["se"])
+        sure = math.hypot(wide(teacher), 2 * wide(mine))
         said = "yes" if apart > sure else "not beyond the interval"
         yield f"AnyFlow at {FEW} steps is nearer than the teacher at {FEW} by a factor of 2 at least", said
     for told in found["slopes"]:
         if told["metric"] == PRIMARY and _belongs(told["method"], False):
-            went = "level" if abs(told["mean"]) <= TWICE * told["se"] else "better" if told["mean"] < 0 else "worse"
+            went = "level" if abs(told["mean"]) <= wide(told) else "better" if told["mean"] < 0 else "worse"
             yield f"{told['title']} ({SAMPLERS[told['sampler']]}), from {FEW} steps to {MANY}", went
 
 
@@ -241,7 +246,7 @@ def _rules(found: Mapping[str, Any]) -> list[str]:
     rows = [list(pair) for pair in rules(found)]
     if not rows:
         return []
-    note = f"By rule: a slope of the {TITLES[PRIMARY].split(' to ')[0].lower()} beyond {TWICE:g} standard errors."
+    note = f"By rule: a slope of the energy distance of latents counts where its {SURE:.0%} interval is beside 0."
     return ["## What the numbers say", "", note, "", *table(["", "here"], rows)]
 
 
@@ -257,7 +262,7 @@ def write(found: Mapping[str, Any], out: Path) -> None:
 
 
 def plot(found: Mapping[str, Any], path: Path) -> None:
-    """Four families against the number of steps; bands are two standard errors."""
+    """Four families against the number of steps; bands are intervals."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5, 4.8), layout="constrained")
@@ -265,8 +270,8 @@ def plot(found: Mapping[str, Any], path: Path) -> None:
     for method, sampler, colour, label in DRAWN:
         some = [r for r in found["records"] if (r["method"], r["sampler"], r["metric"]) == (method, sampler, PRIMARY)]
         if some:
-            steps, mean, se = ([r[key] for r in some] for key in ("steps", "mean", "se"))
-            low, high = ([m + k * TWICE * e for m, e in zip(mean, se, strict=True)] for k in (-1, 1))
+            steps, mean, half = [r["steps"] for r in some], [r["mean"] for r in some], [wide(r) for r in some]
+            low, high = ([m + k * w for m, w in zip(mean, half, strict=True)] for k in (-1, 1))
             axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
             axes.plot(steps, mean, color=colour, marker="o", markersize=4, label=f"{label} (n = {some[0]['seeds']})")
     axes.axhline(0.0, color="black", linewidth=0.8, linestyle=":", label="real clips, on average")

@@ -348,8 +348,9 @@ def synthetic(method, which, by_seed):
 
 def test_a_slope_is_a_share_of_the_value_at_four_steps_and_below_zero_where_it_improves():
     curve = {2: {0: 9.0}, 4: {0: 8.0, 1: 4.0}, 8: {0: 6.0, 1: 3.0}, 16: {0: 4.0, 1: 2.0}, 64: {0: 9.0}}
-    assert slope_of(curve, "lower")["mean"] == pytest.approx(-1.5 / 6)  # -2 and -1 a doubling, 6 the mean
-    assert slope_of(curve, "higher")["mean"] == pytest.approx(1.5 / 6)
+    assert slope_of(curve, "lower")["mean"] == pytest.approx(-0.25)  # -2 of 8 a doubling, and -1 of 4
+    assert slope_of(curve, "lower")["se"] == pytest.approx(0.0)  # it is the levels that differ
+    assert slope_of(curve, "higher")["mean"] == pytest.approx(0.25)
     assert slope_of({4: {0: 8.0}, 64: {0: 6.0}}, "lower") is None
 
 
