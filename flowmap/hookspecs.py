@@ -36,8 +36,9 @@ def flowmap_methods() -> Mapping[str, Callable[..., Method]]:
 
 
 @hookspec
-def flowmap_stages() -> Mapping[str, Callable[[Recipe], tuple[Stage, ...]]]:
-    """Trainings by name: stages that may take the place of a recipe's, at its scale. `flowmap distill --method`."""
+def flowmap_stages() -> Mapping[str, Callable[[Recipe], Recipe | tuple[Stage, ...]]]:
+    """Trainings by name: stages that may take the place of a recipe's, at its scale, or, where the student is another
+    network, the recipe that has them. `flowmap distill --method`."""
     raise NotImplementedError
 
 

@@ -202,8 +202,11 @@ def _resolved(pm: pluggy.PluginManager, name: str) -> FlowMapSpec | None:
 
 
 def trained_by(recipe: Recipe, method: str, pm: pluggy.PluginManager | None = None) -> Recipe:
-    """`recipe` with the stages of another method at its scale in place of its own; its name says so, if it has one."""
+    """`recipe` with the stages of another method at its scale in place of its own, and with that method's student where
+    it has one of its own; its name says so, if it has one."""
     import attrs
+
+    from .recipe import Recipe
 
     pm = pm or installed()
     parts = collect(pm, "flowmap_methods")
@@ -214,8 +217,10 @@ def trained_by(recipe: Recipe, method: str, pm: pluggy.PluginManager | None = No
         )
     make = named(pm, "flowmap_stages", method)
     try:
-        stages = make(recipe)
-        return attrs.evolve(recipe, stages=stages, name=recipe.name and f"{recipe.name}:{method}")
+        made, name = make(recipe), recipe.name and f"{recipe.name}:{method}"
+        if isinstance(made, Recipe):
+            return attrs.evolve(made, name=name)
+        return attrs.evolve(recipe, stages=made, name=name)
     except (ValueError, TypeError) as error:
         plugin = origins(pm, "flowmap_stages")[method]
         raise PluginError(

@@ -6,13 +6,19 @@ defaults, and `stages`, the training at the scale of a recipe that `flowmap dist
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowmap.hookspecs import hookimpl
 from flowmap.lazily import Lazily
 
+from . import heads_file
+
 if TYPE_CHECKING:
+    from flowmap import FlowMapSpec
+    from flowmap.export.family import Family
     from flowmap.method import Method
     from flowmap.recipe import Recipe, Stage
 
@@ -33,6 +39,7 @@ def flowmap_methods() -> Mapping[str, Callable[..., Method]]:
             "esd": "self_distillation:esd",
             "lcm": "consistency:lcm",
             "lsd": "self_distillation:lsd",
+            "parallel_decoding": "parallel_decoding:parallel_decoding",
             "phased_dmd": "phased_dmd:phased_dmd",
             "psd": "self_distillation:psd",
             "rcm": "rcm:rcm",
@@ -48,7 +55,7 @@ def flowmap_methods() -> Mapping[str, Callable[..., Method]]:
 
 
 @hookimpl
-def flowmap_stages() -> Mapping[str, Callable[[Recipe], tuple[Stage, ...]]]:
+def flowmap_stages() -> Mapping[str, Callable[[Recipe], Recipe | tuple[Stage, ...]]]:
     return _lazily(
         {
             "apt": "apt:stages",
@@ -63,6 +70,7 @@ def flowmap_stages() -> Mapping[str, Callable[[Recipe], tuple[Stage, ...]]]:
             "lcm": "consistency:lcm_stages",
             "lsd": "self_distillation:lsd_stages",
             "meanflow": "meanflow:stages",
+            "parallel_decoding": "parallel_decoding:recipe",
             "phased_dmd": "phased_dmd:stages",
             "psd": "self_distillation:psd_stages",
             "rcm": "rcm:stages",
@@ -73,6 +81,29 @@ def flowmap_stages() -> Mapping[str, Callable[[Recipe], tuple[Stage, ...]]]:
             "tvm": "tvm:stages",
         }
     )
+
+
+@hookimpl
+def flowmap_graphs() -> Mapping[str, Family]:
+    from .decoded_export import DecodedFamily
+
+    return {"decoded": DecodedFamily()}
+
+
+@hookimpl(tryfirst=True)
+def flowmap_resolve_backbone(name: str) -> FlowMapSpec | None:
+    """A student's directory with heads: the rest of it is another plugin's."""
+    folder = Path(name)
+    if not (folder / heads_file.FILE).is_file():
+        return None
+    from flowmap.plugins import installed
+
+    from .decoded import resolved
+
+    pm = installed()
+    others = pm.subset_hook_caller("flowmap_resolve_backbone", [sys.modules[__name__]])
+    backbone: FlowMapSpec | None = others(name=name)
+    return None if backbone is None else resolved(folder, backbone)
 
 
 def _lazily(where: Mapping[str, str]) -> Lazily[Callable[..., Any]]:

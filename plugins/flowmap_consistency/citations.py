@@ -113,3 +113,4 @@ PHASED_DMD = arxiv(
     2025,
     "2510.27684",
 )
+PDD = arxiv("pdd2026", "Parallel Decoding Distillation", "{NVIDIA}", 2026, "2607.26004")
