@@ -45,6 +45,38 @@ def test_a_python_block_runs(code, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+BLOCK = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-W", "error", "-c"]}
+
+
+QUICK = {"own-videos"}  # the others distil recipes that come with the package, a minute each
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, id=p.stem, marks=() if p.stem in QUICK else pytest.mark.slow) for p in TUTORIALS]
+)
+def test_a_tutorial_runs(path, tmp_path):
+    """Its blocks in order, in one directory: commands, Python, and files of the name that they are marked with."""
+    done = 0
+    for match in FENCE.finditer(path.read_text()):
+        (mark,) = match["marks"].split()
+        if mark == "tutorial":
+            command = [*BLOCK[match["language"]], match["code"]]
+            run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=commands_of_this_tree())
+            assert run.returncode == 0, f"{match['code']}{run.stdout}{run.stderr}"
+            done += 1
+        else:
+            assert mark.endswith(".py")
+            (tmp_path / mark).write_text(match["code"])
+    assert done > 1
+
+
+def commands_of_this_tree():
+    """`flowmap` is the one of this interpreter."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
 @pytest.fixture
 def documented_plugin(tmp_path, monkeypatch):
     """The package that docs/plugins.md shows, file by file."""
