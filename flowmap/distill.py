@@ -21,7 +21,7 @@ from .model import FlowMap, Sampling
 from .objectives import Networks, equipped
 from .observers import Observers, tracked
 from .recipe import Precision, Recipe, RecipeError, digest, not_data
-from .resume import newest
+from .resume import grown, newest
 from .training import stages
 from .training.final_hash import final_hash
 from .training.interrupt import Interrupt
@@ -31,10 +31,10 @@ from .training.ranks.context_groups import unsplit
 from .training.ranks.distributed import Distribution, first_alone, joined, own_device, world
 from .training.ranks.networks import precision, spread, trained, whole_again
 from .training.ranks.sharding import whole
-from .training.run import Run
+from .training.run import Run, primary
 from .training.saving import MINUTES, Saves
 from .training.store import checkpoint
-from .training.store.directory import others
+from .training.store.directory import aside, older, others
 
 NAMES: Mapping[torch.dtype, Precision] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 TYPES = {name: dtype for dtype, name in NAMES.items()}
@@ -45,7 +45,7 @@ def distill(
     data: Data | Source | None = None,
     *,
     out: str | Path | None = None,
-    resume: Literal["auto", "never"] = "auto",
+    resume: Literal["auto", "never", "restart"] = "auto",
     save_minutes: float = MINUTES,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -58,8 +58,10 @@ def distill(
 
     data: the batches, or where they come from; the recipe's own by default. out: a run directory, which gets
     checkpoints, metrics, `student/` and what the recipe's evaluation writes; None keeps nothing and judges nothing.
-    resume: go on from the newest checkpoint in `out`, if it is of the same recipe; a finished run is only evaluated, if
-    that is missing. track: where records go besides `metrics.jsonl`, by the names of `flowmap_trackers`.
+    resume: "auto" goes on from the newest checkpoint in `out`, if it is of the same recipe, whose `steps` may have
+    grown; a finished run is only evaluated, if that is missing. "never" refuses a directory with checkpoints, "restart"
+    moves what is there to `OUT.old-1` (2, 3, ...) and starts anew. track: where records go besides `metrics.jsonl`, by
+    the names of `flowmap_trackers`.
     save_minutes: between checkpoints; the end of every stage is one, too. device: CUDA where there is one. dtype:
     in place of the recipe's. profile: of so many iterations, after the first two, the first process writes a trace,
     `profile/trace.json`.
@@ -77,6 +79,7 @@ def distill(
     pm = pm or plugins.installed()
     judged = path is not None and recipe.evaluation is not None
     makers = plugins.trackers(track, pm)
+    moved = aside(path) if path is not None and resume == "restart" and primary() else None
     with (
         Run(path, profile=profile) as run,
         Interrupt(at_once=True),
@@ -84,11 +87,15 @@ def distill(
     ):
         with joined(distribution, device):
             key = digest(recipe)
-            found = None if path is None else newest(recipe, path)
+            found, before = (None, ()) if path is None else newest(recipe, path)
             run.start(recipe)  # a directory of another recipe stays as it is
+            if moved is not None:
+                run.say(f"what was in {path} is in {moved} now")
             for passed in () if found is None else found.passed:
                 run.note(passed)
             run.say(_begins(recipe, path, found))
+            for change in () if found is None else grown(recipe, found, before):
+                run.say(change)
             if (shifts := recipe.shifts) and shifts != {recipe.backbone.shift}:
                 run.say(_shifted(recipe, shifts))
             nets = spread(recipe, device, dtype, distribution, judged=judged)
@@ -121,6 +128,8 @@ def distill(
             nets["student"].guidance = card.guidance(recipe)
         if path is not None:
             if batches is not None and probe is not None:
+                if found is not None and not _trained(recipe, found):
+                    older(path, run.say)
                 _write(recipe, nets[recipe.result], batches, probe, run, path / recipe.result)
             _judge(recipe, nets, run, path)
             run.finished(sha256, card.saved(path / recipe.result))
@@ -229,11 +238,15 @@ def _shifted(recipe: Recipe, shifts: Set[float]) -> str:
 
 
 def _finished(recipe: Recipe, found: checkpoint.Found, path: Path) -> bool:
-    """Whether the last stage is at its end and the student written, in the type that the recipe asks for."""
-    last = len(recipe.stages) - 1
-    done = (found.stage, found.iteration) == (last, recipe.stages[last].steps)
+    """Whether all is trained and the student written, in the type that the recipe asks for."""
     known = card.known(path / recipe.result)
-    return done and known is not None and known.get("dtype", recipe.save_dtype) == recipe.save_dtype
+    return _trained(recipe, found) and known is not None and known.get("dtype", recipe.save_dtype) == recipe.save_dtype
+
+
+def _trained(recipe: Recipe, found: checkpoint.Found) -> bool:
+    """Whether the last stage is at its end."""
+    last = len(recipe.stages) - 1
+    return (found.stage, found.iteration) == (last, recipe.stages[last].steps)
 
 
 def _check(
@@ -253,8 +266,8 @@ def _check(
     wrong += unsplit(recipe, distribution.context)
     if dtype not in NAMES:
         wrong.append(f"dtype = {dtype}: must be torch.float32 or torch.bfloat16")
-    if resume not in ("auto", "never"):
-        wrong.append(f"resume = {resume!r}: must be 'auto' or 'never'")
+    if resume not in (options := ("auto", "never", "restart")):
+        wrong.append(f"resume = {resume!r}: must be {validators.listed(options)}")
     source = data if data is not None else recipe.data
     if source is None:
         wrong.append("no data: give `data`, or a recipe with one, such as TensorData(x, cond, null)")
@@ -265,7 +278,7 @@ def _check(
     if path is not None and (other := others(path)) is not None:
         wrong.append(f"out = {path}: holds other things, such as {other!r}: give one that is empty or not there yet")
     if resume == "never" and path is not None and (path / "checkpoints").exists():
-        wrong.append(f"resume = 'never', but {path} has checkpoints: give an empty directory")
+        wrong.append(f"resume = 'never', but {path} has checkpoints: give an empty directory, or restart")
     if wrong or source is None:
         raise RecipeError(*wrong)
     return source

@@ -122,7 +122,7 @@ def test_a_missing_evaluation_is_made_up_for(recipe: Path, run: Path) -> None:
 def test_another_recipe_leaves_the_run_as_it_is(recipe: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert main(["distill", str(recipe), "--out", str(run)]) == 2
-    assert "is of another recipe, or of one with other steps" in capsys.readouterr().err
+    assert "stages.0.steps was 2, is 4, but stage 1 has begun with what it ended with" in capsys.readouterr().err
     assert main(["distill", str(recipe), "--out", str(run), "--steps", "2", "--resume", "never"]) == 2
     assert "has checkpoints: give an empty directory" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before

@@ -177,7 +177,7 @@ def finished(path: Path) -> dict[str, Any]:
     [
         (evolve(RECIPE, data=None), {}, r"no data: give `data`, or a recipe with one, such as TensorData\(x, cond"),
         (RECIPE, {"data": [1, 2]}, r"data is a list: must have `batch\(index\)` and a length, or `load\(...\)`"),
-        (RECIPE, {"resume": "maybe"}, "resume = 'maybe': must be 'auto' or 'never'"),
+        (RECIPE, {"resume": "maybe"}, "resume = 'maybe': must be 'auto', 'never' or 'restart'"),
     ],
 )
 def test_what_cannot_be_run_is_said_at_once(

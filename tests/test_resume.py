@@ -38,7 +38,7 @@ def test_the_fields_that_differ_are_named_with_both_values(tmp_path: Path, capfd
     said = capfd.readouterr().err
     assert "times are trained with shift 5; the backbone's own, by which its student is sampled, is 1" in said
     other = evolve(RECIPE, seed=7, stages=(evolve(STAGE, steps=3, optimizer=AdamW(lr=0.5)),), name="renamed")
-    said = r"another recipe, .*\. What differs: seed was 0, is 7; stages\.0\.optimizer\.lr was [\d.e-]+, is 0\.5; "
+    said = r"another recipe: .*\. What differs: seed was 0, is 7; stages\.0\.optimizer\.lr was [\d.e-]+, is 0\.5; "
     with pytest.raises(OtherRecipeError, match=said + r"stages\.0\.steps was 2, is 3$"):
         distill(other, out=tmp_path, device="cpu")
     assert json.loads((tmp_path / "recipe.json").read_text())["seed"] == 0

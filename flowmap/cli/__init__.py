@@ -65,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(COMMANDS[options.command].run(options) or 0)
     except KeyboardInterrupt as stopped:
         number, name = _signal(stopped)
-        again = shlex.join(["flowmap", *arguments])
+        from ..training.store import status as state
+
+        again = shlex.join(["flowmap", *state.again(arguments)])
         on = f"; go on with: {again}" if arguments[:1] in (["distill"], ["data"]) else ""
         print(f"\nflowmap: {name}{on}", file=sys.stderr)
         return 128 + number

@@ -16,12 +16,20 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="DIR", help="the run directory; by default runs/NAME, of a trial runs/NAME_trial"
     )
-    parser.add_argument(
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument(
         "--resume",
         type=resume,
         default="auto",
         metavar="auto|never",
         help="auto, the default, goes on from the newest checkpoint in DIR; never refuses a directory that has any",
+    )
+    start.add_argument(
+        "--restart",
+        dest="resume",
+        action="store_const",
+        const="restart",
+        help="start anew: what is in DIR is moved to DIR.old-1, or the next number that is free",
     )
     parser.add_argument("--steps", type=positive, metavar="N", help="a trial: at most N iterations of every stage")
     parser.add_argument(

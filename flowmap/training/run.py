@@ -28,6 +28,7 @@ from .store import status
 from .store.lock import Lock, me
 from .store.metrics import Metrics
 from .store.status import Status
+from .store.steps import KEY, recorded
 
 PACKAGES = ("flowmap-distill", "torch", "diffusers", "transformers", "peft", "safetensors", "numpy")
 DATA = "data.json"
@@ -83,7 +84,9 @@ class Run:
         """Say what is to be done; an error where the directory takes nothing."""
         if self._lock is None or self.path is None:
             return
-        write_json(self.path / "recipe.json", {"digest": digest(recipe), **describe(recipe)})
+        now = tuple(stage.steps for stage in recipe.stages)
+        earlier = {KEY: found} if (found := [one for one in recorded(self.path) if one != now]) else {}
+        write_json(self.path / "recipe.json", {"digest": digest(recipe), **describe(recipe), **earlier})
         write_json(self.path / "env.json", environment())
         self._metrics = Metrics(self.path / "metrics.jsonl")
         if self._lock.taken_over is not None:  # said before the status names this process

@@ -239,7 +239,7 @@ def test_what_two_values_together_make_wrong_is_said_at_once_too(tmp_path: Path)
         "Gone.seed = 2: there is no such file",
         f"{tmp_path / 'data'} holds no encoded data: index.json: No such file or directory; {MADE_BY}",
         "dtype = <class 'float'>: must be torch.float32 or torch.bfloat16",
-        "resume = 'maybe': must be 'auto' or 'never'",
+        "resume = 'maybe': must be 'auto', 'never' or 'restart'",
     )
     assert str(error.value).startswith("5 errors:\n  Gone.seed = 1")
     assert not (tmp_path / "run").exists()

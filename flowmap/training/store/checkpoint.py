@@ -55,7 +55,8 @@ class SaveError(Exception):
 
 @frozen
 class Found:
-    """A whole checkpoint. end: its stage is over there. passed: newer ones that were put aside, and why."""
+    """A whole checkpoint. end: its stage is over there. digest: of its recipe. passed: newer ones that were put aside,
+    and why."""
 
     path: Path
     stage: int
@@ -63,6 +64,7 @@ class Found:
     end: bool
     trainer: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, ...]]
+    digest: str
     passed: tuple[str, ...] = ()
 
 
@@ -111,8 +113,8 @@ def _saving(directory: Path, trainer: Trainer, weights: Weights, iteration: int,
     return final
 
 
-def latest(directory: Path, digest: str) -> Found | None:
-    """The newest whole checkpoint of this recipe; None where there is none at all."""
+def latest(directory: Path, *digests: str) -> Found | None:
+    """The newest whole checkpoint, of a recipe of one of these `digests`; None where there is none at all."""
     passed: list[str] = []
     for path in reversed(on_first(lambda: published(directory))):
         _refuse_other_schema(path)
@@ -120,7 +122,7 @@ def latest(directory: Path, digest: str) -> Found | None:
             aside = on_first(partial(_put_aside, path))
             passed.append(f"{path.name} is damaged ({'; '.join(wrong)}): kept as {aside.name}")
             continue
-        return _open(path, digest, tuple(passed))
+        return _open(path, digests, tuple(passed))
     if corrupt := on_first(lambda: list(directory.glob("step_*.corrupt"))):  # found just now, or by the run before
         raise CheckpointError(
             f"{directory}: no checkpoint is whole; {len(corrupt)} are kept as *.corrupt: start again with another --out"
@@ -139,7 +141,7 @@ def stage_end(directory: Path, number: int, digest: str) -> Found:
     _refuse_other_schema(path)
     if wrong := damage(path):
         raise CheckpointError(f"{path} is damaged ({'; '.join(wrong)}): what stage {number} ended with is lost")
-    found = _open(path, digest)
+    found = _open(path, (digest,))
     if not found.end:
         raise CheckpointError(f"{path} is not the end of stage {number}, which stopped before it")
     return found
@@ -221,14 +223,13 @@ def _seal(new: Path, listed: Manifest) -> None:
     listed.write(new)
 
 
-def _open(path: Path, digest: str, passed: tuple[str, ...] = ()) -> Found:
+def _open(path: Path, digests: Sequence[str], passed: tuple[str, ...] = ()) -> Found:
     """A checkpoint that was verified."""
     listed, state = on_first(lambda: (Manifest.read(path), json.loads((path / "train_state.json").read_text())))
-    if listed.digest != digest:
-        raise OtherRecipeError(
-            f"{path} is of another recipe, or of one with other steps: give another directory, or empty this one"
-        )
-    return Found(path, state["stage"], state["iteration"], state["end"], state["trainer"], listed.shapes, passed)
+    if listed.digest not in digests:
+        raise OtherRecipeError(f"{path} is of another recipe: give another directory, or start anew in it (--restart)")
+    at = state["stage"], state["iteration"], state["end"]
+    return Found(path, *at, state["trainer"], listed.shapes, listed.digest, passed)
 
 
 def _refuse_other_schema(path: Path) -> None:

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -89,7 +89,12 @@ def command() -> str:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         ranks = os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
         start = ["torchrun", "--nproc-per-node", ranks, *(["-m"] if start == ["flowmap"] else []), start[-1]]
-    return shlex.join([*start, *arguments])
+    return shlex.join([*start, *again(arguments)])
+
+
+def again(arguments: Sequence[str]) -> list[str]:
+    """What goes on with what `arguments` began: to restart would begin once more."""
+    return [one for one in arguments if one != "--restart"]
 
 
 def lines(run: Path) -> dict[str, str]:
