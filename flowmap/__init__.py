@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .recipe import AdamW, Ema, Recipe, Stage
     from .rollout import sample
     from .stream import stream
+    from .window import Window
 
 __version__ = "0.1.0"
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Stage",
     "TensorData",
     "VideoFolder",
+    "Window",
     "backbone",
     "distill",
     "export",
@@ -61,6 +63,7 @@ _MODULES = {
     "recipe": ("AdamW", "Ema", "Recipe", "Stage"),
     "rollout": ("sample",),
     "stream": ("stream",),
+    "window": ("Window",),
 }
 _WHERE = {name: module for module, names in _MODULES.items() for name in names}
 

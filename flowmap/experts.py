@@ -11,6 +11,7 @@ from torch import nn
 from ._types import Cache, Cond, Latent, Rng, Time
 from .model import FlowMap
 from .path import expand, renoise
+from .window import Window
 
 
 @final
@@ -60,6 +61,10 @@ class TwoExperts(FlowMap):
         high, low = (None, None) if cache is None else cache
         found = self.high.extend(high, x, cond), self.low.extend(low, x, cond)
         return None if found == (None, None) else found
+
+    def bound(self, window: Window) -> None:
+        self.high.bound(window)
+        self.low.bound(window)
 
     def teacher_forcing(self, x: Latent, cond: Cond, rng: Rng) -> tuple[Latent, Cond]:
         return self.low.teacher_forcing(x, cond, rng)

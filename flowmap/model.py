@@ -17,6 +17,7 @@ from ._types import Cache, Cond, Latent, Rng, Role, Time, concat, nullify, requi
 from .casting import changed
 from .context_parallel import Context
 from .path import data_from_velocity, expand
+from .window import Window
 
 
 class ConditionError(ValueError):
@@ -80,9 +81,9 @@ class FlowMap(nn.Module, ABC):
         Φ_{r←t}(z_t) = z_t - (t - r) u_θ(z_t, t, r | c).
 
     On the diagonal r = t it is the instantaneous velocity v_θ, so a teacher and a critic are flow maps too. Only
-    `forward` must be written. `chunks`, `extend` and `teacher_forcing` describe a network that generates all frames
-    at once, and a causal network overrides them; `precision`, `blocks`, `trained` and `thaw` say how the network is
-    built. The rest is final.
+    `forward` must be written. `chunks`, `extend`, `bound` and `teacher_forcing` describe a network that generates all
+    frames at once, and a causal network overrides them; `precision`, `blocks`, `trained` and `thaw` say how the network
+    is built. The rest is final.
     """
 
     guidance: float | None = 1.0
@@ -103,6 +104,12 @@ class FlowMap(nn.Module, ABC):
     def extend(self, cache: Cache, x: Latent, cond: Cond) -> Cache:
         """A new snapshot: the history with a finished chunk appended. Never changes `cache`."""
         return None
+
+    def bound(self, window: Window) -> None:
+        """From now on `extend` remembers what `window` keeps, of videos without end. A ValueError where it cannot."""
+        raise ValueError(
+            f"{window}: this {type(self).__name__} takes no window: it makes all frames at once, or forgets none"
+        )
 
     def teacher_forcing(self, x: Latent, cond: Cond, rng: Rng) -> tuple[Latent, Cond]:
         """Choose the frames to train on, and put their clean history into `cond`."""
@@ -175,6 +182,9 @@ class Wrapped(FlowMap, ABC):
 
     def extend(self, cache: Cache, x: Latent, cond: Cond) -> Cache:
         return self.u.extend(cache, x, cond)
+
+    def bound(self, window: Window) -> None:
+        self.u.bound(window)
 
     def teacher_forcing(self, x: Latent, cond: Cond, rng: Rng) -> tuple[Latent, Cond]:
         return self.u.teacher_forcing(x, cond, rng)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import chain
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, count, repeat
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,12 @@ from ._types import Cond, Latent, Rng
 from .evaluation.sampling import encode_context, encode_image, latent_shape
 from .model import Codec, FlowMap, Sampling
 from .plugins import backbone
-from .rollout import STEPS, Step, chunks_after, generate
+from .rollout import CHUNK, STEPS, Step, chunks_after, generate
 from .times import grid_of
+from .window import Window
+
+MANY = 256
+"""Latent frames by which chunks have their lasting size, of a video without end."""
 
 
 def stream(
@@ -23,9 +28,10 @@ def stream(
     prompt: str,
     *,
     steps: int | None = None,
-    frames: int | None = None,
+    frames: float | None = None,
     size: tuple[int, int] | None = None,
     context: Tensor | None = None,
+    window: Window | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
@@ -38,6 +44,9 @@ def stream(
     default. context: frames [n, 3, H, W] in [0, 1] to go on from, one for image-to-video; they come first, through the
     codec like the rest. A student that makes all frames at once is told of its image instead. Concatenated, the video
     that `flowmap sample` makes from the same seed. A ValueError for what the student cannot do, before any is made.
+
+    window: what is remembered of chunks long ago, `flowmap.window.Window`; then a video may be as long as one likes,
+    and frames = math.inf is without end, its noise drawn chunk by chunk.
     """
     if not isinstance(prompt, str):
         raise TypeError(f"prompt is a {type(prompt).__name__}: must be one string")
@@ -49,24 +58,37 @@ def stream(
     grid_of(own, steps, spec.shift)  # a wrong number is said before anything is loaded
     if context is not None:
         _check(context)
+    endless = frames == math.inf
+    if endless and window is None:
+        raise ValueError("frames = inf would remember all of a video without end: give a window, such as Window(1, 6)")
+    number = frames if isinstance(frames, int) else 1 if endless and size is not None else None
+    if frames is not None and not endless and number is None:
+        raise TypeError(f"frames = {frames}: must be a whole number, or math.inf")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     codec = spec.codec(device=device, dtype=dtype)
-    shape = latent_shape(codec, path, frames, size)
+    shape = latent_shape(codec, path, number, size)
+    shape = (MANY, *shape[1:]) if endless else shape
     u = spec.load(path, device=device, dtype=dtype)
+    if window is not None:
+        u.bound(window)
     image = encode_image(spec, codec, shape, context)
     given = encode_context(codec, u, shape, None if image else context).to(device)
     grid = grid_of(own, steps, spec.shift, u.boundary)
     past, rest = chunks_after(u, shape[0], given.shape[1])
-    noise = Rng.seeded(seed).noise_like(torch.zeros(1, *shape, device=device)).split((*past, *rest), dim=1)
+    like, rng = torch.zeros(1, *shape, device=device), Rng.seeded(seed)
+    noise: Iterable[Latent] = rng.noise_like(like).split((*past, *rest), dim=1)[len(past) :]
+    if endless:  # the last of the sizes is cut to fit
+        numbered = zip(count(), chain(rest[:-1], repeat(rest[-2])), strict=False)
+        noise = (rng.fork(CHUNK, k).noise_like(like[:, :n]) for k, n in numbered)
     cond = {**codec.encode_prompts([prompt]), **image}
-    return _frames(codec, u, noise[len(past) :], cond, grid.to(device), given.split(past, dim=1), STEPS[own.kind])
+    return _frames(codec, u, noise, cond, grid.to(device), given.split(past, dim=1), STEPS[own.kind])
 
 
 @torch.no_grad()
 def _frames(
     codec: Codec,
     u: FlowMap,
-    noise: Sequence[Latent],
+    noise: Iterable[Latent],
     cond: Cond,
     grid: Tensor,
     given: Sequence[Latent],

@@ -32,6 +32,14 @@ def arguments(parser: ArgumentParser) -> None:
         "as those of the backbone far; the image that a student from images to videos begins with",
     )
     parser.add_argument(
+        "--window",
+        type=whole,
+        nargs=2,
+        metavar=("SINK", "RECENT"),
+        help="remember so many of the first and of the last chunks alone, so that a video may be as long as one likes; "
+        "for a student that makes chunk after chunk",
+    )
+    parser.add_argument(
         "--encoders",
         metavar="DIR",
         help="for an export: a student's directory with the text encoder and VAE; the one it was made of by default",
@@ -53,6 +61,7 @@ def run(options: Namespace) -> None:
     from ..export.errors import ProfileError
     from ..export.forms import located
     from ..plugins import backbone
+    from ..window import Window
 
     exported = None
     if is_export(path):
@@ -69,7 +78,8 @@ def run(options: Namespace) -> None:
     asked = options.prompt, options.steps, options.seed, options.size, options.out
     more = {} if exported is None else _exported(exported)
     try:
-        grid_of_samples(spec, path, *asked, context, **more)
+        window = None if options.window is None else Window(*options.window)
+        grid_of_samples(spec, path, *asked, context, **more, window=window)
     except ProfileError as error:
         raise UsageError(_outside(error, options.size)) from error
     except ValueError as error:

@@ -15,6 +15,7 @@ from .._types import Cond, Latent, Rng
 from ..model import Codec, FlowMap, FlowMapSpec, Sampling, conditions_of_images
 from ..rollout import STEPS, chunks_after, sample
 from ..times import grid_of
+from ..window import Window
 from .previews import tile, write_labelled, write_video
 
 LONGEST = 16  # video frames to a latent one: more than any codec has
@@ -37,6 +38,7 @@ def grid_of_samples(
     shift: float | None = None,
     own: Sampling | None = None,
     rows: tuple[int, int] = (1, MANY),
+    window: Window | None = None,
 ) -> None:
     """One video with a row a prompt and a column a number of steps; along a row the noise is the same. In a .png of
     several they have labels.
@@ -44,13 +46,15 @@ def grid_of_samples(
     steps: None is the student's own number. context: frames [n, 3, H, W] in [0, 1] that every video goes on from, or
     the image that it begins with. u: takes the place of the student's network; shape: of its latents, where no `size`
     is given; shift, own: of its sampler. Else the student's own. rows: how few and how many prompts `u` takes at once;
-    more are made in several calls.
+    more are made in several calls. window: what a student remembers that makes chunk after chunk.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     codec = backbone.codec(device=device, dtype=torch.float32)
     frames, area = (None, None) if size is None else (size[0], size[1:])
     shape = shape if shape is not None and size is None else latent_shape(codec, student, frames, area)
     u = u or backbone.load(student, device=device, dtype=torch.float32)
+    if window is not None:
+        u.bound(window)
     image = encode_image(backbone, codec, shape, context)
     given = encode_context(codec, u, shape, None if image else context).expand(len(prompts), *(-1,) * len(shape))
     cond = codec.encode_prompts(prompts)

@@ -8,6 +8,7 @@ import torch
 
 from flowmap import Rng
 from flowmap._types import Cache, Cond, Latent
+from flowmap.window import Window
 
 from .network import DiffusersFlowMap
 from .row import Row
@@ -21,6 +22,7 @@ class ChunkFlowMap(DiffusersFlowMap):
     """
 
     more: ClassVar[frozenset[str]] = frozenset({"history"})
+    window: Window | None = None
 
     def chunks(self, frames: int) -> tuple[int, ...]:
         width = self.net.config.chunk_width
@@ -29,7 +31,16 @@ class ChunkFlowMap(DiffusersFlowMap):
     def extend(self, cache: Cache, x: Latent, cond: Cond) -> Cache:
         clean = self.units(torch.full((len(x),), 1 - self.net.config.clean_t, device=x.device))
         with self.running.clock.at(clean) as told, self.running.sets.using(self.adapter):
-            return self.net.remember(self._cast(x), told / self.row.multiplies, cache)
+            recent = None if self.window is None else self.window.recent
+            return self.net.remember(self._cast(x), told / self.row.multiplies, cache, recent)
+
+    def bound(self, window: Window) -> None:
+        """It forgets by itself all but the last chunks, and knows differences of positions alone: fewer of them."""
+        if window.sink or window.int8:
+            raise ValueError(
+                f"{window}: this network remembers its last chunks alone: must have sink = 0, int8 = False"
+            )
+        self.window = window
 
     def teacher_forcing(self, x: Latent, cond: Cond, rng: Rng) -> tuple[Latent, Cond]:
         sizes = self.chunks(x.shape[1])

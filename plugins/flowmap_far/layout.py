@@ -40,10 +40,11 @@ def chunks(partition: Sequence[int], frames: int) -> tuple[int, ...]:
         raise ValueError(f"{frames} latent frames: must be at least 1")
     if frames == sum(partition):
         return tuple(partition)
-    found: list[int] = []
+    found, left = list[int](), frames
     for size in _endless(partition):
-        found.append(min(size, frames - sum(found)))
-        if sum(found) >= frames:
+        found.append(min(size, left))
+        left -= found[-1]
+        if not left:
             return tuple(found)
     raise AssertionError("unreachable: the sizes have no end")
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, Literal, TypeAlias
 
 import torch
-from attrs import frozen
 from flowmap_wan.block import KeyValue, Mask, Rope, rotation
 from flowmap_wan.network import WanFlowMap, patchify
 from torch import Tensor
@@ -17,66 +16,16 @@ from torch import Tensor
 from flowmap import Rng
 from flowmap._types import Cond, Latent, Role, Time
 from flowmap.model import ConditionError, Kept
+from flowmap.window import Window
 
-from . import layout
+from . import history, layout
+from .history import Cache, Int8, Placed, Repeated, extended
 from .layout import CLEAN, COMPRESSED, NOISY, Piece
 
 FAR_PATCH = "far_patch_embedding"
 FINE = 1 << 20
 Attention: TypeAlias = Literal["auto", "dense", "spans", "flex"]
 SMALL = 2048  # tokens up to which a mask in full costs less than a call a piece
-
-
-@frozen(eq=False)
-class Cache:
-    """The history of a video in the making; never written to, snapshots share what they have in common.
-
-    pieces: compressed chunks, oldest first, then at most `full - 1` clean ones. memory: keys and values, by piece, by
-    layer. recent: the latents of the clean ones.
-    """
-
-    pieces: tuple[Piece, ...] = ()
-    memory: tuple[Sequence[KeyValue], ...] = ()
-    recent: tuple[Latent, ...] = ()
-
-    @property
-    def frames(self) -> int:
-        return self.pieces[-1].first + self.pieces[-1].frames if self.pieces else 0
-
-
-@frozen(eq=False)
-class Repeated(Sequence[KeyValue]):
-    """Keys and values by layer, several times over along the batch: each when it is asked for."""
-
-    memory: Sequence[KeyValue]
-    times: int
-
-    def __getitem__(self, layer: Any) -> Any:
-        k, v = self.memory[layer]
-        return k.repeat(self.times, 1, 1, 1), v.repeat(self.times, 1, 1, 1)
-
-    def __len__(self) -> int:
-        return len(self.memory)
-
-
-Encode: TypeAlias = Callable[[tuple[Piece, ...], Sequence[Latent], Cache], Sequence[Sequence[KeyValue]]]
-"""Keys and values of clean chunks, by piece, by layer, with what came before."""
-
-
-def extended(cache: Cache, x: Latent, full: int, encode: Encode) -> Cache:
-    """`FarFlowMap.extend`, whatever encodes."""
-    done = Piece(CLEAN, len(cache.pieces), cache.frames, x.shape[1])
-    clean = (*(p for p in cache.pieces if p.form == CLEAN), done)
-    recent = (*cache.recent, x)
-    leaving = max(0, len(clean) - full + 1)
-    if not leaving:
-        return Cache((*cache.pieces, done), (*cache.memory, *encode((done,), (x,), cache)), recent)
-    old = len(cache.pieces) - len(cache.recent)
-    kept = Cache(cache.pieces[:old], cache.memory[:old])
-    compressed = tuple(Piece(COMPRESSED, p.chunk, p.first, p.frames) for p in clean[:leaving])
-    new = (*compressed, *clean[leaving:])
-    memory = encode(new, recent, kept)
-    return Cache((*kept.pieces, *new), (*kept.memory, *memory), recent[leaving:])
 
 
 class FarFlowMap(WanFlowMap):
@@ -108,11 +57,27 @@ class FarFlowMap(WanFlowMap):
         super().__init__(net, role, whole=(FAR_PATCH,), **settings)
         self.partition, self.full, self.long, self.bidirectional = partition, full, long, bidirectional
         self.attention, self.keep_history = attention, keep_history
+        self.window: Window | None = None
 
     def chunks(self, frames: int) -> tuple[int, ...]:
-        if frames > (most := self.net.config.rope_max_seq_len):
+        if self.window is None and frames > (most := self.net.config.rope_max_seq_len):
             raise ValueError(f"{frames} latent frames: this network has rotary positions for at most {most}")
         return layout.chunks(self.partition, frames)
+
+    def bound(self, window: Window) -> None:
+        """Where old chunks are compressed, all that are not yet must be remembered."""
+        most = self.net.config.rope_max_seq_len
+        if self.full < len(self.partition) and window.recent < self.full - 1:
+            raise ValueError(
+                f"Window.recent = {window.recent}: of its chunks {self.full} are at full resolution, with the one "
+                f"being made: must be at least {self.full - 1}"
+            )
+        frames = sum(layout.chunks(self.partition, most)[: window.sink]) + (window.recent + 1) * max(self.partition)
+        if frames > most:
+            raise ValueError(f"{window}: is up to {frames} latent frames, this network has positions for {most}")
+        if self.context is not None:
+            raise ValueError(f"{window}: several ranks share a sample's tokens: must be one rank a sample")
+        self.window = window
 
     def teacher_forcing(self, x: Latent, cond: Cond, rng: Rng) -> tuple[Latent, Cond]:
         """A prefix of n chunks: its last `full` ones, and the clean frames before the last in cond["history"]."""
@@ -133,7 +98,8 @@ class FarFlowMap(WanFlowMap):
     def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache | Kept | None = None) -> Latent:
         kept, cache = (cache, Cache()) if isinstance(cache, Kept) else (None, cache or Cache())
         self._check(z, cond, cache)
-        past, before = cache.memory, cache.pieces
+        past: Sequence[Sequence[KeyValue]] = cache.memory
+        before = cache.pieces
         if "history" in cond:
             pieces = self._training(cond["history"], z)
             if kept is not None and kept.memory:
@@ -144,7 +110,8 @@ class FarFlowMap(WanFlowMap):
                 h, context = self._assemble(pieces, cond["history"], z)
         else:
             self.chunks(cache.frames + z.shape[1])  # is there a position for each?
-            pieces = (Piece(NOISY, len(cache.pieces), cache.frames, z.shape[1]),)
+            own = (Piece(NOISY, cache.chunks, cache.frames, z.shape[1]),)
+            pieces, past = self._placed(own, cache, z)
             h, context = self.tokens(z), 0
         e = self.embed(t, r)
         groups = [(h.shape[1] - context) // e.shape[1]] * e.shape[1]
@@ -168,20 +135,34 @@ class FarFlowMap(WanFlowMap):
         Compressed chunks see compressed ones alone, so theirs never change: at most `full` chunks are encoded, however
         long the video. Equal to encoding the whole history.
         """
-        return extended(cache or Cache(), x, self.full, partial(self._encode, cond=cond))
+        whole = extended(cache or Cache(), x, self.full, partial(self._encode, cond=cond))
+        return whole if self.window is None else history.kept(whole, self.window)
+
+    def _placed(
+        self, pieces: tuple[Piece, ...], before: Cache, like: Latent
+    ) -> tuple[tuple[Piece, ...], Sequence[Sequence[KeyValue]]]:
+        """Chunks, and keys and values of those before them, at the positions that they have in the window."""
+        if self.window is None:
+            return pieces, before.memory
+        n, now = len(before.pieces), history.placed((*before.pieces, *pieces), self.window, sum(self.partition))
+        past = [Placed(m, self._rope((p,), like)) for m, p in zip(before.memory, now[:n], strict=True)]
+        return now[n:], past
 
     def _encode(
         self, pieces: tuple[Piece, ...], x: Sequence[Latent], before: Cache, cond: Cond
-    ) -> list[list[KeyValue]]:
+    ) -> Sequence[Sequence[KeyValue]]:
         """Keys and values of clean chunks at t = r = 0, by piece, by layer."""
         parts = [self._piece(p.form, latent) for p, latent in zip(pieces, x, strict=True)]
         h, zero = torch.cat(parts, 1), torch.zeros(len(x[0]), device=x[0].device)
-        e, rope, mask = self.embed(zero, zero), self._rope(pieces, x[0]), self._mask(pieces, before.pieces, x[0])
-        _, found = self.through(h, e, [h.shape[1]], self.text(cond), rope, mask, before.memory, _both)
+        now, past = self._placed(pieces, before, x[0])
+        e, rope, mask = self.embed(zero, zero), self._rope(now, x[0]), self._mask(pieces, before.pieces, x[0])
+        own = [h.shape[1]], self.text(cond), rope, mask, past, _both
+        _, found = self.through(h, e, *own, turned=self.window is None)
         ends = [0, *accumulate(part.shape[1] for part in parts)]
-        return [  # copies: a view would keep the whole pass in memory for as long as one chunk of it is remembered
+        made = [  # copies: a view would keep the whole pass in memory for as long as one chunk of it is remembered
             [(k[:, i:j].clone(), v[:, i:j].clone()) for k, v in found] for i, j in pairwise(ends)
         ]
+        return made if self.window is None or not self.window.int8 else [Int8.of(part) for part in made]
 
     def _check(self, z: Latent, cond: Cond, cache: Cache) -> None:
         if unknown := cond.keys() - {"text", "history"}:

@@ -21,8 +21,8 @@ from flowmap.model import ConditionError
 
 from . import layout
 from .graph import EMPTY
+from .history import Cache, extended
 from .layout import COMPRESSED, Piece
-from .network import Cache, extended
 
 
 class ExportedFar(FlowMap):

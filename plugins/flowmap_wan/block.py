@@ -52,17 +52,19 @@ class Block(nn.Module):
         mask: Mask = None,
         past: Sequence[KeyValue] = (),
         share: Share | None = None,
+        turned: bool = True,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """h [B, S, d]; e [B, G, 6, d], the modulation of groups of tokens of the sizes `groups`, which sum to S.
 
         past: keys and values that stand before this layer's own. Returns h and the layer's own keys and values.
         share: h, groups and rope are of this rank's tokens; mask, past and what is returned beside h of all of them,
-        and of this rank's heads.
+        and of this rank's heads. turned: return the keys as they are rotated; else, of one rank alone, as before.
         """
         shift, scale, gate, shift_ff, scale_ff, gate_ff = (self.scale_shift_table[:, None] + e.float()).unbind(2)
 
         x = _by_group(_affine, self.norm1(h.float()), groups, scale, shift).to(h.dtype)
         q, k, v = _heads(self.attn1, x, x)
+        plain = k
         q, k = rotate(q, rope), rotate(k, rope)
         if share is not None:
             q, k, v = share.heads(q.to(v.dtype), k.to(v.dtype), v)
@@ -75,7 +77,7 @@ class Block(nn.Module):
 
         x = _by_group(_affine, self.norm3(h.float()), groups, scale_ff, shift_ff).to(h.dtype)
         h = (h.float() + _by_group(torch.mul, self.ffn(x).float(), groups, gate_ff)).to(h.dtype)
-        return h, k, v
+        return h, k if turned else plain, v
 
 
 def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -170,8 +170,9 @@ class WanFlowMap(FlowMap):
         mask: Mask = None,
         past: Sequence[Sequence[KeyValue]] = (),
         remember: Callable[[Tensor, Tensor], KeyValue] | None = None,
+        turned: bool = True,
     ) -> tuple[Tensor, list[KeyValue]]:
-        """All blocks, with h [B, S, d] and e [B, G, d] as in `Block`; past: by piece of the history, then by layer.
+        """All blocks, with h [B, S, d], e [B, G, d] and turned as in `Block`; past: by piece of the history, by layer.
 
         Returns the last block's tokens, in a context this rank's, and what `remember` makes of the keys and values of
         every layer: of a whole video at 14B they are more than twice what training holds for its backward pass.
@@ -183,7 +184,7 @@ class WanFlowMap(FlowMap):
         found: list[KeyValue] = []
         for i, block in enumerate(self.net.blocks):
             own = tuple(piece[i] for piece in past)
-            h, k, v = self._block(block, h.contiguous(), modulation, groups, text, rope, mask, own, share)
+            h, k, v = self._block(block, h.contiguous(), modulation, groups, text, rope, mask, own, share, turned)
             if remember is not None:
                 found.append(remember(k, v))
         return h, found

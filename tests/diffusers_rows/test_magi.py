@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import flowmap
-from flowmap import FlowMap, Rng
+from flowmap import FlowMap, Rng, Window
 from flowmap.path import Convention
 from flowmap.testing.kit_helpers import perturb
 from tests.diffusers_rows.test_step_video import Array, attend, normal, silu
@@ -323,3 +323,21 @@ def test_a_student_comes_back_and_is_sampled_chunk_after_chunk(folder: Path, tmp
     with torch.no_grad():
         wanted, again = (flowmap.sample(net, video, cond, 2, shift=spec.shift) for net in (u, found))
     torch.testing.assert_close(again, wanted, rtol=0, atol=2e-5 * float(wanted.abs().max()))
+
+
+@torch.no_grad()
+def test_a_window_is_fewer_of_the_chunks_that_it_hears(folder: Path) -> None:
+    """Finished chunks hear none before them: a window of one is the history of the last one alone."""
+    spec, (video, cond) = flowmap.backbone(str(folder)), example()
+    whole, one = (spec.build(frozenset({"teacher"}), **CPU)["teacher"] for _ in range(2))
+    assert REACH - 1 == 2
+    one.bound(Window(0, 1))
+    cache, memory = remembered(whole, video[:, 4:6], cond), remembered(one, video[:, :6], cond)
+    found, wanted = (u(video[:, 6:], TIMES, TIMES, cond, c).double() for u, c in ((one, memory), (whole, cache)))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+    assert memory.kept == WIDTH
+    one.bound(Window(0, REACH))
+    same = (flowmap.sample(u, video, cond, 1) for u in (one, whole))
+    assert torch.equal(*same)
+    with pytest.raises(ValueError, match="remembers its last chunks alone: must have sink = 0"):
+        one.bound(Window(1, 1))

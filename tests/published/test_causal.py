@@ -104,6 +104,16 @@ def test_streaming_is_the_block_causal_network(layout, tmp_path):
     assert json.loads((out / "flowmap.json").read_text())["imported"]["layout"] == layout
 
 
+@torch.no_grad()
+def test_a_window_streams_beyond_the_positions_of_a_published_student(student):
+    u, whole = flowmap.load(student[1]), flowmap.load(student[1])
+    x, z, text, t = given(15)
+    u.bound(flowmap.Window(1, 1))
+    made, want = streamed(u, x, z, t, text), streamed(whole, x, z, t, text)
+    assert torch.equal(made[:, :9], want[:, :9])
+    assert not torch.equal(made[:, 9:12], want[:, 9:12])
+
+
 def test_what_a_checkpoint_may_have(tmp_path):
     """Parameters, views of one storage, rows that are columns, bfloat16."""
     net = wan()

@@ -11,6 +11,7 @@ from attrs import frozen
 from ..._types import Cond, Latent, Rng
 from ...model import FlowMap, FlowMapSpec
 from ...rollout import sample
+from ...window import Window
 from ..kit_helpers import Skip, build, close, example, perturb, require, same, times
 
 SEEDS = 32  # of what `teacher_forcing` draws: enough to see every run of chunks, each of which is tested once
@@ -74,6 +75,17 @@ def check_a_cache_is_a_snapshot(spec: FlowMapSpec) -> None:
     same(x, given, "`extend` changed the frames it was given")
     for chunk, before, out in seen:
         same(u(chunk, t, r, c, before), out, "`extend` changed the cache it was given: return a new one")
+
+
+def check_a_window_is_the_whole_history_until_it_drops_some(spec: FlowMapSpec) -> None:
+    """A stream without end begins as the video does that is remembered whole."""
+    u, x, c, sizes = _causal(spec)
+    whole = sample(u, x, c, steps=2)
+    try:
+        u.bound(Window(sink=0, recent=len(sizes) - 1))
+    except ValueError as error:
+        raise Skip(f"it takes no window: {error}") from None
+    same(sample(u, x, c, steps=2), whole, "a window changes frames though all chunks before them are in it")
 
 
 @frozen

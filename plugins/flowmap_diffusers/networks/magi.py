@@ -224,15 +224,16 @@ class MagiModel(ModelMixin, ConfigMixin):
             found.append(own)
         return h, tuple(found)
 
-    def remember(self, x: Tensor, timestep: Tensor, memory: Memory | None) -> Memory:
-        """The memory with the finished chunk x: later ones hear noise_range - 1 chunks of it."""
+    def remember(self, x: Tensor, timestep: Tensor, memory: Memory | None, recent: int | None = None) -> Memory:
+        """The memory with the finished chunk x: later ones hear noise_range - 1 chunks of it, at most `recent`."""
         first, frames = 0 if memory is None else memory.frames, x.shape[1]
         told = self.told(timestep, torch.zeros_like(timestep)).expand(-1, frames, -1)
         none = x.new_zeros(len(x), 1, int(self.config.hidden_size * self.config.xattn_cond_hidden_ratio))
         h, new = self.through(x, first, frames, told, none, none[..., 0], memory)
         if memory is None:
             return Memory(new, frames, frames)
-        kept = min(memory.kept + frames, (self.config.noise_range - 1) * self.config.chunk_width)
+        most = min(self.config.noise_range - 1, recent or self.config.noise_range)
+        kept = min(memory.kept + frames, most * self.config.chunk_width)
         gone = (memory.kept + frames - kept) * (h.shape[1] // frames)
         both = zip(memory.layers, new, strict=True)
         layers = (tuple(torch.cat(pair, 2)[:, :, gone:] for pair in zip(*two, strict=True)) for two in both)
