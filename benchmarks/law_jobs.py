@@ -60,7 +60,7 @@ SMOKE = Settings(samples=48, steps=(1, 4), batch=4, clips=16, shorter=0.002, rou
 def costs(row: Row, settings: Settings, folder: Path) -> list[float]:
     """Calls of the student on one sample in an iteration of each stage; counted once, on tiny networks."""
     full = row.recipe()
-    path = folder / "calls" / f"{row.name}_{jobs.key(_told(full), settings.rounds)[:12]}.json"
+    path = folder / "calls" / f"{row.name}_{jobs.key(told(full), settings.rounds)[:12]}.json"
     if not path.is_file():
         tiny = evolve(full, backbone=budget.small(full.backbone), teacher=budget.small(TEACHER))
         jobs.write(path, [cost["student"].total for cost in budget.count(tiny, 5, settings.rounds)])
@@ -86,14 +86,14 @@ def calls(row: Row, settings: Settings, folder: Path, scale: float | None = None
 # ---------------------------------------------------------------------------- training
 
 
-def _told(found: Recipe) -> str:
+def told(found: Recipe) -> str:
     """All that a training depends on, wherever this checkout lies."""
     return json.dumps(describe(evolve(found, evaluation=None)), sort_keys=True).replace(str(jobs.ROOT), "")
 
 
 def trained(found: Recipe, folder: Path, device: str) -> Path:
     """The run directory of a student; each stage is a run, which others that begin alike begin with."""
-    out = folder / "students" / jobs.key(_told(evolve(found, name="")), device)[:16]
+    out = folder / "students" / jobs.key(told(evolve(found, name="")), device)[:16]
     if (out / "facts.json").is_file():
         return out
     one, teacher = found, found.teacher
@@ -154,7 +154,7 @@ class Judging:
 
     @property
     def path(self) -> Path:
-        said = None if self.recipe is None else _told(self.recipe)
+        said = None if self.recipe is None else told(self.recipe)
         key = jobs.key(said, self.settings.samples, self.settings.device, GROUPS, [*METRICS])
         return self.folder / "records" / f"{self.name}_{self.sampler}_{self.steps}_seed{self.seed}_{key[:12]}.json"
 
@@ -164,17 +164,17 @@ class Judging:
 
     def perform(self) -> dict[str, Any]:
         """Train what is not trained, judge it, write the result."""
-        told: dict[str, Any] = {"method": self.name, "sampler": self.sampler, "steps": self.steps, "seed": self.seed}
-        told |= {"samples": self.settings.samples, "code": jobs.code(), "state": "finished"}
+        made: dict[str, Any] = {"method": self.name, "sampler": self.sampler, "steps": self.steps, "seed": self.seed}
+        made |= {"samples": self.settings.samples, "code": jobs.code(), "state": "finished"}
         try:
-            told |= self._judged()
+            made |= self._judged()
         except TrainingError as error:
-            told |= {"state": "diverged", "reason": str(error), "values": {}, "without": []}
-        jobs.write(self.path, told)
-        return told
+            made |= {"state": "diverged", "reason": str(error), "values": {}, "without": []}
+        jobs.write(self.path, made)
+        return made
 
     def _judged(self) -> dict[str, Any]:
-        bench = bench_of(self.settings, self.folder)
+        bench = bench_of(self.settings)
         if self.name == "real":
             return _measured(bench.real(real_clips, self.seed))
         if self.recipe is None:
@@ -187,7 +187,7 @@ class Judging:
 
 
 @cache
-def bench_of(settings: Settings, folder: Path) -> Bench:
+def bench_of(settings: Settings) -> Bench:
     """Prompts, noise and real clips, the same for every row; with the teacher."""
     own = curve(
         guidance=GUIDANCE, steps=settings.steps, seeds=(0,), samples=settings.samples, real_samples=settings.samples

@@ -54,7 +54,7 @@ class Line:
         by_seed = self.values(metric, steps)
         if not by_seed:
             return None
-        return _moments(by_seed, {s: [w[metric] for w in self.cells[steps][s]["without"]] for s in by_seed})
+        return moments_of(by_seed, {s: [w[metric] for w in self.cells[steps][s]["without"]] for s in by_seed})
 
     def seconds(self) -> float | None:
         found = {s: one.get("seconds") for at in self.cells.values() for s, one in at.items()}
@@ -73,7 +73,7 @@ class Line:
             s: [_slope({n: self.cells[n][s]["without"][g][metric] for n in steps}) for g in range(groups[s])]
             for s in whole
         }
-        return _moments(by_seed, left)
+        return moments_of(by_seed, left)
 
 
 def _slope(values: Mapping[int, float]) -> float:
@@ -82,7 +82,7 @@ def _slope(values: Mapping[int, float]) -> float:
     return sum((a - middle) * v for a, v in zip(x, values.values(), strict=True)) / sum((a - middle) ** 2 for a in x)
 
 
-def _moments(by_seed: Mapping[int, float], without: Mapping[int, Sequence[float]]) -> dict[str, Any]:
+def moments_of(by_seed: Mapping[int, float], without: Mapping[int, Sequence[float]]) -> dict[str, Any]:
     values = list(by_seed.values())
     if len(values) > 1:
         se, of = error(values), "seeds"

@@ -100,7 +100,7 @@ def test_what_diverges_is_a_result_and_no_other_error_is(tmp_path, monkeypatch):
 
 
 def test_another_checkout_finds_what_this_one_made(tmp_path, monkeypatch):
-    here = law_jobs._told(NAMES["anyflow"].recipe())
+    here = law_jobs.told(NAMES["anyflow"].recipe())
     assert str(law_jobs.jobs.ROOT) not in here and str(law_jobs.jobs.ROOT) in str(TEACHER.path)
 
 
@@ -135,9 +135,9 @@ def test_all_learn_from_the_same_clips_without_guidance(row):
 
 def test_an_ablation_is_one_change_and_those_of_stage_2_share_stage_1():
     own = NAMES["anyflow"].recipe()
-    seen = {law_jobs._told(own)}
+    seen = {law_jobs.told(own)}
     for row in ABLATIONS:
-        told = law_jobs._told(row.recipe()).replace(row.name, "anyflow")
+        told = law_jobs.told(row.recipe()).replace(row.name, "anyflow")
         assert told not in seen, row.name
         seen.add(told)
     first = own.stages[0]
@@ -195,7 +195,7 @@ def test_a_reading_is_beyond_the_interval(mean, told):
 
 def test_what_is_closer_to_real_clips_scores_less():
     """Through the whole of the judging: real clips, and the same moved towards the mean of their prompt."""
-    bench = law_jobs.bench_of(SMOKE, None)
+    bench = law_jobs.bench_of(SMOKE)
     real = bench.real(law_jobs.real_clips, 3)
     rows = torch.arange(len(real.prompts)) % 16
     means = torch.stack([real.latents[rows == k].mean(0) for k in range(16)])[rows]
