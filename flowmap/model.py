@@ -338,6 +338,11 @@ class FlowMapSpec(ABC):
         """How its networks are sampled as they come: a diffusion model's, unless it says otherwise."""
         return Sampling()
 
+    @property
+    def two_times(self) -> bool:
+        """Whether its networks read r as they come, before any is given a second time: a student's do."""
+        return self.sampling().kind != "euler"
+
     def usual(self) -> Usual:
         """What videos it makes, and how, where nobody says otherwise."""
         return Usual()

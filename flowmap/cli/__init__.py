@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from .. import __version__
-from . import about, curve, data, distill, export, importing, sample, source, status
+from . import about, curve, data, distill, export, importing, inspecting, sample, source, status
 from .command import Command
 from .errors import UsageError, after_first, sentence, unknown
 
@@ -22,6 +22,7 @@ COMMANDS: Mapping[str, Command] = {
         status.COMMAND,
         sample.COMMAND,
         curve.COMMAND,
+        inspecting.COMMAND,
         export.COMMAND,
         importing.COMMAND,
         data.COMMAND,
@@ -39,6 +40,7 @@ EPILOG = """examples:
   flowmap status runs/quickstart                       how a run goes, and what to do next
   flowmap sample runs/quickstart/student --prompt "a seven moving up quickly" --steps 1 4 --out seven.mp4
   flowmap curve runs/quickstart --steps 1 2 4          measure quality against the number of steps again
+  flowmap inspect wan --prompt "a cat"                  what a network is: a velocity, a flow map, guided
   flowmap export runs/quickstart/student --to onnx --out exported   a file that runs without flowmap
   flowmap import self_forcing_dmd.pt --base wan --out self_forcing  weights that others published, to go on with
   flowmap data encode clips --backbone wan21 --out data/clips      your own clips, ready for training

@@ -108,6 +108,10 @@ class Decoded(FlowMapSpec):
     def sampling(self) -> Sampling:
         return self.backbone.sampling()
 
+    @property
+    def two_times(self) -> bool:
+        return self.backbone.two_times
+
     def validate(self) -> None:
         self.backbone.validate()
         if self.backbone.boundary is not None:

@@ -58,6 +58,10 @@ class Diffusers(Settings):
             return Sampling.of(Path(str(self.path)))
         return Sampling(guidance=self.guidance if self.distilled else 1.0)
 
+    @property
+    def two_times(self) -> bool:
+        return self.is_student or bool(self.row.second)
+
     def about(self) -> About:
         here = self.path is None or Path(self.path).is_dir()
         name = f"random weights ({self.family})" if self.path is None else Path(self.path).name

@@ -16,8 +16,10 @@ from flowmap_diffusers.build import plain
 from torch import Tensor
 
 import flowmap
-from flowmap import Rng, sample
+from flowmap import Recipe, Rng, Stage, TensorData, sample
+from flowmap.cli import main
 from flowmap.export.errors import ExportError
+from flowmap.methods import anyflow
 from flowmap.plugins import backbone, manager
 from flowmap.testing.kit_checks import network, reference
 from flowmap.testing.kit_helpers import perturb
@@ -124,6 +126,32 @@ def test_a_student_in_diffusers_is_flowmap_s(folder: Path, tmp_path: Path) -> No
     for form in ("fixed-steps", "lora"):
         with pytest.raises(ExportError, match="its network has two times of its own, of which the teacher's pipeline"):
             flowmap.export(tmp_path, form, tmp_path / "out")
+
+
+def test_it_is_inspected_as_it_is_and_distilled_on(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both stages from the directory, with the one-time model of the family as the teacher: both embedders train."""
+    assert main(["inspect", str(folder), "--prompt", "seven", "--samples", "1", "--size", "9x64x96"]) == 0
+    assert "verdict: it reads r and is" in capsys.readouterr().out
+    spec, teacher = backbone(str(folder), PLUGINS), backbone(str(made(LIFTED, tmp_path / "one")), PLUGINS)
+    assert spec.two_times and not teacher.two_times
+    assert isinstance(spec, Diffusers) and isinstance(teacher, Diffusers)
+    spec, teacher = evolve(spec, lora=None), evolve(teacher, lora=None)
+    cond = {name: value.expand(2, *value.shape[1:]) for name, value in spec.codec(**CPU).encode_prompts(["a"]).items()}
+    x = Rng.seeded(3).noise_like(torch.zeros(2, *spec.row.example["z"]))
+    settings: dict[str, Any] = {"guidance": 1.0, "drop": 0.0}
+    stages = (
+        Stage(anyflow.forward(**settings), 1, batch=2, ema=None),
+        Stage(anyflow.on_policy(teacher_guidance=1.0, steps=(2,), **settings), 1, batch=2, ema=None),
+    )
+    before = spec.build(frozenset({"student"}), **CPU)["student"].state_dict()
+    recipe = Recipe(spec, stages, teacher=teacher, data=TensorData(x, cond, {}))
+    after = flowmap.distill(recipe, out=tmp_path / "run", device="cpu").state_dict()
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    for embedder in ("timestep_embedder.", "timestep_embedder_r."):
+        assert any(embedder in name for name in changed), embedder
+    assert backbone(str(tmp_path / "run" / "student"), PLUGINS).two_times
 
 
 def test_the_directory_s_own_setting_says_which_it_is(folder: Path, tmp_path: Path) -> None:
