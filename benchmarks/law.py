@@ -3,6 +3,8 @@
     python -m benchmarks.law --seeds 0 1 2              # writes benchmarks/results/law.{json,md}, law_slopes.json
     python -m benchmarks.law --minutes 30               # as much as that; the same command goes on
     python -m benchmarks.law --methods anyflow rcm      # some rows, in this order
+    python -m benchmarks.law --sweep                    # first: every method's rates, by prompts that judge nothing
+    python -m benchmarks.law --equal time               # after that: trained for as long as AnyFlow by the clock
     python -m benchmarks.law --ablations                # AnyFlow with one change each
     python -m benchmarks.law --report                   # files and figure of what is there
     python -m benchmarks.law --smoke --out DIR          # the same path through the code; means nothing
@@ -29,6 +31,7 @@ from . import law_report as report
 from .jobs import ROOT
 from .law_jobs import FULL, SMOKE, Judging, Settings, jobs_of
 from .law_rows import ABLATIONS, COUNTS, NAMES, ROWS, Row
+from .law_tuning import rated, timed, trials
 
 RESULTS, CACHE = ROOT / "benchmarks" / "results", ROOT / "runs" / "law"
 SMOKED = ("anyflow_1",)
@@ -61,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--ablations", action="store_true", help="AnyFlow with one change each, in place of the methods"
     )
+    parser.add_argument("--sweep", action="store_true", help="try learning rates; later runs take the best")
+    parser.add_argument("--equal", choices=("calls", "time"), default="calls", help="of the student, or of training")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of training and of noise [0]")
     parser.add_argument("--samples", type=int, help="judged, of each seed, by each number of steps [512]")
     parser.add_argument("--steps", nargs="+", type=int, choices=COUNTS, help="some of 1 2 4 8 16 32 [all]")
@@ -79,13 +84,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     seeds = tuple(dict.fromkeys(options.seeds))
     failed = []
     if not options.report:
-        failed = complete(jobs_of(_rows(options), seeds, settings, folder), 60 * options.minutes)
+        failed = complete(_jobs(options, seeds, settings, folder), 60 * options.minutes)
     found = report.summarise(settings if options.smoke else evolve(settings, steps=COUNTS), folder)
     report.write(found, options.out or RESULTS)
     print(report.markdown(found))
     if failed:
         print("\n".join(["failed:", *failed]), file=sys.stderr)
     return 1 if failed else 0
+
+
+def _jobs(options: argparse.Namespace, seeds: tuple[int, ...], settings: Settings, folder: Path) -> Iterable[Judging]:
+    rows = _rows(options)
+    if options.sweep:
+        return [one for row in rows if row.name != "anyflow_1" for one in trials(row, settings, folder)]
+    if options.equal == "time":
+        found = [one for row in rows if (one := timed(row, settings, folder)) is not None]
+        return jobs_of(tuple(found), seeds, settings, folder)
+    return jobs_of(tuple(rated(row, settings, folder) for row in rows), seeds, settings, folder)
 
 
 def _rows(options: argparse.Namespace) -> tuple[Row, ...]:

@@ -14,6 +14,7 @@ from attrs import evolve, field, frozen, validators
 from flowmap_digits import measure
 from flowmap_digits.data import MovingDigits
 from flowmap_digits.evaluation import curve, real_clips
+from flowmap_digits.videos import train_prompts
 from torch import Tensor
 
 from flowmap import Recipe, distill
@@ -72,7 +73,7 @@ def recipe(row: Row, seed: int, settings: Settings, folder: Path) -> Recipe:
     """As long as has AnyFlow's calls of the student, unless the row has its own length."""
     full = row.recipe(seed, settings.clips)
     scale = 1.0 if row.own else calls(NAMES["anyflow"], settings, folder, 1.0) / calls(row, settings, folder, 1.0)
-    scale *= settings.shorter
+    scale *= settings.shorter * row.longer
     stages = tuple(budget.scaled(evolve(stage, batch=BATCH), settings.batch, scale, row.rate) for stage in full.stages)
     return evolve(full, stages=stages, evaluation=None)
 
@@ -132,7 +133,10 @@ def _data(source: MovingDigits) -> Data:
 
 @frozen
 class Judging:
-    """A row, or None: the teacher; at so many steps under a sampler. steps 0: real clips, the floor."""
+    """A row, or None: the teacher; at so many steps under a sampler. steps 0: real clips, the floor.
+
+    tuning: on prompts of the training set, for the choice of a rate.
+    """
 
     row: Row | None
     seed: int
@@ -140,6 +144,7 @@ class Judging:
     steps: int
     settings: Settings
     folder: Path
+    tuning: bool = False
 
     @property
     def name(self) -> str:
@@ -155,8 +160,9 @@ class Judging:
     @property
     def path(self) -> Path:
         said = None if self.recipe is None else told(self.recipe)
-        key = jobs.key(said, self.settings.samples, self.settings.device, GROUPS, [*METRICS])
-        return self.folder / "records" / f"{self.name}_{self.sampler}_{self.steps}_seed{self.seed}_{key[:12]}.json"
+        key = jobs.key(said, self.settings.samples, self.settings.device, GROUPS, [*METRICS])[:12]
+        kind = "trials" if self.tuning else "records"
+        return self.folder / kind / f"{self.name}_{self.sampler}_{self.steps}_seed{self.seed}_{key}.json"
 
     @property
     def found(self) -> dict[str, Any] | None:
@@ -174,7 +180,7 @@ class Judging:
         return made
 
     def _judged(self) -> dict[str, Any]:
-        bench = bench_of(self.settings)
+        bench = bench_of(self.settings, self.tuning)
         if self.name == "real":
             return _measured(bench.real(real_clips, self.seed))
         if self.recipe is None:
@@ -187,11 +193,13 @@ class Judging:
 
 
 @cache
-def bench_of(settings: Settings) -> Bench:
+def bench_of(settings: Settings, tuning: bool = False) -> Bench:
     """Prompts, noise and real clips, the same for every row; with the teacher."""
     own = curve(
         guidance=GUIDANCE, steps=settings.steps, seeds=(0,), samples=settings.samples, real_samples=settings.samples
     )
+    if tuning:
+        own = evolve(own, prompts=tuple(prompt.text for prompt in train_prompts()[::9]))
     roles = frozenset[Role]({"student", "teacher"})
     nets = TEACHER.build(roles, device=torch.device(settings.device), dtype=torch.float32)
     return Bench.of(own, nets, TEACHER)

@@ -14,6 +14,7 @@ from . import jobs
 from .curves import FEW, MANY, SURE, error, interval, table
 from .law_jobs import GROUPS, METRICS, Judging, Settings, calls, judged
 from .law_rows import ABLATIONS, ROWS, Row
+from .law_tuning import FACTORS, score, trials
 
 PRIMARY = next(iter(METRICS))
 TITLES = {
@@ -130,7 +131,21 @@ def _line(
 def summarise(settings: Settings, folder: Path) -> dict[str, Any]:
     """records: the primary metric first. slopes: of every line that has both ends."""
     found = lines(settings, folder)
-    return {"records": list(_records(found, settings)), "slopes": list(_slopes(found)), "samples": settings.samples}
+    return {
+        "records": list(_records(found, settings)),
+        "slopes": list(_slopes(found)),
+        "samples": settings.samples,
+        "sweep": [one for row in ROWS if (one := _swept(row, settings, folder))],
+    }
+
+
+def _swept(row: Row, settings: Settings, folder: Path) -> dict[str, Any] | None:
+    """The scores of a row's trials by the factor of its rates; None while there are none."""
+    found = [score(trial) for trial in trials(row, settings, folder)]
+    if set(found) == {None}:
+        return None
+    scores = {f"{factor:.3g}": value for factor, value in zip(FACTORS, found, strict=True)}
+    return {"method": row.name, "title": row.title, "scores": scores}
 
 
 def _records(found: Sequence[Line], settings: Settings) -> Iterator[Record]:
@@ -257,6 +272,8 @@ def write(found: Mapping[str, Any], out: Path) -> None:
     """law.json, law_slopes.json, law.md and law.png under `out`."""
     jobs.write(out / "law.json", found["records"])
     jobs.write(out / "law_slopes.json", found["slopes"])
+    if found["sweep"]:
+        jobs.write(out / "law_sweep.json", found["sweep"])
     (out / "law.md").write_text(markdown(found))
     plot(found, out / "law.png")
 

@@ -81,7 +81,8 @@ class Row:
     """A student. form: published settings or not. stages: of the recipe. backbone: of the student.
 
     renoised: judge the same weights under the consistency sampler too. rate: times its learning rates. own: keep its
-    number of iterations; else as many as have AnyFlow's calls of the student. ablation: of AnyFlow, in a table apart.
+    number of iterations; else as many as have AnyFlow's calls of the student, times `longer`. ablation: of AnyFlow,
+    in a table apart.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Row:
     rate: float = 1.0
     own: bool = False
     ablation: bool = False
+    longer: float = 1.0
 
     def recipe(self, seed: int = 0, clips: int = CLIPS) -> Recipe:
         """Before its length is made the others'."""

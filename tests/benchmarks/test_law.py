@@ -7,7 +7,7 @@ from statistics import stdev
 import pytest
 import torch
 
-from benchmarks import law, law_jobs, law_report
+from benchmarks import law, law_jobs, law_report, law_tuning
 from benchmarks.curves import interval, reading
 from benchmarks.law_jobs import FULL, SMOKE, Judging, calls, recipe
 from benchmarks.law_report import Line, jackknife
@@ -202,3 +202,42 @@ def test_what_is_closer_to_real_clips_scores_less():
     less = bench._samples(means + 0.5 * (real.latents - means), None)
     good, bad = law_jobs._measured(real)["values"], law_jobs._measured(less)["values"]
     assert bad["variety"] == pytest.approx(0.5 * good["variety"]) and good["energy_distance"] < bad["energy_distance"]
+
+
+# ---------------------------------------------------------------------------- tuning
+
+
+def put(row, folder, *values):
+    for trial, value in zip(law_tuning.trials(row, SMOKE, folder), values, strict=True):
+        law_jobs.jobs.write(trial.path, {"values": {} if value is None else {"energy_distance": value}})
+
+
+def test_the_best_rate_of_the_sweep_is_taken_once_all_were_tried(tmp_path):
+    row = NAMES["consistency"]
+    first = law_tuning.trials(row, SMOKE, tmp_path)[0]
+    law_jobs.jobs.write(first.path, {"values": {"energy_distance": 0.1}})
+    assert law_tuning.rated(row, SMOKE, tmp_path).rate == row.rate
+    put(row, tmp_path, 0.3, None, 0.2)  # the second diverged
+    assert law_tuning.rated(row, SMOKE, tmp_path).rate == pytest.approx(3 * row.rate)
+    put(NAMES["anyflow"], tmp_path, 0.1, 0.2, 0.3)
+    assert law_tuning.rated(NAMES["anyflow_1"], SMOKE, tmp_path).rate == pytest.approx(1 / 3)
+
+
+def test_the_sweep_is_judged_on_other_prompts_and_another_seed(tmp_path):
+    trial = law_tuning.trials(NAMES["consistency"], SMOKE, tmp_path)[0]
+    assert trial.seed not in (0, 1, 2) and trial.tuning
+    asked = law_jobs.bench_of(SMOKE, True).curve.prompts
+    assert len(asked) == 16 and not {*asked} & {*law_jobs.bench_of(SMOKE).curve.prompts}
+
+
+def test_equal_time_is_as_much_longer_as_the_method_is_quicker(tmp_path):
+    for name, seconds in (("anyflow", 300.0), ("consistency", 200.0)):
+        row = NAMES[name]
+        done = Judging(row, 0, row.samplers[0], 4, SMOKE, tmp_path)
+        law_jobs.jobs.write(done.path, {"values": {"energy_distance": 0.1}, "without": [], "seconds": seconds})
+    longer = law_tuning.timed(NAMES["consistency"], FULL, tmp_path)
+    assert longer is None  # of other settings
+    longer = law_tuning.timed(NAMES["consistency"], SMOKE, tmp_path)
+    assert (longer.name, longer.longer) == ("consistency_time", 1.5)
+    of = {one.name: recipe(one, 0, FULL, tmp_path).stages[0].steps for one in (longer, NAMES["consistency"])}
+    assert of["consistency_time"] == pytest.approx(1.5 * of["consistency"], rel=1e-2)
