@@ -13,7 +13,8 @@ from attrs import evolve
 from . import atomic, plugins, validators
 from ._types import Role
 from .data import Data, Source, fingerprint
-from .evaluation import QualityCurve, card, rounding
+from .evaluation import Previews, QualityCurve, card, rounding
+from .evaluation.watching import Watch
 from .experts import too_few_steps
 from .faults import reach
 from .mistaken import INDEX
@@ -51,6 +52,7 @@ def distill(
     dtype: torch.dtype | None = None,
     distribution: Distribution = Distribution(),  # noqa: B008, a frozen value
     track: Sequence[str] = (),
+    previews: Previews | None = Previews(),  # noqa: B008, a frozen value
     profile: int = 0,
     pm: pluggy.PluginManager | None = None,
 ) -> FlowMap:
@@ -63,8 +65,8 @@ def distill(
     moves what is there to `OUT.old-1` (2, 3, ...) and starts anew. track: where records go besides `metrics.jsonl`, by
     the names of `flowmap_trackers`.
     save_minutes: between checkpoints; the end of every stage is one, too. device: CUDA where there is one. dtype:
-    in place of the recipe's. profile: of so many iterations, after the first two, the first process writes a trace,
-    `profile/trace.json`.
+    in place of the recipe's. previews: samples while training goes on, into `out`; None is none. profile: of so many
+    iterations, after the first two, the first process writes a trace, `profile/trace.json`.
 
     Under torchrun all processes share the work, as `distribution` says, and the result is that of one process. Once it
     is trained the first writes and judges the student, and returns it whole; what the others return is their part of
@@ -114,6 +116,8 @@ def distill(
                 saves = Saves(None if path is None else path / "checkpoints", key, run, save_minutes)
                 probe = None if path is None else rounding.Probe.of(nets[recipe.result], recipe.result, sample)
                 context = distribution.context
+                told = {"say": run.say, "note": run.note}
+                watch.previews = Watch.of(previews, recipe, batches, device, path, **told)
                 stages.train(recipe, learning, batches, run, watch, saves, device, weights, found, context)
             # without what objectives equip: a finished run is opened again without it, and says the same
             sha256 = final_hash(trained(recipe, nets)) if path is not None else None

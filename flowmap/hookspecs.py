@@ -83,5 +83,10 @@ def flowmap_step_end(trainer: Trainer, iteration: int, logs: Mapping[str, float]
 
 
 @hookspec
+def flowmap_preview(trainer: Trainer, iteration: int, folder: Path) -> None:
+    """After the previews of so many iterations of a stage, on every rank; the first has written them into `folder`."""
+
+
+@hookspec
 def flowmap_train_end(trainer: Trainer) -> None:
     """After the last iteration of every stage."""

@@ -396,6 +396,10 @@ class FlowMapSpec(ABC):
         """What turns prompts and videos into conditions and latents."""
         raise NotImplementedError(f"{type(self).__name__} has no codec: give it conditions and latents")
 
+    def decoder(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
+        """A codec that need only decode, beside networks in training; with text encoders by default."""
+        return self.codec(device=device, dtype=dtype)
+
 
 Rows: TypeAlias = Callable[[slice], Tensor]
 """A tensor that is read in part: its rows, by the first dimension."""

@@ -11,6 +11,7 @@ from typing import Any
 import pluggy
 from attrs import define, field
 
+from .evaluation.watching import Preview, Watch
 from .training.loop import Trainer
 from .training.tracking import Tracked, Tracker
 
@@ -28,11 +29,12 @@ def tracked(
 class Observers:
     """Calls hooks one implementation at a time; one that raises three times is not called again.
 
-    While entered, records go to `trackers` too, which training does not wait for.
+    While entered, records go to `trackers` too, which training does not wait for. previews: makes them, on all ranks.
     """
 
     pm: pluggy.PluginManager
     trackers: Sequence[Tracked] = ()
+    previews: Watch | None = None
     _failures: dict[tuple[str, str], int] = field(factory=dict, init=False)
 
     def __enter__(self) -> Observers:
@@ -42,6 +44,10 @@ class Observers:
         for tracker in self.trackers:
             tracker.close()
 
+    def resumed(self, stage: int, iteration: int) -> None:
+        if self.previews is not None:
+            self.previews.resumed(stage, iteration)
+
     def train_start(self, trainer: Trainer) -> None:
         self.call("flowmap_train_start", trainer=trainer)
 
@@ -50,8 +56,22 @@ class Observers:
         for tracker in self.trackers:
             tracker.put(trainer.number, iteration, logs)
 
+    def after(self, trainer: Trainer, iteration: int) -> None:
+        """Of every iteration, before its checkpoint: a resumed run makes again what was not saved."""
+        if self.previews is not None:
+            self._seen(trainer, self.previews.after(trainer, iteration))
+
     def train_end(self, trainer: Trainer) -> None:
+        if self.previews is not None:
+            self._seen(trainer, self.previews.ended(trainer))
         self.call("flowmap_train_end", trainer=trainer)
+
+    def _seen(self, trainer: Trainer, preview: Preview | None) -> None:
+        if preview is None:
+            return
+        self.call("flowmap_preview", trainer=trainer, iteration=preview.iteration, folder=preview.folder)
+        for tracker in self.trackers:
+            tracker.put(preview.stage, preview.iteration, preview.values, preview.pictures)
 
     def call(self, hook: str, **arguments: Any) -> None:
         caller: pluggy.HookCaller = getattr(self.pm.hook, hook)

@@ -6,7 +6,7 @@ import argparse
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from . import plan, recipes, settings
+from . import plan, previewing, recipes, settings
 from .command import Command, positive
 from .threads import wait_passively
 
@@ -49,6 +49,7 @@ def arguments(parser: ArgumentParser) -> None:
         metavar="N",
         help="under torchrun, N neighbouring processes share each sample's tokens",
     )
+    previewing.arguments(parser)
     settings.arguments(parser)
     plan.arguments(parser)
 
@@ -61,6 +62,7 @@ def run(options: Namespace) -> None:
     if (method := options.method or method) is not None:
         name = f"{name}:{method}"
     recipes.find(name)
+    previews = previewing.asked(options)
     wait_passively(options.console)
     recipe = recipes.asked(options).capped(options.steps)
     from ..distill import distill
@@ -69,7 +71,8 @@ def run(options: Namespace) -> None:
 
     out = Path(options.out or default_out(name, trial=options.steps is not None))
     spread = Distribution(context=options.context or 1)
-    distill(recipe, out=out, resume=options.resume, track=options.track, distribution=spread, profile=options.profile)
+    asked = {"track": options.track, "previews": previews, "profile": options.profile}
+    distill(recipe, out=out, resume=options.resume, distribution=spread, **asked)
     if primary():
         report(out)
 

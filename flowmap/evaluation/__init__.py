@@ -5,11 +5,13 @@ from __future__ import annotations
 from .curve import QualityCurve
 from .health import Alarms, Limits
 from .metrics import Metric, Samples, endpoint_error, energy_distance_of_latents, variety
+from .watching import Previews
 
 __all__ = [
     "Alarms",
     "Limits",
     "Metric",
+    "Previews",
     "QualityCurve",
     "Samples",
     "endpoint_error",

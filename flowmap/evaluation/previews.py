@@ -13,6 +13,7 @@ import torch.nn.functional as nnf
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .album import smaller
 from .records import Point, labels
 
 PROMPTS, STRIP = 4, 3
@@ -111,6 +112,22 @@ def write_labelled(videos: Mapping[int, Tensor], prompts: Sequence[str], path: P
         draw.text((LETTERS / 2, line + k * row + line / 2), shown, "black", font, anchor="lm")
     path.parent.mkdir(parents=True, exist_ok=True)
     page.save(path)
+
+
+def write_beside(shown: Mapping[Point, Tensor], prompts: Sequence[str], path: Path) -> None:
+    """First, middle and last frame of every prompt's videos, a row a model, at the numbers of steps that all have."""
+    names = labels(shown)
+    made = {label: {p.steps: videos for p, videos in shown.items() if p.key == key} for key, label in names.items()}
+    steps = sorted(set.intersection(*(set(of) for of in made.values())))
+    rows = {n: torch.stack([_strip(made[label][n]) for label in made], 1).flatten(0, 1) for n in steps}
+    write_labelled(rows, [f"{label}: {prompt}" for prompt in prompts for label in made], path)
+
+
+def _strip(videos: Tensor) -> Tensor:
+    """[N, F, 3, H, W] -> at most STRIP of the frames, of a size for looking at them."""
+    count = videos.shape[1]
+    few = videos[:, sorted({i * (count - 1) // (STRIP - 1) for i in range(STRIP)})].float()
+    return torch.stack([smaller(video) for video in few])
 
 
 def write_grid(rows: Mapping[str, Mapping[int, Tensor]], prompts: Sequence[str], path: Path) -> None:

@@ -23,6 +23,8 @@ LABELS: Mapping[Key, str] = {
 }
 TUNED: Mapping[Key, str] = {
     ("teacher", "flow_map"): "before",
+    ("teacher", "consistency"): "before, re-noised",
+    ("teacher", "phased"): "before, re-noised by phases",
     ("student", "flow_map"): "after",
     ("student", "consistency"): "after, re-noised",
     ("student", "phased"): "after, re-noised by phases",
@@ -68,7 +70,7 @@ class Record:
 def labels(found: Iterable[Point | Record]) -> dict[Key, str]:
     """What each model under its sampler is called, in the order of `found`."""
     keys = dict.fromkeys(one.key for one in found)
-    names = TUNED if ("teacher", "flow_map") in keys else LABELS
+    names = TUNED if any(model == "teacher" and sampler != "euler" for model, sampler in keys) else LABELS
     return {key: names[key] for key in keys}
 
 

@@ -40,6 +40,7 @@ def train(
 ) -> None:
     stage, iteration = (0, 0) if found is None else (found.stage, found.iteration)
     run.resumed(stage, iteration)
+    watch.resumed(stage, iteration)
     if found is not None:
         saves.newest = found.path
         checkpoint.restore_weights(found, weights)
@@ -78,6 +79,7 @@ def _stage(
             run.step(trainer.number, iteration, logs)
             for told in _rounded(trainer, logs or {}):
                 run.note(told)
+            watch.after(trainer, iteration)
             stopping, due = saves.agreed(stop.asked)
             if last or stopping or due:
                 during(f"the checkpoint after {iteration + 1} iterations of {trainer.where}")

@@ -26,5 +26,15 @@ class TensorBoard:
             self.writer.add_scalar(f"stage {stage}/{name}", value, iteration)
         self.writer.flush()
 
+    def show(self, stage: int, iteration: int, pictures: Mapping[str, Path]) -> None:
+        import numpy as np
+        from PIL import Image
+
+        for name, file in pictures.items():
+            with Image.open(file) as picture:
+                pixels = np.array(picture.convert("RGB"))
+            self.writer.add_image(f"stage {stage}/{name}", pixels, iteration, dataformats="HWC")
+        self.writer.flush()
+
     def close(self) -> None:
         self.writer.close()

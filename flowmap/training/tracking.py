@@ -6,16 +6,17 @@ import queue
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from attrs import define, field
 
 MOST = 1000  # records that wait for a tracker; more are left out
 STRIKES = 3  # errors in a row after which it is asked no more
 START = 5.0  # seconds that the start of a run waits for one, to hear whether a package is missing
+NOTHING: Mapping[str, Path] = {}
 PATIENCE = 10.0  # seconds that the end of a run waits for a tracker
 
-Record: TypeAlias = tuple[int, int, Mapping[str, float]]
+Record: TypeAlias = tuple[int, int, Mapping[str, float], Mapping[str, Path]]
 
 
 class Tracker(Protocol):
@@ -26,6 +27,14 @@ class Tracker(Protocol):
 
     def close(self) -> None:
         """There are no more."""
+
+
+@runtime_checkable
+class ShowsPictures(Protocol):
+    """A tracker that takes pictures, too, on the same thread."""
+
+    def show(self, stage: int, iteration: int, pictures: Mapping[str, Path]) -> None:
+        """Previews: files by name. Of errors the same holds as of `Tracker.log`."""
 
 
 class TrackerError(Exception):
@@ -58,13 +67,15 @@ class Tracked:
         if self._missing is not None:
             raise TrackerError(f"tracker {self.name!r} cannot be used here: {self._missing}")
 
-    def put(self, stage: int, iteration: int, values: Mapping[str, float]) -> None:
+    def put(
+        self, stage: int, iteration: int, values: Mapping[str, float], pictures: Mapping[str, Path] = NOTHING
+    ) -> None:
         """Returns at once."""
         if self._off:
             self.left_out += 1
             return
         try:
-            self._queue.put_nowait((stage, iteration, dict(values)))
+            self._queue.put_nowait((stage, iteration, dict(values), dict(pictures)))
         except queue.Full:
             self.left_out += 1
             if self.left_out == 1:
@@ -94,8 +105,11 @@ class Tracked:
                 record = self._queue.get(timeout=0.1)
             except queue.Empty:
                 continue
+            stage, iteration, values, pictures = record
             try:
-                tracker.log(*record)
+                tracker.log(stage, iteration, values)
+                if pictures and isinstance(tracker, ShowsPictures):
+                    tracker.show(stage, iteration, pictures)
                 failures = 0
             except Exception as error:
                 self.left_out += 1

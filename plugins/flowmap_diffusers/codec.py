@@ -25,13 +25,19 @@ if TYPE_CHECKING:
     from .settings import Settings
 
 
-def components(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
-    """A pipeline's settings, and its parts but the transformer, one by one: a student's index names its own code."""
+def components(folder: Path, dtype: torch.dtype, *, texts: bool = True) -> dict[str, Any]:
+    """A pipeline's settings, and its parts but the transformer, one by one: a student's index names its own code.
+
+    Without `texts` None for what is of the library transformers: encoders and tokenizers, of images too.
+    """
     index = json.loads((folder / "model_index.json").read_text())
     named = {name: entry for name, entry in index.items() if not name.startswith("_") and name != "transformer"}
     found = {name: entry for name, entry in named.items() if not isinstance(entry, list)}
     for name, entry in named.items():
         if name in found or not entry[0]:
+            continue
+        if not texts and entry[0] == "transformers":
+            found[name] = None
             continue
         kind: Any = getattr(import_module(entry[0]), entry[1])
         weights = {"dtype": dtype, "use_safetensors": True} if issubclass(kind, torch.nn.Module) else {}
@@ -54,13 +60,14 @@ class DiffusersCodec:
     batch: int = 16
 
     @classmethod
-    def of(cls, spec: Settings, *, device: torch.device, dtype: torch.dtype) -> DiffusersCodec:
+    def of(cls, spec: Settings, *, device: torch.device, dtype: torch.dtype, texts: bool = True) -> DiffusersCodec:
+        """texts: whether it encodes prompts and images, too."""
         if spec.path is None:
             raise ValueError("Diffusers.path = None: random weights have no text encoder and no VAE")
         folder = Path(spec.path)
         if not folder.is_dir():
             folder = downloaded(spec.path, ignore_patterns=["transformer/*"])
-        parts = components(folder, dtype)
+        parts = components(folder, dtype, texts=texts)
         _, kind = spec.row.classes()
         known = signature(kind.__init__).parameters
         pipeline = kind(transformer=None, **{name: part for name, part in parts.items() if name in known})

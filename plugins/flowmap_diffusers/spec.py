@@ -173,6 +173,12 @@ class Diffusers(Settings):
         return load(self, path, device=device, dtype=dtype)
 
     def codec(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
+        return self._codec(device, dtype, texts=True)
+
+    def decoder(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
+        return self._codec(device, dtype, texts=False)
+
+    def _codec(self, device: torch.device, dtype: torch.dtype, *, texts: bool) -> Codec:
         from .codec import DiffusersCodec
 
         if self.row.latents_only:
@@ -180,7 +186,7 @@ class Diffusers(Settings):
                 f"{self.family}: its text encoders and its VAE are not here: take `LatentFolder` with latents and "
                 "texts that were made elsewhere, as docs/backbones.md says, and `flowmap.sample` for latents"
             )
-        return DiffusersCodec.of(self, device=device, dtype=dtype)
+        return DiffusersCodec.of(self, device=device, dtype=dtype, texts=texts)
 
 
 def resolve(name: str) -> Diffusers | None:

@@ -81,6 +81,9 @@ class CausalExperts(FlowMapSpec):
     def codec(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
         return WanCodec.of(self._far(), device=device, dtype=dtype)
 
+    def decoder(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
+        return WanCodec.of(self._far(), device=device, dtype=dtype, texts=False)
+
     def _far(self) -> Far:
         return Far(self.path, lora=None, text_length=self.text_length, text_tokens=self.text_tokens)
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from .settings import WanSettings
 
 
-def components(path: str, dtype: torch.dtype) -> dict[str, Any]:
-    """Everything of a pipeline but transformer and scheduler.
+def components(path: str, dtype: torch.dtype, *, texts: bool = True) -> dict[str, Any]:
+    """Everything of a pipeline but transformer and scheduler; without `texts` None for what is of text.
 
     One by one: `WanPipeline.from_pretrained(path, transformer=None)` loads the transformer all the same.
     """
@@ -29,6 +29,8 @@ def components(path: str, dtype: torch.dtype) -> dict[str, Any]:
     with no_bar():
         vae: Any = AutoencoderKLWan.from_pretrained(path, subfolder="vae", **given).eval()
         vae.register_to_config(_name_or_path=origin(path))  # is saved with it
+        if not texts:
+            return {"tokenizer": None, "text_encoder": None, "vae": vae}
         return {
             "tokenizer": AutoTokenizer.from_pretrained(path, subfolder="tokenizer"),
             "text_encoder": UMT5EncoderModel.from_pretrained(path, subfolder="text_encoder", **given).eval(),
@@ -50,12 +52,13 @@ class WanCodec:
     batch: int = 64
 
     @classmethod
-    def of(cls, spec: WanSettings, *, device: torch.device, dtype: torch.dtype) -> WanCodec:
+    def of(cls, spec: WanSettings, *, device: torch.device, dtype: torch.dtype, texts: bool = True) -> WanCodec:
+        """texts: whether it encodes prompts, too."""
         from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 
         if spec.path is None:
             raise ValueError(f"{type(spec).__name__}.path = None: random weights have no text encoder and no VAE")
-        parts = components(spec.path, dtype)
+        parts = components(spec.path, dtype, texts=texts)
         pipeline = WanPipeline(scheduler=FlowMatchEulerDiscreteScheduler(), transformer=None, **parts)
         return cls(pipeline.to(device), spec.text_length, spec.text_tokens)
 

@@ -150,6 +150,9 @@ class Experts(Streamed, Splits):
     def codec(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
         return self.low.codec(device=device, dtype=dtype)
 
+    def decoder(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
+        return self.low.decoder(device=device, dtype=dtype)
+
     def save(self, u: FlowMap, path: Path, *, dtype: torch.dtype = torch.float32) -> None:
         """A whole pipeline of both, adapters fused in; without one to take the rest from, an expert a directory."""
         from .checkpoints import fused

@@ -151,6 +151,13 @@ class WanSpec(WanSettings):
         ready(self)
         return WanCodec.of(self, device=device, dtype=dtype)
 
+    def decoder(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
+        from .codec import WanCodec
+        from .directory import ready
+
+        ready(self)
+        return WanCodec.of(self, device=device, dtype=dtype, texts=False)
+
 
 def example(shape: tuple[int, ...], tokens: int) -> tuple[torch.Tensor, Cond]:
     """Noise of `shape`, and a text of the tiny network whose last positions are padding."""

@@ -296,6 +296,15 @@ def test_the_empty_prompt_is_the_pipeline_s_unconditional_branch(
     assert [same(*branch) for branch in branches].count(True) == len(branches) // 2
 
 
+def test_a_decoder_decodes_alike_and_holds_no_text_encoder(spec: Diffusers, codec: Codec) -> None:
+    decoder = spec.decoder(**CPU)
+    assert isinstance(decoder, DiffusersCodec) and isinstance(codec, DiffusersCodec)
+    held = {name for name, part in decoder.pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    assert held == {"vae"} < {n for n, part in codec.pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    z = torch.zeros(1, *spec.row.example["z"])
+    torch.testing.assert_close(decoder.decode(z), codec.decode(z), rtol=0, atol=0)
+
+
 def test_latents_are_those_of_the_pipeline(spec: Diffusers, codec: Codec, family: str, folder: Path) -> None:
     """What the pipeline shows of a latent is what the codec decodes it to; and encoding is its inverse."""
     import diffusers

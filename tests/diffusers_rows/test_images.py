@@ -129,6 +129,11 @@ def test_the_network_hears_of_an_image_what_the_codec_says(spec: Diffusers, fami
     assert sorted(seen) == [[False, True], [False, True], [True, False], [True, False]]
 
 
+def test_a_decoder_of_such_a_pipeline_decodes_alike(spec: Diffusers) -> None:
+    z = torch.zeros(1, *spec.row.example["z"])
+    torch.testing.assert_close(spec.decoder(**CPU).decode(z), spec.codec(**CPU).decode(z), rtol=0, atol=0)
+
+
 def test_guidance_leaves_the_image(spec: Diffusers) -> None:
     """v_∅ is of the same image without the text, and the codec's null has no entry of an image."""
     codec, own = conditions(spec)

@@ -26,13 +26,13 @@ WIDE = {"num_attention_heads": 8, "attention_head_dim": 48, "ffn_dim": 3072, "nu
 NAMES = {2: (*EVERYTHING, *SOME), 3: ("bidirectional, adapters", "causal, whole"), 4: (*FOUR,)}
 
 
-def torchrun(ranks: int, *arguments: str) -> None:
+def torchrun(ranks: int, *arguments: str, worker: str = "tests/distributed/worker.py") -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", "0"]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     path = f"{ROOT}{os.pathsep}{ROOT / 'plugins'}"  # of this tree, whatever is installed
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    worker = [str(ROOT / "tests" / "distributed" / "worker.py"), *arguments]
-    done = subprocess.run(command + worker, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    asked = [str(ROOT / worker), *arguments]
+    done = subprocess.run(command + asked, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
 
 

@@ -25,6 +25,12 @@ def test_the_comparison_is_with_a_vae_that_neither_tiles_nor_slices() -> None:
     assert not CODEC.pipeline.vae.use_tiling and not CODEC.pipeline.vae.use_slicing
 
 
+def test_a_decoder_decodes_alike_and_holds_no_text_encoder() -> None:
+    decoder: Any = Wan21(TINY_WAN).decoder(device=torch.device("cpu"), dtype=torch.float32)
+    assert decoder.pipeline.text_encoder is None and CODEC.pipeline.text_encoder is not None
+    torch.testing.assert_close(decoder.decode(latents()), CODEC.decode(latents()), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("sizes", [(5,), (1, 4), (1, 1, 1, 1, 1), (3, 2), (1, 3, 1)])
 def test_a_video_decoded_in_chunks_is_the_video(sizes: tuple[int, ...], batch: int) -> None:

@@ -14,7 +14,7 @@ SIGNS = (lock.NAME, "recipe.json", status.FILE)
 OURS = frozenset(
     (
         *("env.json", "data.json", "metrics.jsonl", "checkpoints", "student", "teacher"),
-        *("evaluation", "plots", "samples", "profile"),
+        *("evaluation", "plots", "samples", "profile", "previews", "health.jsonl", "index.html"),
     )
 )
 LOG = re.compile(r"\..*|.*\.(log|out|err)")
