@@ -88,13 +88,15 @@ def calls(row: Row, settings: Settings, folder: Path, scale: float | None = None
 
 
 def told(found: Recipe) -> str:
-    """All that a training depends on, wherever this checkout lies."""
-    return json.dumps(describe(evolve(found, evaluation=None)), sort_keys=True).replace(str(jobs.ROOT), "")
+    """What a training depends on, wherever this checkout lies and whatever fields recipes have for other things."""
+    parts = ("backbone", "teacher", "critic", "stages", "data", "seed", "dtype")
+    said = {part: describe(getattr(found, part)) for part in parts}
+    return json.dumps(said, sort_keys=True).replace(str(jobs.ROOT), "")
 
 
 def trained(found: Recipe, folder: Path, device: str) -> Path:
     """The run directory of a student; each stage is a run, which others that begin alike begin with."""
-    out = folder / "students" / jobs.key(told(evolve(found, name="")), device)[:16]
+    out = folder / "students" / jobs.key(told(found), device)[:16]
     if (out / "facts.json").is_file():
         return out
     one, teacher = found, found.teacher
