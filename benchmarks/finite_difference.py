@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from attrs import evolve, field, frozen, validators
 from flowmap_digits.data import MovingDigits
-from flowmap_wan.build import dtype_of
 from flowmap_wan.network import WanFlowMap
+from flowmap_wan.outline import dtype_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 

@@ -121,8 +121,8 @@ class FlowMap(nn.Module, ABC):
 
     @property
     def precision(self) -> torch.dtype:
-        """What it computes in: the narrowest type of its weights, unless a network says otherwise."""
-        types = {p.dtype for p in self.parameters() if p.is_floating_point()}
+        """What it computes in: the narrowest type of its weights, but codes of a byte, unless it says otherwise."""
+        types = {p.dtype for p in self.parameters() if p.is_floating_point() and p.itemsize > 1}
         return min(types, key=lambda dtype: dtype.itemsize, default=torch.float32)
 
     @property

@@ -99,12 +99,12 @@ def test_it_is_pefts_in_float32_and_no_worse_in_bfloat16() -> None:
         assert off(ours[name], value) < max(1.5 * off(theirs[name], value), 2**-8), name
 
 
-def merged(x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+def merged(x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float, _: None) -> Tensor:
     """The product added into a weight that is rounded."""
     return F.linear(x, (w.float() + scale * b @ a).to(w.dtype), bias)
 
 
-def by_peft(x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+def by_peft(x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float, _: None) -> Tensor:
     """As peft adds it, in float32, to what is rounded."""
     return (F.linear(x, w, bias) + F.linear(F.linear(x.to(a.dtype), a), b) * scale).to(x.dtype)
 
@@ -127,7 +127,7 @@ def test_a_young_adapter_is_not_lost_below_the_weight_s_last_place(monkeypatch: 
         assert gain(1e-4) < 0.5 and abs(gain(0.1) - 1) < 0.05
 
 
-def unscaled(x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+def unscaled(x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float, _: None) -> Tensor:
     return F.linear(x, w, bias) + F.linear(F.linear(x, a.to(x.dtype)), b.to(x.dtype))
 
 

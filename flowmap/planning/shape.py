@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import get_args
 
+import torch
 from attrs import frozen
 from torch import Tensor, nn
 
@@ -51,10 +52,10 @@ def shape(recipe: Recipe, nets: Networks) -> Shape:
     called = {id(p) for role in recipe.roles for p in nets[role].parameters()}
     left = remaining(recipe, judged(recipe))
     return Shape(
-        frozen=sum(p.numel() for p in everything if id(p) not in own),
-        sizes={role: sum(p.numel() for p in _own(nets, frozenset[Role]({role}))) for role in ROLES if role in nets},
+        frozen=sum(map(_numbers, (p for p in everything if id(p) not in own))),
+        sizes={role: sum(map(_numbers, _own(nets, frozenset[Role]({role})))) for role in ROLES if role in nets},
         trained={role: sum(p.numel() for p in of.values()) for role, of in trained.items()},
-        judge=sum(p.numel() for p in everything if id(p) not in called),
+        judge=sum(map(_numbers, (p for p in everything if id(p) not in called))),
         block=max((sum(map(_bytes, of)) for of in inside), default=0),
         outside=sum(_bytes(p) for p in everything if id(p) not in within),
         block_gradients=max((sum(_bytes(p) for p in of if id(p) in own) for of in inside), default=0),
@@ -78,6 +79,11 @@ def judged(recipe: Recipe) -> bool:
 
 def _unique(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     return list({id(p): p for p in parameters}.values())
+
+
+def _numbers(p: Tensor) -> int:
+    """Of codes of four bits two are in a byte; scales count, too."""
+    return p.numel() * (2 if p.dtype == torch.uint8 else 1)
 
 
 def _bytes(p: Tensor) -> int:

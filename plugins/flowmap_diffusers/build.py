@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
+from flowmap_lora.quantised import filling, linear, made_of, replace
 from flowmap_lora.roles import fill_adapter, of_init
 from flowmap_lora.start import Copies, Pairs, added, pairs
 from torch import Tensor, nn
@@ -60,6 +61,8 @@ def build(
             f"Diffusers.gamma = {spec.gamma}: must be {own}, as the student in {spec.path} was trained with"
         )
     base = plain(spec, device=device, dtype=dtype)
+    if spec.base is not None:
+        made_of(base, lambda: Source.of(evolve(spec, base=None), dtype).rows)
     built: dict[Role, DiffusersFlowMap] = {}
     shared: tuple[Any, Running] | None = None
     for role in sorted(roles):
@@ -89,6 +92,8 @@ def build(
 def plain(spec: Settings, *, device: torch.device, dtype: torch.dtype) -> Any:
     """The network as diffusers has it, frozen."""
     net = empty(spec, dtype)
+    if spec.base is not None:
+        replace(net, linear(net, spec.row.large), spec.base)
     if device.type != "meta":
         Source.of(spec, dtype).into(net, device)
         spec.row.ready(net, device)
@@ -191,7 +196,6 @@ class Source:
         return cls(stored(spec.path), *told)
 
     def rows(self, name: str) -> Rows:
-        name = name.replace(".base_layer.", ".")
         if name not in self.stored:
             name = TWO.sub(".", name)
         if name not in self.stored:  # the plain form of a student
@@ -204,9 +208,10 @@ class Source:
 
     def into(self, net: nn.Module, device: torch.device) -> None:
         """Give `net` numbers, a tensor at a time."""
+        rows = filling(net, self.rows)
         for prefix, layer in net.named_modules():
             for name, p in list(layer.named_parameters(recurse=False)):
-                value = self.rows(f"{prefix}.{name}".lstrip("."))(slice(None))
+                value = rows(f"{prefix}.{name}".lstrip("."))(slice(None))
                 layer.register_parameter(name, nn.Parameter(value.to(device), p.requires_grad))
             for name, buffer in list(layer.named_buffers(recurse=False)):
                 key = f"{prefix}.{name}".lstrip(".")
@@ -219,9 +224,10 @@ def fill(spec: Settings, nets: Mapping[Role, FlowMap], put: Put, dtype: torch.dt
     source = Source.of(spec, dtype)
     members = [u for u in nets.values() if isinstance(u, DiffusersFlowMap)]
     for net in {id(u.net): u.net for u in members}.values():
+        rows = filling(net, source.rows)
         for name, p in net.named_parameters():
             if ".lora_" not in name:
-                put(p, source.rows(name))
+                put(p, rows(name))
     for u in members:
         began(spec, u, source.rows)
         if u.lora is not None and u.adapter is not None:

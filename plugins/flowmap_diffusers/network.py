@@ -115,10 +115,8 @@ class DiffusersFlowMap(FlowMap):
             thawed(self.net)
         elif self.adapter is None:
             self.adapter = self.role
-            inside = "|".join(re.escape(name) for name in self.row.blocks)
             times = "|".join(rf"{re.escape(path)}\.(now|then)\..*" for path in self.row.embedders)
-            usual = rf"({inside})\.\d+\.{self.row.adapted}.*"
-            given = usual, times if self.two_times else None, self.row.pipeline, self.copies
+            given = self.row.large, times if self.two_times else None, self.row.pipeline, self.copies
             self.lora = give(self.net, self.role, self.lora, *given)
 
     def trained(self) -> Mapping[str, nn.Parameter]:

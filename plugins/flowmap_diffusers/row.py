@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from inspect import signature
@@ -150,6 +151,11 @@ class Row:
     def vp(self) -> bool:
         """Whether it is variance preserving, on a discrete schedule."""
         return bool(self.predictions)
+
+    @property
+    def large(self) -> str:
+        """The layers that get adapters, of attention and feed-forward: nearly all weights, and no modulation."""
+        return rf"({'|'.join(map(re.escape, self.blocks))})\.\d+\.{self.adapted}.*"
 
     @property
     def embedders(self) -> tuple[str, ...]:

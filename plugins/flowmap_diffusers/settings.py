@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 from flowmap_lora import Lora
+from flowmap_lora.bits import Bits, low_base
 
 from flowmap import validators
 from flowmap.mistaken import read
@@ -45,6 +46,8 @@ class Settings(Streamed, Referenced):
     sampling grid; None is that of the directory's scheduler, and the family's where there is none, or one of another
     shift for every size. seed: of random weights. fuse: a LoRA file, or its directory, added into the base before
     anything else: for teacher, student and critic.
+    base: the frozen weights of attention and feed-forward in "int8", "fp8" or "nf4", `flowmap_lora.quantised`; all else
+    is as it was, and a student is saved with the weights before that. None is in the type of the run.
     """
 
     path: str | None = field(default=None, converter=_path)
@@ -58,6 +61,7 @@ class Settings(Streamed, Referenced):
     seed: int = 0
     config: Mapping[str, Any] = field(factory=dict)
     fuse: str | None = field(default=None, converter=_path, kw_only=True)
+    base: Bits | None = field(default=None, validator=low_base, kw_only=True)
 
     @family.validator
     def _known(self, attribute: Any, family: object) -> None:

@@ -169,7 +169,7 @@ def load(spec: Settings, path: Path, *, device: torch.device, dtype: torch.dtype
     """The student that `save` wrote: of its directory, or of its LoRA file on top of `spec.path`."""
     path = Path(path)
     if (path / "transformer").is_dir():
-        student = evolve(spec, path=path, lora=None, config={})
+        student = evolve(spec, path=path, lora=None, base=None, config={})
         return student.build(frozenset({"student"}), device=device, dtype=dtype)["student"]
     file = path / LORA_FILE if path.is_dir() else path
     if not file.is_file():

@@ -45,7 +45,7 @@ def single(time: Tensor, frames: int | None = None) -> Tensor:
 
 def grid(spec: Settings, steps: int) -> list[float]:
     """t_0 > ... > t_N = 0 of the pipeline's own schedule: what it hands over at toy size."""
-    tiny = evolve(spec, path=None, lora=None, config={})
+    tiny = evolve(spec, path=None, lora=None, base=None, config={})
     z, cond = tiny.example(1)
     try:
         heard = played(tiny, torch.zeros_like(z), z, cond, steps, scheduler_of(spec)).calls

@@ -93,7 +93,8 @@ def causal(state: Mapping[str, Tensor], config: Mapping[str, Any], partition: Se
     kernel of compressed tokens, for whoever trains on with fewer chunks in full.
     """
     import diffusers
-    from flowmap_wan.build import rebuilt, second_embedder
+    from flowmap_wan.build import second_embedder
+    from flowmap_wan.outline import rebuilt
 
     with torch.device("meta"):
         net = diffusers.AnyFlowFARTransformer3DModel(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from flowmap.mistaken import read
 from flowmap.model import Rows, origin
 
+from .quantised import weights
 from .roles import INIT, Lora
 from .start import LORA_FILE, located
 
@@ -113,12 +114,13 @@ def fingerprint(net: nn.Module, without: Collection[str] = (), rows: Callable[[s
     Of each tensor every n-th entry, n = ceil(size / 2^16), as bfloat16 rounds it: a base is one in either type.
     """
     found = hashlib.sha256()
-    for name, value in sorted((name.replace(".base_layer.", "."), p) for name, p in net.named_parameters()):
-        if ".lora_" in name or name.rpartition(".")[0] in without:
+    for name, shape, value, own in sorted(weights(net), key=lambda one: one[0]):
+        if not isinstance(value, nn.Parameter) or name.rpartition(".")[0] in without:
             continue
-        numbers = value.detach() if rows is None else rows(name)(slice(None))
-        part = numbers.flatten()[:: -(-value.numel() // ENTRIES)].to(torch.bfloat16)
-        found.update(f"{name} {tuple(value.shape)}\n".encode())
+        read = rows(name) if rows is not None else own
+        numbers = value.detach() if read is None else read(slice(None))
+        part = numbers.flatten()[:: -(-numbers.numel() // ENTRIES)].to(torch.bfloat16)
+        found.update(f"{name} {shape}\n".encode())
         found.update(part.cpu().contiguous().view(torch.uint8).numpy().data)
     return found.hexdigest()
 

@@ -5,7 +5,7 @@
 A [rank, in] and B [out, rank] are float32, for whom they are trained and saved; they multiply in the type of W, as
 rounded copies that are made for each call, and the whole sum is rounded once. Where W x is rounded first, or s B A is
 added into a W of a narrow type, what is below half of the last place there is lost, all of a young adapter among it
-(docs/large.md has the numbers).
+(docs/large.md has the numbers). Of a base that is quantised, `quantised.Quantised`, W is made for each call as well.
 
 Names are peft's: `base_layer.weight`, `lora_A.<set>.weight`, `lora_B.<set>.weight`.
 """
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .quantised import Quantised, weight_of
 from .sets import Sets
 
 
@@ -44,10 +45,12 @@ class LoraLinear(nn.Module):
         if (name := self.sets.name) is None or name not in self.scaling:
             y: Tensor = self.base_layer(x)
             return y
-        (a, b), scale, w = self.pair(name), self.scaling[name], self.weight
-        if type(self.base_layer) is not nn.Linear or x.dtype != w.dtype or autocasts(x.device.type):
-            return plus(self.base_layer(x), x, a, b, scale)
-        return once(x, w, self.bias, a, b, scale)
+        (a, b), scale, w, base = self.pair(name), self.scaling[name], self.weight, self.base_layer
+        low = base.scale if isinstance(base, Quantised) else None
+        known = type(base) is nn.Linear and x.dtype == w.dtype
+        if (low is None and not known) or autocasts(x.device.type):
+            return plus(base(x), x, a, b, scale)
+        return once(x, w, self.bias, a, b, scale, low)
 
     def pair(self, name: str) -> tuple[Tensor, Tensor]:
         """A and B of a set."""
@@ -62,8 +65,13 @@ class LoraLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The base's, for who asks it for device and type."""
+        """The base's, for who asks it for device and type; codes where it is quantised."""
         return self.base_layer.weight
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the base's weight, before it was quantised."""
+        return self.base_layer.dtype if isinstance(self.base_layer, Quantised) else self.weight.dtype
 
     @property
     def bias(self) -> Tensor | None:
@@ -81,9 +89,11 @@ def plus(y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     return torch.addmm(y.flatten(0, -2), h, b.to(y.dtype).t(), alpha=scale).view(y.shape)
 
 
-def once(x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """W x + b + s B A x, in the type of x, which W and b are in, rounded once."""
-    given = x, w, bias, a, b, scale
+def once(
+    x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float, low: Tensor | None = None
+) -> Tensor:
+    """W x + b + s B A x, in the type of x, which W and b are in, rounded once. low: the scales of W, if w is codes."""
+    given = x, w, bias, a, b, scale, low
     if not torch.is_grad_enabled():
         return Once.forward(*given)[0]  # the same operations
     if torch.compiler.is_compiling():
@@ -97,31 +107,41 @@ class Once(torch.autograd.Function):
     """y = [W, s B] [x, A x] + b, one product, whose sum is rounded once. Gradients of A and B are two thin products:
 
     dx = W^T dy + A^T dh,     dA = dh x^T,     dB = s dy (A x)^T,     dh = s B^T dy.
+
+    Of codes, W is made here and again in the backward pass, and not held between.
     """
 
     @staticmethod
-    def forward(x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        h = F.linear(x, a.to(x.dtype))
+    def forward(
+        x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float, low: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        h, w = F.linear(x, a.to(x.dtype)), _weight(w, low, x)
         return F.linear(torch.cat([x, h], -1), torch.cat([w, (scale * b).to(w.dtype)], 1), bias), h
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, w, _, a, b, ctx.scale = inputs
+        x, w, _, a, b, ctx.scale, low = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, w, a, b, output[1])
-        ctx.save_for_forward(x, w, a, b, output[1])
+        ctx.save_for_backward(x, w, a, b, output[1], low)
+        ctx.save_for_forward(x, w, a, b, output[1], low)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        x, w, a, b, h = ctx.saved_tensors
+        x, w, a, b, h, low = ctx.saved_tensors
         rows = dy.flatten(0, -2)
         dh = ctx.scale * (rows @ b.to(dy.dtype))
-        dx = torch.addmm(rows @ w, dh, a.to(dy.dtype)).view(x.shape) if ctx.needs_input_grad[0] else None
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = torch.addmm(rows @ _weight(w, low, x), dh, a.to(dy.dtype)).view(x.shape)
         da = wide(dh.t(), x.flatten(0, -2)).to(a.dtype)
         db = ctx.scale * wide(rows.t(), h.flatten(0, -2)).to(b.dtype)
         dw = rows.t() @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None
-        return dx, dw, rows.sum(0) if ctx.needs_input_grad[2] else None, da, db, None
+        return dx, dw, rows.sum(0) if ctx.needs_input_grad[2] else None, da, db, None, None
+
+
+def _weight(w: Tensor, low: Tensor | None, x: Tensor) -> Tensor:
+    return w if low is None else weight_of(w, low, x.shape[-1], x.dtype)
 
 
 def wide(p: Tensor, q: Tensor) -> Tensor:
@@ -136,9 +156,9 @@ class OnceBothWays(Once):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, None]:
-        x, w, a, b, h = ctx.saved_tensors
-        tx, tw, tbias, ta, tb, _ = tangents
-        made = [] if tx is None else [plus(F.linear(tx, w), tx, a, b, ctx.scale)]
+        x, w, a, b, h, low = ctx.saved_tensors
+        tx, tw, tbias, ta, tb, *_ = tangents
+        made = [] if tx is None else [plus(F.linear(tx, _weight(w, low, x)), tx, a, b, ctx.scale)]
         made += [] if tw is None else [F.linear(x, tw)]
         made += [] if tbias is None else [tbias.expand(*h.shape[:-1], -1)]
         made += [] if ta is None else [ctx.scale * F.linear(F.linear(x, ta.to(x.dtype)), b.to(x.dtype))]

@@ -193,7 +193,7 @@ def fill_adapter(net: nn.Module, name: str, lora: Lora, put: Put, pairs: start.P
             last = nn.Linear(len(a), layer.out_features, bias=False).weight.detach()
             nn.init.kaiming_uniform_(first, a=math.sqrt(5))  # over what the layer was made with
             nn.init.zeros_(last)
-            drawn = {"A": first.to(layer.weight.dtype).float(), "B": last}
+            drawn = {"A": first.to(layer.dtype).float(), "B": last}
             for part, p in (("A", a), ("B", b)):
                 value = begun(lora, pairs, f"{path}.lora_{part}.weight")
                 put(p, (drawn[part] if value is None else value).__getitem__)
@@ -213,13 +213,16 @@ def sets(net: nn.Module) -> Sets:
 
 
 def parts(net: nn.Module, name: str | None) -> Iterator[tuple[str, torch.Tensor, torch.Tensor | None]]:
-    """(name, W, ΔW) of every tensor of the base, under its own names, one by one; ΔW of the set `name`, float32."""
+    """(name, W, ΔW) of every tensor of the base, under its own names, one by one; ΔW of the set `name`, float32.
+
+    Of a quantised base W as it was before, from where it was read.
+    """
     from .linear import LoraLinear
+    from .quantised import weights
 
     layers = {f"{path}.weight": layer for path, layer in net.named_modules() if isinstance(layer, LoraLinear)}
-    for key, value in net.state_dict().items():
-        if ".lora_" not in key:
-            own = key.replace(".base_layer.", ".")
-            layer = layers.get(own)
-            there = layer is not None and name is not None and name in layer.scaling
-            yield own, value.detach(), layer.change(name) if layer and name and there else None
+    for own, _, tensor, rows in weights(net):
+        layer = layers.get(own)
+        there = layer is not None and name is not None and name in layer.scaling
+        value = tensor.detach() if rows is None else rows(slice(None)).to(tensor.device)
+        yield own, value, layer.change(name) if layer and name and there else None

@@ -19,8 +19,8 @@ from flowmap.export.errors import ExportError, ParityError
 from flowmap.model import origin
 
 from . import extract
-from .build import dtype_of
 from .fidelity import Times, fidelity
+from .outline import dtype_of
 
 if TYPE_CHECKING:
     from flowmap.export.forms import Saved

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,8 @@ import torch
 from flowmap_diffusers.drawn import drawn
 from flowmap_diffusers.folder import files
 from flowmap_diffusers.loading import stored
-from flowmap_lora.start import Copies, Pairs, added, pairs
+from flowmap_lora.quantised import linear, made_of, replace
+from flowmap_lora.start import Copies, added
 from torch import nn
 
 from flowmap._types import Role
@@ -22,7 +22,9 @@ from .bases import began
 from .directory import ready
 from .experts import within
 from .network import Bidirectional, WanFlowMap
-from .targets import PIPELINE
+from .outline import checked_class, dtype_of, empty, exact, rebuilt, style, two_times
+from .streaming import Source
+from .targets import LARGE
 
 if TYPE_CHECKING:
     from .settings import WanSettings
@@ -38,7 +40,7 @@ def build(
     """
     ready(spec)
     meta = device.type == "meta"
-    net = (empty(spec, dtype) if meta else pretrained(spec, dtype).to(device)).requires_grad_(False)
+    net = (empty(spec, dtype) if meta else pretrained(spec, dtype)).requires_grad_(False)
     known = two_times(net.config)  # a distilled network: every role reads both times
     if "gate_value" in net.config and "critic" in roles:
         raise ValueError(
@@ -46,9 +48,11 @@ def build(
             "it was distilled from: give that one as Recipe.critic, or as Recipe.teacher for teacher and critic"
         )
     if spec.lora is not None:
-        nets = dict.fromkeys(sorted(roles), lift(spec, net))
+        nets = dict.fromkeys(sorted(roles), low(spec, lift(spec, net), dtype))
     else:
         nets = {role: lift(spec, copy.deepcopy(net)) if role == "student" else copy.deepcopy(net) for role in roles}
+    for own in () if meta else nets.values():
+        own.to(device)
     whole = type(net).__name__ == spec.transformers[-1]  # a student already, whatever its role here
     built = {
         role: flow_map(spec, own, role, two_times=known or role == "student", student=whole or role == "student")
@@ -65,9 +69,12 @@ def build(
     return built
 
 
-def two_times(config: Mapping[str, Any]) -> bool:
-    """Whether r has a say in a network: not in plain Wan, nor behind gate 0, as in a causal student of one time."""
-    return bool(config.get("gate_value"))
+def low(spec: WanSettings, net: Any, dtype: torch.dtype) -> Any:
+    """`net`, lifted, with its base as `spec.base` says."""
+    if spec.base is not None:
+        replace(net, linear(net, LARGE), spec.base)
+        made_of(net, lambda: Source.of(spec, dtype).rows)
+    return net
 
 
 def flow_map(spec: WanSettings, net: Any, role: Role, *, two_times: bool, student: bool) -> WanFlowMap:
@@ -108,11 +115,6 @@ def pretrained(spec: WanSettings, dtype: torch.dtype) -> Any:
     return styled(spec, net.eval(), {} if spec.fuse is None else stored(spec.path, spec.part))
 
 
-def style(spec: WanSettings) -> Pairs:
-    """What `spec.fuse` adds to the layers of the network at `spec.path`."""
-    return {} if spec.fuse is None else pairs(spec.fuse, empty(spec, torch.float32), PIPELINE, FUSE, {})
-
-
 @torch.no_grad()
 def styled(spec: WanSettings, net: Any, tensors: Mapping[str, Any]) -> Any:
     """`net` with that in it; tensors: its weights as they are stored, so that the sum is rounded once."""
@@ -122,59 +124,6 @@ def styled(spec: WanSettings, net: Any, tensors: Mapping[str, Any]) -> Any:
     return net
 
 
-def checked_class(spec: WanSettings) -> Any:
-    """The diffusers class of the transformer at `spec.path`, one that the spec can start from."""
-    import diffusers
-
-    name = diffusers.WanTransformer3DModel.load_config(spec.path, subfolder=spec.part)["_class_name"]
-    if name not in spec.transformers:
-        raise ValueError(f"{spec.path}: its transformer is a {name}: must be one of {', '.join(spec.transformers)}")
-    return getattr(diffusers, name)
-
-
-def empty(spec: WanSettings, dtype: torch.dtype) -> Any:
-    """`pretrained` on the meta device: shapes and types. What is no parameter, such as positions, has its numbers."""
-    import diffusers
-
-    with torch.device("meta"):
-        if spec.path is None or not spec.pretrained:
-            net: Any = diffusers.WanTransformer3DModel(**spec.config)
-        else:
-            cls = checked_class(spec)
-            net = cls.from_config(cls.load_config(spec.path, subfolder=spec.part))
-    for name, p in net.named_parameters():
-        p.data = p.data.to(dtype_of(name, type(net), dtype))
-    net.rope = rebuilt(net.rope)
-    if "gate_value" in net.config:
-        net.condition_embedder.delta_emb_gate = torch.tensor([net.config["gate_value"]])
-    return net.eval()
-
-
-def dtype_of(name: str, cls: Any, dtype: torch.dtype) -> torch.dtype:
-    """What a tensor of `cls` is in when asked for `dtype`: what is `exact` stays float32."""
-    return torch.float32 if {*name.split(".")} & {*exact(cls)} else dtype
-
-
-FUSE = "fuse"
-EXACT = ("delta_embedder", "far_patch_embedding")
-"""Float32 in a student that is trained, so in one that is loaded, too; diffusers' own list has neither. The second
-embedder, as the first, and what a causal one trains in full beside its adapters."""
-
-
-def exact(cls: Any) -> list[str]:
-    """What stays float32: times, norms and modulation, as diffusers has it, and `EXACT`."""
-    return [*(cls._keep_in_fp32_modules or ()), *EXACT]
-
-
-def rebuilt(rope: Any) -> Any:
-    """The rotary module of a network made on the meta device, with its tables: the arguments are its attributes."""
-    return type(rope)(
-        **{name: getattr(rope, name) for name in signature(type(rope).__init__).parameters if name in vars(rope)}
-    )
-
-
-PATCH = ("patch_embedding.weight", "patch_embedding.bias")
-"""All that `WanSettings.extra_state` reads."""
 SHAPE = (
     *("patch_size", "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "text_dim"),
     *("freq_dim", "ffn_dim", "num_layers", "cross_attn_norm", "eps", "image_dim", "rope_max_seq_len"),

@@ -18,8 +18,9 @@ from flowmap import FlowMap
 from flowmap.model import Sampling
 
 from . import bases, experts, pipelines
-from .build import build, dtype_of, flow_map, pretrained, rebuilt
+from .build import build, flow_map, pretrained
 from .network import Bidirectional, WanFlowMap
+from .outline import dtype_of, rebuilt
 from .streaming import Source
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def rounded(spec: WanSettings, u: WanFlowMap, dtype: torch.dtype) -> WanFlowMap:
     """The network that is saved in `dtype`, computing in float32; on the CPU."""
     net = fused(u, dtype, torch.device("cpu")).requires_grad_(False).float()
     own = not isinstance(u, Bidirectional)
-    return flow_map(evolve(spec, lora=None), net, u.role, two_times=u.two_times, student=own)
+    return flow_map(evolve(spec, lora=None, base=None), net, u.role, two_times=u.two_times, student=own)
 
 
 def fused(u: WanFlowMap, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Any:
@@ -155,7 +156,7 @@ def load(spec: WanSettings, path: Path, *, device: torch.device, dtype: torch.dt
         net = pretrained(evolve(spec, path=str(path), pretrained=True), dtype).to(device).requires_grad_(False)
         if "gate_value" not in net.config:
             raise ValueError(f"{path}: its transformer is a {type(net).__name__}, which has one time: not a student")
-        student = flow_map(evolve(spec, lora=None), net, "student", two_times=True, student=True)
+        student = flow_map(evolve(spec, lora=None, base=None), net, "student", two_times=True, student=True)
         student.guidance = Sampling.of(path).guidance
         return student
     if not file.is_file():

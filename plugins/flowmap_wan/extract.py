@@ -143,7 +143,7 @@ def source(student: Saved, base: Path) -> Source:
 def at(student: Saved, folder: Path) -> WanSettings:
     """The student's spec, of the network in `folder`."""
     spec: Any = student.spec
-    found: WanSettings = evolve(spec, path=str(folder), pretrained=True, lora=None)
+    found: WanSettings = evolve(spec, path=str(folder), pretrained=True, lora=None, base=None)
     return found
 
 

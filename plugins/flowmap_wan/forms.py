@@ -22,11 +22,12 @@ from flowmap.model import origin, require_fit, sha256
 from flowmap.times import euler_grid
 
 from . import adapters, extract, readme, unrounded
-from .build import empty, pretrained
+from .build import pretrained
 from .checkpoints import fused
 from .fidelity import load
 from .narrowed import narrowed
 from .network import WanFlowMap
+from .outline import empty
 
 if TYPE_CHECKING:
     from flowmap.export.forms import Saved

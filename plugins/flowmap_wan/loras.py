@@ -10,7 +10,8 @@ from flowmap_diffusers.folder import local
 from flowmap_lora.roles import INIT
 from flowmap_lora.start import pairs
 
-from .build import FUSE, empty, lift, style
+from .build import lift
+from .outline import FUSE, empty, style
 from .targets import PIPELINE, TIMES
 
 if TYPE_CHECKING:

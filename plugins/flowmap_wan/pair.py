@@ -123,7 +123,7 @@ class Experts(Streamed, Splits):
         try:
             high = self.high.outline()
         except ValueError:
-            high = evolve(low, expert="high", lora=None)
+            high = evolve(low, expert="high", lora=None, base=None)
         return evolve(self, high=high, low=low, boundary=self.boundary)
 
     def example(self, batch: int = 2) -> tuple[Latent, Cond]:
@@ -176,7 +176,7 @@ class Experts(Streamed, Splits):
     def load(self, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
         """The pair that `save` wrote as a pipeline."""
         own = {
-            expert: evolve(spec, path=str(path), pretrained=True, lora=None, fuse=None)
+            expert: evolve(spec, path=str(path), pretrained=True, lora=None, base=None, fuse=None)
             for expert, spec in (("high", self.high), ("low", self.low))
         }
         nets = {expert: spec.load(Path(path), device=device, dtype=dtype) for expert, spec in own.items()}

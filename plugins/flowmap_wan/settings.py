@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from attrs import field, frozen
 from flowmap_lora import Lora
+from flowmap_lora.bits import Bits, low_base
 
 from flowmap import validators
 from flowmap.methods.citations import WAN
@@ -63,6 +64,8 @@ class WanSettings(Streamed, Splits):
     shift: of the sampling grid, which is saved with a student; None is that of the pipeline's own scheduler, and 5 for
     a network of random weights alone; a fine-tuned teacher keeps its scheduler. seed: of random weights.
     fuse: a LoRA file, or its directory, added into the base before anything else: for teacher, student and critic.
+    base: the frozen weights of attention and feed-forward in "int8", "fp8" or "nf4", `flowmap_lora.quantised`; all else
+    is as it was, and a student is saved with the weights before that. None is in the type of the run.
     expert: of a pipeline of two, Wan2.2 A14B, which one: "high", for times above its boundary, or "low". Its student is
     half of a pipeline, `flowmap_wan.pair.Experts`.
     """
@@ -89,6 +92,7 @@ class WanSettings(Streamed, Splits):
     expert: Expert | None = field(
         default=None, validator=validators.optional(validators.in_(("high", "low"))), kw_only=True
     )
+    base: Bits | None = field(default=None, validator=low_base, kw_only=True)
 
     @text_tokens.validator
     def _enough(self, attribute: Any, kept: int) -> None:

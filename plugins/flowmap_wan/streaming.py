@@ -9,6 +9,7 @@ import torch
 from attrs import frozen
 from flowmap_diffusers.drawn import drawn
 from flowmap_diffusers.loading import stored
+from flowmap_lora.quantised import filling
 from flowmap_lora.roles import fill_adapter, of_init
 from flowmap_lora.start import Pairs, added
 
@@ -17,8 +18,8 @@ from flowmap._types import Role
 from flowmap.model import Put, Rows
 
 from .bases import began
-from .build import PATCH, checked_class, dtype_of, empty, style, two_times
 from .network import WanFlowMap
+from .outline import PATCH, checked_class, dtype_of, empty, style, two_times
 from .targets import PIPELINE
 
 if TYPE_CHECKING:
@@ -33,9 +34,10 @@ def fill(spec: WanSettings, nets: Mapping[Role, FlowMap], put: Put, dtype: torch
     source = Source.of(spec, dtype)
     members = {role: u for role, u in nets.items() if isinstance(u, WanFlowMap)}
     for net in {id(u.net): u.net for u in members.values()}.values():
+        rows = filling(net, source.rows)
         for name, p in net.named_parameters():
             if ".lora_" not in name:
-                put(p, source.rows(name.replace(".base_layer.", ".")))
+                put(p, rows(name))
     for u in members.values():
         began(spec, u, source.rows)
         if u.lora is not None and u.adapter is not None:

@@ -19,8 +19,8 @@ from flowmap.model import Sampling
 
 from . import checkpoints
 from .adapters import Adapters
-from .build import dtype_of
 from .network import WanFlowMap
+from .outline import dtype_of
 from .targets import TIMES
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _base(spec: WanSettings, path: Path, dtype: torch.dtype) -> WanSettings | No
             given = {FIELDS[key]: value for key, value in adapters.base.items() if key in FIELDS}
             known = {name: value for name, value in given.items() if name in fields_dict(type(spec))}
             lora = declared(adapters.about, TIMES)
-            return evolve(spec, path=str(here), pretrained=True, lora=lora, **known)
+            return evolve(spec, path=str(here), pretrained=True, lora=lora, base=None, **known)
     return None
 
 

@@ -28,8 +28,8 @@ class Teacher:
         import diffusers
         import torch
         from flowmap_wan import pipelines
-        from flowmap_wan.build import rebuilt
         from flowmap_wan.directory import ready
+        from flowmap_wan.outline import rebuilt
         from flowmap_wan.published import fitted
 
         ready(spec := Wan21(base))

@@ -97,6 +97,8 @@ SOME = {
         steps=4,
     ),
     "Qwen-Image, whole": recipe(Diffusers(family="qwen_image", checkpointing=True), on_policy(), lora=False, steps=4),
+    "a base in int8": recipe(evolve(Wan21(), base="int8", checkpointing=True), anyflow.forward(), on_policy(), steps=2),
+    "a base in nf4, LTX-Video": recipe(evolve(Diffusers(family="ltx"), base="nf4"), anyflow.forward(), steps=2),
     "a larger teacher": larger_teacher(recipe(Wan21(), anyflow.teacher(), on_policy(), steps=4)),
 }
 """What takes another way through the ranks, some iterations of each."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from attrs import field, frozen
 from flowmap_consistency import lagrangian, scm
-from flowmap_wan.build import dtype_of
+from flowmap_wan.outline import dtype_of
 from flowmap_wan21 import Wan21
 
 from flowmap import AdamW, Batch, FlowMap, Recipe, Rng, Stage, distill

@@ -24,12 +24,17 @@ SPECS = {
     "whole, nothing recomputed": spec(lora=False, checkpointing=False),
     "causal": spec(causal=True),
     "attention kept": spec(checkpointing="selective"),
+    "a base in int8": evolve(spec(), base="int8"),
+    "a base in nf4": evolve(spec(), base="nf4"),
+    "a base in fp8, nothing recomputed": evolve(spec(checkpointing=False), base="fp8"),
 }
 F32, BF16 = torch.float32, torch.bfloat16
 CASES = [
     *((method, "adapters", dtype) for method in ("stage 1", "stage 2") for dtype in (F32, BF16)),
     *(("stage 2", of, F32) for of in ("whole", "causal")),
     *((method, of, BF16) for method, of in (("stage 1", "whole"), ("flow matching", "whole, nothing recomputed"))),
+    ("stage 1", "a base in int8", F32),
+    *(("flow matching", of, BF16) for of in ("a base in nf4", "a base in fp8, nothing recomputed")),
     *((method, "nothing recomputed", F32) for method in ("flow matching", "stage 1")),
     ("stage 1", "attention kept", F32),
 ]
