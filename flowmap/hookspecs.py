@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .model import FlowMapSpec
     from .published.layout import Layout
     from .recipe import Recipe, Stage
+    from .rewards import Reward
     from .training.loop import Trainer
     from .training.tracking import Tracker
 
@@ -63,6 +64,12 @@ def flowmap_layouts() -> Mapping[str, Layout]:
 @hookspec
 def flowmap_trackers() -> Mapping[str, Callable[[Path], Tracker]]:
     """Where else records go, by name: functions of the run's directory. `flowmap distill --track NAME`."""
+    raise NotImplementedError
+
+
+@hookspec
+def flowmap_rewards() -> Mapping[str, Reward]:
+    """What videos may be rewarded for, by name: `flowmap.plugins.reward`."""
     raise NotImplementedError
 
 

@@ -214,7 +214,7 @@ class Codec(Protocol):
         """[B, frames, 3, height, width] in [0, 1] -> [B, F, C, H, W]."""
 
     def decode(self, x: Latent) -> Tensor:
-        """The inverse of `encode`, clamped to [0, 1]."""
+        """The inverse of `encode`, clamped to [0, 1]; with a graph where x has one, as rewards need."""
 
     def decode_chunks(self, chunks: Iterable[Latent]) -> Iterator[Tensor]:
         """`decode` of videos that arrive in chunks of frames: each chunk's frames as soon as it is there."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from .model import FlowMap, FlowMapSpec
     from .recipe import Recipe
+    from .rewards import Reward
     from .training.tracking import Tracker
 
 GROUP = "flowmap"
@@ -28,6 +29,7 @@ KINDS = {"flowmap_stages": "method for a whole recipe"}
 MUST = {
     "flowmap_backbones": "a FlowMapSpec",
     "flowmap_methods": "a function that makes a Method",
+    "flowmap_rewards": "a Reward, called with videos and prompts",
     "flowmap_stages": "a function of a Recipe that makes its stages",
     "flowmap_trackers": "a function of a directory that makes a Tracker",
 }
@@ -226,6 +228,11 @@ def trained_by(recipe: Recipe, method: str, pm: pluggy.PluginManager | None = No
         raise PluginError(
             f"plugin {plugin!r}: its stages {method!r} for {recipe.name or 'the recipe'}: {error}"
         ) from error
+
+
+def reward(name: str, pm: pluggy.PluginManager | None = None) -> Reward:
+    """A registered reward."""
+    return cast("Reward", named(pm or installed(), "flowmap_rewards", name))
 
 
 def load(

@@ -14,6 +14,7 @@ HOOKS = {
     "stages": "methods for a whole recipe, for distill --method",
     "exporters": "exporters",
     "layouts": "layouts of published weights, for import",
+    "rewards": "rewards, for stages after distillation",
     "trackers": "trackers, for distill --track",
 }
 

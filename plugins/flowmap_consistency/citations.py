@@ -114,3 +114,12 @@ PHASED_DMD = arxiv(
     "2510.27684",
 )
 PDD = arxiv("pdd2026", "Parallel Decoding Distillation", "{NVIDIA}", 2026, "2607.26004")
+DIFFUSION_NFT = arxiv(
+    "diffusionnft2025",
+    "DiffusionNFT: Online Diffusion Reinforcement with Forward Process",
+    "Zheng, Kaiwen and others",
+    2025,
+    "2509.16117",
+)
+MEANFLOW_NFT = arxiv("meanflownft2026", "MeanFlowNFT", "{MeanFlowNFT}", 2026, "2607.15273")
+MFA = arxiv("meanflowadvantage2026", "MeanFlowAdvantage", "{MeanFlowAdvantage}", 2026, "2609.37670")

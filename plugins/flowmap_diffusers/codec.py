@@ -126,9 +126,11 @@ class DiffusersCodec:
         """[B, frames, 3, H, W] in [0, 1] -> the posterior's mode, normalised: [B, F, C, h, w]."""
         return torch.cat([self._encode(part) for part in videos.split(self.batch if self.still else 1)])
 
-    @torch.no_grad()
     def decode(self, x: Latent) -> Tensor:
-        return torch.cat([self._decode(part) for part in x.split(self.batch if self.still else 1)])
+        """With a graph where x has one."""
+        self.pipeline.vae.requires_grad_(False)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
+            return torch.cat([self._decode(part) for part in x.split(self.batch if self.still else 1)])
 
     def decode_chunks(self, chunks: Iterable[Latent]) -> Iterator[Tensor]:
         """All at once: these networks generate all frames in one chunk."""

@@ -18,6 +18,7 @@ from flowmap import validators
 from flowmap.evaluation import Metric, QualityCurve, Samples, endpoint_error, energy_distance_of_latents, variety
 from flowmap.evaluation.distances import energy_distance
 from flowmap.evaluation.metrics import prompt_by_prompt
+from flowmap.rewards import Reward
 
 from . import drift, measure
 from .classifier import Moments
@@ -105,6 +106,21 @@ frechet_distance = Metric("frechet_distance", "lower", frechet)
 """Of no curve by default: it is mostly bias below some thousand samples."""
 intensity_drift = Metric("intensity_drift", "lower", drift.LastChunk(drift.absolute_drift))
 """Mean | ink / ink of the first frame − 1 | in the last two frames: for a student that continues its own output."""
+
+
+def rewarded(reward: Reward) -> Metric:
+    """A reward's mean as a metric of a curve."""
+    return Metric(reward.name, "higher", Rewarded(reward))
+
+
+@frozen
+class Rewarded:
+    """The mean of a reward over samples."""
+
+    reward: Reward
+
+    def __call__(self, samples: Samples) -> float:
+        return float(self.reward(samples.videos, samples.prompts).mean())
 
 
 @cache

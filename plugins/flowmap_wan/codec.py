@@ -96,11 +96,12 @@ class WanCodec:
         ]
         return (torch.cat(parts)[:, :frames].float() - mean) / std
 
-    @torch.no_grad()
     def decode(self, x: Latent) -> Tensor:
-        vae = self.pipeline.vae
-        parts = [vae.decode(part, return_dict=False)[0] for part in self._raw(x).split(self.batch)]
-        return _video(torch.cat(parts))
+        """With a graph where x has one."""
+        vae = self.pipeline.vae.requires_grad_(False)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
+            parts = [vae.decode(part, return_dict=False)[0] for part in self._raw(x).split(self.batch)]
+            return _video(torch.cat(parts))
 
     @torch.no_grad()
     def decode_chunks(self, chunks: Iterable[Latent]) -> Iterator[Tensor]:

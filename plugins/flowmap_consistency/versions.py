@@ -1,0 +1,78 @@
+"""Other versions of what a network trains, on the same base: the policy that made the samples, and where it began."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import final
+
+import torch
+from attrs import field, frozen
+from torch import nn
+
+from flowmap import Batch, FlowMap, validators
+from flowmap._types import Cache, Cond, Latent, Time
+from flowmap.model import Wrapped
+from flowmap.pieces import in_pieces
+
+
+@frozen
+class Keeps:
+    """Called, it makes `Versions` of a network: an `Equip`."""
+
+    names: tuple[str, ...] = field(default=("old", "reference"), validator=validators.min_len(1))
+
+    def __call__(self, u: FlowMap, sample: Batch) -> Versions:
+        return Versions(u, self.names)
+
+
+@final
+class Versions(Wrapped):
+    """`u`, and frozen copies of all that it trains, by name: of its adapters and of what is trained whole beside them.
+
+    While one is in use the network computes with it; the base is there once. They are in `trained()`, so that a
+    checkpoint has them, and have no gradient, so that no optimiser moves them. Calls of a version build no graph.
+    """
+
+    def __init__(self, u: FlowMap, names: tuple[str, ...]) -> None:
+        super().__init__(u)
+        self.at: tuple[int, ...] = ()  # which iteration the versions were brought up to
+        if any(in_pieces(p) for p in u.trained().values()):
+            raise ValueError("Versions: the network is in pieces over ranks: must be whole, Distribution(shard=False)")
+        self.kept = nn.ModuleDict({name: nn.ParameterList(_copy(p) for p in u.trained().values()) for name in names})
+
+    def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
+        out: Latent = self.u(z, t, r, cond, cache)
+        return out
+
+    def trained(self) -> Mapping[str, nn.Parameter]:
+        own = self.u.trained()
+        kept = {f"{name}.{key}": p for name in self.kept for key, p in zip(own, self._of(name), strict=True)}
+        return {**own, **kept}
+
+    @torch.no_grad()
+    def follow(self, name: str, keep: float) -> None:
+        """version <- keep · version + (1 - keep) · network; with 0 a copy, bit for bit."""
+        for old, p in zip(self._of(name), self.u.trained().values(), strict=True):
+            old.copy_(p) if keep == 0.0 else old.lerp_(p.detach().to(old), 1 - keep)
+
+    @contextmanager
+    def using(self, name: str) -> Iterator[None]:
+        """While entered, the network is that version, without a graph; then itself, with the graphs that it had."""
+        own = [*self.u.trained().values()]
+        held = [p.data for p in own]
+        try:
+            for p, version in zip(own, self._of(name), strict=True):
+                p.data = version.data
+            with torch.no_grad():
+                yield
+        finally:
+            for p, data in zip(own, held, strict=True):
+                p.data = data
+
+    def _of(self, name: str) -> list[nn.Parameter]:
+        return [*self.kept[name].parameters()]
+
+
+def _copy(p: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(p.detach().clone(), requires_grad=False)
