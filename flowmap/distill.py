@@ -10,15 +10,17 @@ import pluggy
 import torch
 from attrs import evolve
 
-from . import atomic, plugins, validators
+from . import atomic, plugins, students, validators
 from ._types import Role
 from .data import Data, Source, fingerprint
 from .evaluation import Previews, QualityCurve, card, rounding
 from .evaluation.watching import Watch
 from .experts import too_few_steps
 from .faults import reach
+from .kind import kind
 from .mistaken import INDEX
 from .model import FlowMap, Sampling
+from .module import ModuleSpec
 from .objectives import Networks, equipped
 from .observers import Observers, tracked
 from .recipe import Precision, Recipe, RecipeError, digest, not_data
@@ -134,7 +136,7 @@ def distill(
             if batches is not None and probe is not None:
                 if found is not None and not _trained(recipe, found):
                     older(path, run.say)
-                _write(recipe, nets[recipe.result], batches, probe, run, path / recipe.result)
+                _write(recipe, nets[recipe.result], batches, probe, run, path / recipe.result, pm)
             _judge(recipe, nets, run, path)
             run.finished(sha256, card.saved(path / recipe.result))
         return nets[recipe.result]
@@ -178,7 +180,7 @@ def evaluate(
 def judging(recipe: Recipe, run: Path) -> Recipe:
     """`recipe` as it judges what is in `run`: itself of a run; of a student's own directory, that student beside its
     teacher, sampled in the one way that it was made for, if it was."""
-    if (student := _student(run)) != run:
+    if (student := _student(run)) != run or (isinstance(recipe.backbone, ModuleSpec) and kind(run) == "weights"):
         return recipe
     evaluation, own = recipe.evaluation, Sampling.of(student)
     if isinstance(evaluation, QualityCurve) and own.kind in ("consistency", "phased"):
@@ -189,7 +191,7 @@ def judging(recipe: Recipe, run: Path) -> Recipe:
 
 def _student(run: Path) -> Path:
     """The student of a run; itself, where `run` is a student's own directory."""
-    return run if (run / INDEX).is_file() else run / "student"
+    return run if (run / INDEX).is_file() or (run / card.FILE).is_file() else run / "student"
 
 
 def _batches(recipe: Recipe, source: Data | Source, path: Path | None, device: torch.device) -> Data:
@@ -204,7 +206,9 @@ def _made_of(recipe: Recipe) -> Mapping[Role, str]:
     return {role: f"{type(spec).__name__}, {spec.about().name}" for role, spec in specs.items()}
 
 
-def _write(recipe: Recipe, u: FlowMap, batches: Data, probe: rounding.Probe, run: Run, final: Path) -> None:
+def _write(
+    recipe: Recipe, u: FlowMap, batches: Data, probe: rounding.Probe, run: Run, final: Path, pm: pluggy.PluginManager
+) -> None:
     """The result, with what a sampler must know of it and what its type loses."""
     spec, lost = recipe.spec_of(recipe.result), None
     with atomic.whole(final) as made:
@@ -214,7 +218,8 @@ def _write(recipe: Recipe, u: FlowMap, batches: Data, probe: rounding.Probe, run
             lost = rounding.measure(spec, u, probe)
         except (RuntimeError, ValueError, OSError, MemoryError) as error:  # no reason to lose what was trained
             run.note(f"what bfloat16 loses was not measured: {type(error).__name__}: {error}")
-        atomic.write_json(made / card.FILE, card.facts(recipe, batches) | rounding.facts(recipe.save_dtype, lost))
+        facts = card.facts(recipe, batches) | students.facts(spec, u, plugins.collect(pm, "flowmap_backbones"))
+        atomic.write_json(made / card.FILE, facts | rounding.facts(recipe.save_dtype, lost))
 
 
 def _judge(recipe: Recipe, nets: Networks, run: Run, path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from . import validators
 from ._types import Cache, Cond, Latent, Role, Time
 from .clock import Clock, Features
-from .model import FlowMap, FlowMapSpec, sha256
+from .model import About, FlowMap, FlowMapSpec, sha256
 from .path import Convention
 from .time_embedding import Delta, check_submodule, keep_exact, lift, pair
 
@@ -182,6 +182,9 @@ class ModuleSpec(FlowMapSpec):
 
     def null(self, cond: Cond) -> Cond:
         return self.uncond or super().null(cond)
+
+    def about(self) -> About:
+        return About(_made(self.module))
 
     def fingerprint(self) -> str:
         return f"{type(self.network).__module__}.{type(self.network).__qualname__} {sha256(self.network.state_dict())}"

@@ -18,6 +18,7 @@ from .validators import article, shown
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from .model import FlowMap, FlowMapSpec
     from .recipe import Recipe
@@ -163,7 +164,7 @@ def backbone(name: str, pm: pluggy.PluginManager | None = None) -> FlowMapSpec:
     if name in registered:
         return cast("FlowMapSpec", registered[name])
     try:
-        spec = _resolved(pm, name)
+        spec = _resolved(pm, name) or _told(Path(name), None, registered)
         if spec is not None:
             spec.validate()
             return spec
@@ -177,6 +178,27 @@ def backbone(name: str, pm: pluggy.PluginManager | None = None) -> FlowMapSpec:
         f"{missing}no plugin knows the backbone {name!r}: give one of {', '.join(registered)}, the directory of a "
         "diffusers pipeline, or a hub id"
     )
+
+
+def student(path: str | Path, given: object = None, pm: pluggy.PluginManager | None = None) -> FlowMapSpec:
+    """The spec of the student in a directory. given: a spec, a registered name, a network, what makes one, or
+    `package.module:NAME` of one of these: needed where the student is of a network of one's own."""
+    pm = pm or installed()
+    if given is None or (isinstance(given, str) and given in (registered := collect(pm, "flowmap_backbones"))):
+        return backbone(str(path), pm) if given is None else cast("FlowMapSpec", registered[given])
+    try:
+        return cast("FlowMapSpec", _told(Path(path), given, {}))
+    except ValueError as error:
+        raise PluginError(str(error)) from error
+
+
+def _told(path: Path, given: object, registered: Mapping[str, FlowMapSpec]) -> FlowMapSpec | None:
+    """What is written beside the weights of a student says of its network."""
+    if given is None and not path.is_dir():
+        return None
+    from . import students
+
+    return students.made(path, given, registered)
 
 
 def _mistaken(path: Path) -> str | None:
@@ -236,11 +258,21 @@ def reward(name: str, pm: pluggy.PluginManager | None = None) -> Reward:
 
 
 def load(
-    path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, pm: Any = None
+    path: str | Path,
+    *,
+    backbone: FlowMapSpec | nn.Module | Callable[[], nn.Module] | str | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    pm: Any = None,
 ) -> FlowMap:
-    """The student in a directory that `distill` wrote; dtype: float32 by default."""
+    """The student in a directory that `distill` wrote; dtype: float32 by default.
+
+    backbone: of a student of one's own network, the network again, what makes it, its spec, or `package.module:NAME` of
+    one of these; the directory has its settings and weights, and no code.
+    """
     import torch
 
     if not Path(path).is_dir():
         raise FileNotFoundError(f"{path}: there is no such directory")
-    return backbone(str(path), pm).load(Path(path), device=torch.device(device), dtype=dtype or torch.float32)
+    spec = student(path, backbone, pm)
+    return spec.load(Path(path), device=torch.device(device), dtype=dtype or torch.float32)

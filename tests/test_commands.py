@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
@@ -22,6 +23,7 @@ from flowmap.evaluation.records import Record
 from flowmap.methods.citations import ANYFLOW, WAN
 from flowmap.model import FlowMapSpec
 from flowmap.objectives import Networks
+from tests.test_students import code_of
 
 RECIPE = """
 from flowmap_digits import TINY_WAN
@@ -130,6 +132,12 @@ def test_another_recipe_leaves_the_run_as_it_is(recipe: Path, run: Path, capsys:
 
 def test_diffusers_alone_generates_with_the_student(run: Path) -> None:
     subprocess.run([sys.executable, "-c", PIPELINE, str(run / "student")], check=True, cwd=run)
+
+
+def test_the_code_of_the_card_runs(run: Path) -> None:
+    namespace: dict[str, Any] = {}
+    exec(code_of(run), namespace)
+    assert len(namespace["video"]) == 9
 
 
 def test_the_student_can_be_loaded(run: Path) -> None:

@@ -11,6 +11,11 @@ from collections.abc import Callable
 
 from attrs import frozen
 
+BACKBONE = (
+    "of a student of your own network, which its directory has not: package.module:NAME or file.py:NAME, of the "
+    "network, its spec or what makes it"
+)
+
 
 @frozen
 class Command:

@@ -71,7 +71,7 @@ def place(evaluation: Evaluator, run: Path, name: str, steps: Sequence[int] | No
 def _recipe_of(run: Path) -> tuple[str, list[str]]:
     """The name of a run's recipe, and what it was told to be beside what its file says."""
     file = run / "recipe.json"
-    if (run / INDEX).is_file() and not file.is_file():
+    if not file.is_file() and ((run / INDEX).is_file() or (run / "flowmap.json").is_file()):
         raise UsageError(
             f"{run} is a student's directory and no run: say whose evaluation, such as --recipe quickstart"
         )

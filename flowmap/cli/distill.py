@@ -6,6 +6,8 @@ import argparse
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from ..kind import half as told_half
+from ..kind import kind, told
 from . import plan, previewing, recipes, settings
 from .command import Command, positive
 from .threads import wait_passively
@@ -89,8 +91,10 @@ def report(out: Path) -> None:
     table = out / "evaluation" / "table.txt"
     if table.is_file():
         print(f"\n{table.read_text()}")
+    student = out / "student"
+    half = student.is_dir() and kind(student) == "half"
     written = {
-        "the student, a pipeline that diffusers loads": "student",
+        (told(student) if student.is_dir() else "the student"): "student",
         "the teacher": "teacher",
         "its model card": "student/README.md",
         "quality against steps, drawn": "plots/nfe.png",
@@ -101,7 +105,9 @@ def report(out: Path) -> None:
     }
     for what, name in written.items():
         if (out / name).exists():
-            print(f"{what:42}  {out / name}")
+            print(f"{what:44}  {out / name}")
+    if half:
+        print(f"\nIt is {told_half(student)}.")
 
 
 def resume(text: str) -> str:

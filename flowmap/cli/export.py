@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .command import Command
+from .command import BACKBONE, Command
 from .errors import UsageError
 from .threads import wait_passively
 
@@ -31,6 +31,7 @@ ENGINES: Mapping[str, str] = {
 
 def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("student", metavar="STUDENT", help="a run of distill, its student, or an AnyFlow pipeline")
+    parser.add_argument("--backbone", metavar="NAME", help=BACKBONE)
     parser.add_argument("--to", metavar="FORM", help="a form from `flowmap plugins`, such as onnx")
     parser.add_argument("--out", metavar="DIR", help="a directory that is empty or not there yet")
     parser.add_argument(
@@ -125,6 +126,7 @@ def run(options: Namespace) -> None:
         path,
         options.to,
         options.out,
+        backbone=options.backbone,
         sizes=dict(options.sizes) or None,
         precision=options.precision,
         target=Target(options.device, tuple(options.capability)),

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .command import Command, positive, whole
+from .command import BACKBONE, Command, positive, whole
 from .errors import UsageError
 from .threads import wait_passively
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("student", metavar="STUDENT", help="a run of distill, its student, or an export of it")
+    parser.add_argument("--backbone", metavar="NAME", help=BACKBONE)
     parser.add_argument("--prompt", action="append", required=True, help="may be given several times: a row each")
     told = "of sampling; 4 by default, or as many as the student was made for; several: a column each"
     parser.add_argument("--steps", type=positive, nargs="+", metavar="N", help=told)
@@ -60,7 +61,8 @@ def run(options: Namespace) -> None:
     from ..export.api import is_export
     from ..export.errors import ProfileError
     from ..export.forms import located
-    from ..plugins import backbone
+    from ..kind import half, kind
+    from ..plugins import student
     from ..window import Window
 
     exported = None
@@ -69,7 +71,9 @@ def run(options: Namespace) -> None:
     elif options.encoders is not None:
         raise UsageError(f"--encoders is for an export, and {options.student} is a student, which has its own")
     path, context = located(path), None if options.context is None else frames_of(Path(options.context))
-    spec = backbone(str(path))
+    spec = student(path, options.backbone)
+    if kind(path) == "half":
+        raise UsageError(f"{path} is {half(path)}")
     if exported is None and not (path / "flowmap.json").is_file() and spec.sampling().kind == "euler":
         raise UsageError(
             f"{path} is a diffusion model and no student, and would be asked for few steps without guidance: `flowmap "
@@ -84,6 +88,9 @@ def run(options: Namespace) -> None:
         raise UsageError(_outside(error, options.size)) from error
     except ValueError as error:
         raise UsageError(str(error)) from error
+    except NotImplementedError as error:
+        told = f"{path}: {error}; from Python, flowmap.load(DIR) and flowmap.sample(u, noise, conditions) sample it"
+        raise UsageError(told) from error
     print(options.out)
     if options.out.endswith(".png"):
         return  # which has labels

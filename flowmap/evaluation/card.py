@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -10,6 +11,7 @@ from typing import Any, get_args
 from .._types import Role
 from ..atomic import write_text
 from ..data import Data
+from ..kind import kind
 from ..method import Method, Sampler
 from ..objectives import Objective
 from ..objectives.distribution_matching import DistributionMatching
@@ -17,7 +19,7 @@ from ..objectives.flow_map_matching import FlowMapMatching
 from ..objectives.mixture import Mixture
 from ..recipe import Recipe, describe, digest
 from ..training.run import environment
-from . import records, rounding
+from . import records, rounding, use
 
 FILE = "flowmap.json"
 """Beside the student's weights, what they are; written last."""
@@ -37,27 +39,6 @@ def saved(student: Path) -> str | None:
     return rounding.sentence(found, f"{student.name}/", (student / "lora").is_dir())
 
 
-LOAD = """```python
-import flowmap
-
-u = flowmap.load("path/of/this/directory")
-x = flowmap.sample(u, noise, conditions, steps=4)
-```"""
-"""Of a student without a pipeline."""
-EXACT_LATENTS = """\
-step = pipe.scheduler.step
-pipe.scheduler.step = lambda u, *rest, **more: step(u.float(), *rest, **more)
-
-
-def narrow(transformer, args, given):
-    return args, given | {"hidden_states": given["hidden_states"].to(transformer.dtype)}
-
-
-pipe.transformer.register_forward_pre_hook(narrow, with_kwargs=True)
-"""
-"""For a pipeline of diffusers in bfloat16 or float16: latents stay float32; the transformer is given them rounded."""
-
-
 def facts(recipe: Recipe, data: Data) -> dict[str, Any]:
     """What a sampler must know of the student and its weights do not say."""
     sample = data.batch([0])
@@ -66,6 +47,7 @@ def facts(recipe: Recipe, data: Data) -> dict[str, Any]:
         "digest": digest(recipe),
         "latent_shape": list(sample.x.shape[1:]),
         "conditions": {name: list(value.shape[1:]) for name, value in sample.cond.items()},
+        "types": {name: str(value.dtype).removeprefix("torch.") for name, value in sample.cond.items()},
         "shift": recipe.backbone.shift,
         "guidance": guidance(recipe),
         "sampler": sampler(recipe),
@@ -101,13 +83,13 @@ def write(recipe: Recipe, out: Path) -> Path:
     """`README.md` in the student's directory under `out`, with the evaluation there, if there is one."""
     from huggingface_hub import ModelCardData
 
-    about = recipe.backbone.about()
+    about, student = recipe.backbone.about(), out / recipe.result
     data = ModelCardData(
         base_model=about.model,
         license=about.licence,
-        library_name="diffusers",
-        pipeline_tag="image-to-video" if recipe.backbone.images else "text-to-video",
-        tags=["flowmap", "flow-map", "any-step", "distillation"],
+        library_name="diffusers" if kind(student) == "pipeline" else "flowmap",
+        pipeline_tag=use.task(recipe.backbone, known(student) or {}),
+        tags=["flowmap", "flow-map", *(["any-step"] if sampler(recipe) == "flow_map" else []), "distillation"],
     )
     body = "\n\n".join(
         [
@@ -127,8 +109,8 @@ def write(recipe: Recipe, out: Path) -> Path:
 
 def _head(recipe: Recipe) -> str:
     about, name = recipe.backbone.about(), Path(recipe.name).stem
-    kind = {"flow_map": "An any-step student", "consistency": "A consistency student"}[sampler(recipe)]
-    what = kind if recipe.result == "student" else "A teacher"
+    made = {"flow_map": "An any-step student", "consistency": "A consistency student"}[sampler(recipe)]
+    what = made if recipe.result == "student" else "A teacher"
     licence = f" Licence of the base model: {about.licence}." if about.licence else ""
     by = f" by the recipe `{name}`" if name else ""
     return f"# {name or about.name}\n\n{what} of `{about.name}`, made with flowmap{by}.{licence}"
@@ -137,58 +119,9 @@ def _head(recipe: Recipe) -> str:
 def _use(recipe: Recipe, out: Path) -> list[str]:
     if recipe.result != "student":
         return []
+    student = out / recipe.result
     few = sampler(recipe) == "consistency"
-    how = (
-        "A step jumps to data, and fresh noise is added before the next: `flowmap sample` does that. The pipeline's "
-        "scheduler follows the flow, which this student did not learn: it is right for one step alone."
-        if few
-        else "Any number of steps will do."
-    )
-    w = guidance(recipe)
-    text = (
-        f"## Sampling\n\nGuidance {'' if w is None else f'{w:g} '}is built in: one call of the network a step, no more "
-        f"guidance. {how} The grid is shifted by {recipe.backbone.shift:g}."
-    )
-    index, manifest = out / recipe.result / "model_index.json", _manifest(out)
-    if not index.is_file():
-        return [f"{text}\n\n{LOAD}"]
-    kind = json.loads(index.read_text())["_class_name"]
-    if manifest is None:
-        latent = (known(out / recipe.result) or {}).get("latent_shape", [0])
-        frames, size = latent[0], None
-        text += f" It was trained on latents {latent}, [F, C, H, W]: tell the pipeline the size of such videos."
-    else:
-        frames, _, height, width = manifest["shape"]["video"]
-        size = {"num_frames": frames, "height": height, "width": width}
-    own = not isinstance(kind, str)  # code of its own beside the weights, which knows how it is called
-    kind, trusted = ("DiffusionPipeline", ", trust_remote_code=True") if own else (kind, "")
-    if frames == 1 and size is not None:
-        del size["num_frames"]
-    prompt = "a prompt" if manifest is None else manifest["prompts"]["first"]
-    told = f"{prompt!r}, num_inference_steps={1 if few else 4}" + ("" if own else ", guidance_scale=1.0")
-    sized, seen = "" if size is None else f"size = {json.dumps(size)}\n", ""
-    if recipe.backbone.images:
-        told, seen = f'image=load_image("first.png"), prompt={told}', "\nfrom diffusers.utils import load_image"
-    return [
-        f"""{text}
-
-```python
-from diffusers import {kind}{seen}
-
-pipe = {kind}.from_pretrained("path/of/this/directory"{trusted})
-{sized}video = pipe({told}{", **size" if sized else ""}).{"images" if frames == 1 else "frames"}[0]
-```""",
-        *([] if few or own else [_narrow()]),
-    ]
-
-
-def _narrow() -> str:
-    return f"""In bfloat16 the pipeline's scheduler rounds the latents after every step, and many steps add that up. A
-small student was 1.3 % off its float32 self at 4 steps and 3.2 % at 128; with latents in float32 it was 1.0 % off at
-128. To keep them in float32, run this after `from_pretrained`:
-
-```python
-{EXACT_LATENTS}```"""
+    return use.sections(recipe.backbone, student, known(student) or {}, guidance(recipe), few, _manifest(out))
 
 
 def _files(recipe: Recipe, out: Path) -> list[str]:
@@ -218,7 +151,17 @@ def _training(recipe: Recipe) -> str:
     others = [(role, recipe.spec_of(role)) for role in get_args(Role) if role in recipe.roles]
     named = "".join(f" The {role} is `{s.about().name}`." for role, s in others if s != recipe.backbone)
     data = "given to `distill`" if recipe.data is None else f"`{_short(recipe.data)}`"
-    return "## Training\n\n" + "\n".join(rows) + f"\n\nData: {data}. Seed: {recipe.seed}.{matched}{named}"
+    told = f"\n\nData: {data}. Seed: {recipe.seed}.{matched}{named}"
+    changed = ", ".join(f"`{_settled(one)}`" for one in recipe.settings)
+    return (
+        "## Training\n\n" + "\n".join(rows) + told + (f" Settings beside the recipe's: {changed}." if changed else "")
+    )
+
+
+def _settled(setting: str) -> str:
+    """Without a value that may be a path of this machine."""
+    field, _, value = setting.partition("=")
+    return field if "/" in value or os.sep in value else setting
 
 
 def _evaluation(recipe: Recipe, out: Path) -> list[str]:

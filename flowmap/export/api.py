@@ -49,6 +49,7 @@ class Export:
         compile: bool | None = None,
         rollouts: tuple[int, ...] | None = None,
         options: Mapping[str, Any] | None = None,
+        backbone: Any = None,
         pm: Any = None,
     ) -> Report:
         """Write `student` in the form `to` into the directory `out`, and compare the two; one artefact, any steps.
@@ -59,7 +60,7 @@ class Export:
         where it is worse than the limit of that; and how far the student in float32 is, without a limit. compile: time
         the student under torch.compile too; None is on a GPU alone, since a compilation takes minutes on a CPU.
         rollouts: the numbers of steps of the rollouts that are compared, (1, 4) by default. options: of the form, such
-        as {"steps": 8} for comfyui. An argument that the form does not read is refused.
+        as {"steps": 8} for comfyui. backbone: of `flowmap.load`. An argument that the form does not read is refused.
 
         An `ExportError` says in a sentence what cannot be done. `out` appears when all is done, or not at all.
         """
@@ -82,9 +83,9 @@ class Export:
         libraries = require(to, exporter)
 
         device = torch.device(asked.target.device if torch.cuda.is_available() else "cpu")  # where it is traced
-        u, spec, folder = loaded(student, DTYPES[precision], device, pm)
+        u, spec, folder = loaded(student, DTYPES[precision], device, pm, backbone)
         facts = forms.facts(folder)
-        name, family = family_of(u, example, pm)
+        name, family = family_of(u, example, pm, facts)
         graphs, wanted = family.graphs(u), ShapeProfile({**known_sizes(family, u, facts), **(sizes or {})})
         check_sizes(family, u, wanted, graphs)
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from ..model import FlowMap
-from ..plugins import backbone, collect
+from ..plugins import collect
+from ..plugins import student as spec_of
 from . import forms
 from .errors import ExportError
 from .family import Family
@@ -25,22 +26,29 @@ Sizes = Mapping[str, int | tuple[int, int, int] | Range]
 
 
 def loaded(
-    student: FlowMap | str | Path, dtype: torch.dtype, device: torch.device, pm: Any
+    student: FlowMap | str | Path, dtype: torch.dtype, device: torch.device, pm: Any, given: object = None
 ) -> tuple[FlowMap, FlowMapSpec | None, Path | None]:
-    """The network, and its spec and directory where it came from one."""
+    """The network, and its spec and directory where it came from one. given: `backbone` of `flowmap.load`."""
     if isinstance(student, FlowMap):
         return student.to(device).eval(), None, None
     folder = forms.located(Path(student))
-    spec = backbone(str(folder), pm)
+    spec = spec_of(folder, given, pm)
     return spec.load(folder, device=device, dtype=dtype).eval(), spec, folder
 
 
-def family_of(u: FlowMap, example: tuple[Latent, Cond] | None, pm: Any) -> tuple[str, Family]:
+def family_of(
+    u: FlowMap, example: tuple[Latent, Cond] | None, pm: Any, facts: Mapping[str, Any] = {}
+) -> tuple[str, Family]:
+    """Of a network that no plugin knows, by the sizes that were written beside it."""
     if example is not None:
         return "plain", Plain(*example)
     for name, family in collect(pm, "flowmap_graphs").items():
         if family.claims(u):
             return name, family
+    if "latent_shape" in facts and "types" in facts:
+        like = {name: (facts["conditions"][name], getattr(torch, kind)) for name, kind in facts["types"].items()}
+        cond = {name: torch.zeros(1, *size, dtype=kind) for name, (size, kind) in like.items()}
+        return "plain", Plain(torch.zeros(1, *facts["latent_shape"]), cond)
     raise ExportError(f"no plugin knows how to export a {type(u).__name__}: give an example, (z, cond), from Python")
 
 
@@ -61,7 +69,7 @@ def check_sizes(family: Family, u: FlowMap, asked: ShapeProfile, graphs: tuple[G
 def known_sizes(family: Family, u: FlowMap, facts: Mapping[str, Any]) -> dict[str, int]:
     """Where none are asked for: the network's own, and those of training."""
     known = dict(family.sizes(u))
-    if "latent_shape" in facts:
+    if len(facts.get("latent_shape", ())) == 4:
         known["frames"], _, known["height"], known["width"] = facts["latent_shape"]
     return {name: n for name, n in known.items() if name in family.dims}
 

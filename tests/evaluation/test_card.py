@@ -10,7 +10,7 @@ from attrs import evolve
 from huggingface_hub import ModelCard
 
 from flowmap import AdamW, Recipe, Stage, TensorData, distill
-from flowmap.evaluation import card
+from flowmap.evaluation import card, use
 from flowmap.methods import anyflow, finetune, flow_matching
 from flowmap.methods.citations import ANYFLOW, FLOW_MATCHING
 from tests.evaluation.exact import SHAPE, Exact, curve
@@ -28,7 +28,7 @@ RECIPE = Recipe(
 def test_a_card_has_the_table_and_the_manifest(tmp_path: Path) -> None:
     distill(RECIPE, out=tmp_path)
     loaded = ModelCard.load(tmp_path / "student" / "README.md")
-    assert loaded.data.library_name == "diffusers"
+    assert loaded.data.library_name == "flowmap"
     assert loaded.data.pipeline_tag == "text-to-video"
     for said in (
         "# of_mine",
@@ -99,7 +99,7 @@ def test_the_card_of_a_pipeline_keeps_its_latents_exact(tmp_path: Path) -> None:
         file.parent.mkdir()
         file.write_text(json.dumps(told))
     _, narrow = card._use(RECIPE, tmp_path)
-    assert card.EXACT_LATENTS in narrow
+    assert use.EXACT_LATENTS in narrow
 
 
 def test_a_card_says_how_its_student_is_loaded_without_an_evaluation_too(tmp_path: Path) -> None:

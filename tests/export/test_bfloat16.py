@@ -20,7 +20,7 @@ from flowmap_wan.narrowed import RoundedState
 import flowmap
 from flowmap import FlowMap, Rng
 from flowmap._types import Cache, Cond, Latent, Time
-from flowmap.evaluation.card import EXACT_LATENTS
+from flowmap.evaluation.use import EXACT_LATENTS
 from tests.export.students import shaken
 from tests.export.test_api import FAR_DIGITS, PROMPT, VIDEO
 from tests.export.test_forms import LORA, NOISE, off

@@ -14,6 +14,7 @@ from typing import Literal
 import attrs
 from attrs import field, frozen
 
+from ...kind import half, kind, own
 from .lock import alive
 
 FILE = "status.json"
@@ -141,6 +142,10 @@ def _next(status: Status, run: Path) -> str | None:
     if status.state == "failed":
         return f"mend what the reason says, then {on}" if status.resumable else "it kept nothing: start it again"
     if status.state == "finished" and (run / "student").is_dir():
+        if kind(run / "student") == "half":
+            return f"it is {half(run / 'student')}"
+        if own(run / "student"):
+            return f"flowmap.load({str(run / 'student')!r}), in Python: the card beside it says how"
         return f"flowmap sample {shlex.quote(str(run / 'student'))} --prompt '...'"
     return None
 
