@@ -81,9 +81,9 @@ class FlowMap(nn.Module, ABC):
         Φ_{r←t}(z_t) = z_t - (t - r) u_θ(z_t, t, r | c).
 
     On the diagonal r = t it is the instantaneous velocity v_θ, so a teacher and a critic are flow maps too. Only
-    `forward` must be written. `chunks`, `extend`, `bound` and `teacher_forcing` describe a network that generates all
-    frames at once, and a causal network overrides them; `precision`, `blocks`, `trained` and `thaw` say how the network
-    is built. The rest is final.
+    `forward` must be written. `chunks`, `extend`, `bound`, `teacher_forcing` and `packed` describe a network that
+    generates all frames at once, and a causal network overrides them; `precision`, `blocks`, `trained` and `thaw` say
+    how the network is built. The rest is final.
     """
 
     guidance: float | None = 1.0
@@ -114,6 +114,11 @@ class FlowMap(nn.Module, ABC):
     def teacher_forcing(self, x: Latent, cond: Cond, rng: Rng) -> tuple[Latent, Cond]:
         """Choose the frames to train on, and put their clean history into `cond`."""
         return x, cond
+
+    def packed(self, x: Latent, cond: Cond) -> Cond | None:
+        """`cond` with the clean history of every chunk of x: u of all noisy chunks together is then that of each after
+        the snapshot of those before it. None where there is no such call."""
+        return None
 
     def keeping(self, samples: Tensor) -> Kept | None:
         """A `Kept` for the `cache` of a teacher-forced call; None where there is nothing to keep."""
@@ -185,6 +190,9 @@ class Wrapped(FlowMap, ABC):
 
     def bound(self, window: Window) -> None:
         self.u.bound(window)
+
+    def packed(self, x: Latent, cond: Cond) -> Cond | None:
+        return self.u.packed(x, cond)
 
     def teacher_forcing(self, x: Latent, cond: Cond, rng: Rng) -> tuple[Latent, Cond]:
         return self.u.teacher_forcing(x, cond, rng)

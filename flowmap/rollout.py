@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate, pairwise
-from typing import Protocol, TypeAlias
+from itertools import pairwise
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from attrs import field, frozen
@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import validators
 from ._types import Cache, Cond, Latent, Rng, Time, to_device
+from .chunked import HistoryGrad, chunks_after, graph_of_history, matching, packed, serves
 from .experts import phased_step
 from .model import FlowMap, Kind
 from .path import renoise
@@ -20,8 +21,6 @@ from .times import ALL, Span, euler_grid, parting, span
 
 CHUNK = 0xC4A2
 """Before the number of a chunk in the key of its stream: forks by a small number are anybody's."""
-BETWEEN = 1e-6
-"""Times in float32 that are the same."""
 Step: TypeAlias = Callable[[FlowMap, Latent, Time, Time, Cond, Cache, Rng], Latent]
 
 
@@ -88,19 +87,28 @@ def generate(
     step: Step = ode_step,
     grad_last: int | None = None,
     replay: bool = False,
+    history_grad: bool = False,
 ) -> Iterator[Latent]:
     """Take the `noise` of chunk after chunk down `grid` = (1, ..., 0); yield each chunk as soon as it is finished.
 
     given: finished chunks that come before. grad_last: how many steps of each chunk, the last ones, carry gradients;
     None is all. Between chunks gradients stop: the history is a snapshot of finished, detached chunks, and is extended
-    when the next chunk is asked for. replay: keep no graph; each chunk is walked again in the backward pass, one after
-    the other, so that the graph of one is held at a time: the same gradient for a second forward pass.
+    when the next chunk is asked for. history_grad: with a graph, so that a chunk teaches how what it read is written,
+    too; the frames stay detached. Self Gradient Forcing, arXiv:2607.20368. replay: keep no graph; each chunk is walked
+    again in the backward pass, one after the other, so that the graph of one is held at a time: the same gradient for a
+    second forward pass, in which a history with a graph is written anew for each.
 
     Chunk k of the video draws from `rng.fork(CHUNK, k)`, which no one else forks: the same with frames given, and when
     it is walked again. Where rng is None, each of its samples draws by its own noise.
     """
 
-    def run(z: Latent, cache: Cache, k: int) -> Latent:
+    def remembered(cache: Cache, chunks: Sequence[Latent]) -> Cache:
+        for x in chunks:
+            cache = u.extend(cache, x, cond)
+        return cache
+
+    def run(z: Latent, cache: Cache, chunks: Sequence[Latent], k: int) -> Latent:
+        cache = remembered(cache, chunks)
         steps, own = len(grid) - 1, Rng.of(z, CHUNK, k) if rng is None else rng.fork(CHUNK, k)
         for i, (t, r) in enumerate(pairwise(grid)):
             with torch.set_grad_enabled(torch.is_grad_enabled() and (grad_last is None or i >= steps - grad_last)):
@@ -108,18 +116,19 @@ def generate(
         return z
 
     cache: Cache = None
-    finished = given
+    finished: Sequence[Latent] = [x.detach() for x in given]
     for k, z in enumerate(noise, len(given)):
-        with torch.no_grad():
-            for x in finished:
-                cache = u.extend(cache, x.detach(), cond)
-        if replay and torch.is_grad_enabled():
+        again = replay and torch.is_grad_enabled()
+        if not (again and history_grad):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and history_grad):
+                cache, finished = remembered(cache, finished), ()
+        if again:
             # early_stop would leave u in the middle of its last call, by an exception
-            z = checkpoint(run, z, cache, k, use_reentrant=False, early_stop=False)
+            z = checkpoint(run, z, cache, finished, k, use_reentrant=False, early_stop=False)
         else:
-            z = run(z, cache, k)
+            z = run(z, cache, (), k)
         yield z
-        finished = (z,)
+        finished = (*finished, z.detach())
 
 
 def walk(
@@ -133,51 +142,28 @@ def walk(
     step: Step = ode_step,
     grad_last: int | None = None,
     replay: bool = False,
+    history_grad: HistoryGrad = False,
 ) -> Latent:
     """`generate` on the whole `noise` [B, F, C, H, W]: all F frames.
 
     context: clean latents of the first frames [B, F0, C, H, W], one for image-to-video, more to go on from a clip. They
-    come back as they are, and the noise of these frames is not used.
+    come back as they are, and the noise of these frames is not used. history_grad: as in `generate`; "packed" is a walk
+    without a graph and then one call a step for all chunks, the same numbers and the same gradient.
     """
-    _serves(u, grid)
-    past, rest = chunks_after(u, noise.shape[1], 0 if context is None else _matching(context, noise).shape[1])
+    serves(u, grid)
+    past, rest = chunks_after(u, noise.shape[1], 0 if context is None else matching(context, noise).shape[1])
     given = () if context is None else context.to(noise).split(past, dim=1)
     chunks = noise.split((*past, *rest), dim=1)[len(past) :]
-    made = generate(u, chunks, cond, grid, rng, given=given, step=step, grad_last=grad_last, replay=replay)
-    return torch.cat([*given, *made], dim=1)
+    if history_grad == "packed" and context is None and torch.is_grad_enabled() and len(chunks) > 1:
+        first = 0 if grad_last is None else max(0, len(grid) - 1 - grad_last)
 
+        def made(step: Step) -> Latent:
+            return torch.cat([*generate(u, chunks, cond, grid, rng, step=step)], dim=1)
 
-def chunks_after(u: FlowMap, frames: int, given: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The sizes of the chunks that the first `given` of `frames` fill, and of those that are left to make.
-
-    A ValueError where they end inside a chunk, or leave none.
-    """
-    sizes = u.chunks(frames)
-    ends = [0, *accumulate(sizes)]
-    if given in ends[:-1]:
-        number = ends.index(given)
-        return sizes[:number], sizes[number:]
-    if len(sizes) == 1:
-        raise ValueError(f"context frames = {given}: this network makes all {frames} at once, and takes none as given")
-    allowed = " or ".join(map(str, ends[1:-1]))
-    raise ValueError(f"context frames = {given}: must be {allowed}, where a chunk ends and another is left to make")
-
-
-def _serves(u: FlowMap, grid: Tensor) -> None:
-    """A ValueError where the grid leaves the times of a network that has not all of them."""
-    low, high = u.within
-    if (low, high) != ALL and not (low <= float(grid[-1]) + BETWEEN and float(grid[0]) <= high + BETWEEN):
-        raise ValueError(
-            f"this is one of two experts alone, for t from {low:g} to {high:g}, and the walk goes from {grid[0]:g} to "
-            f"{grid[-1]:g}: take the pair of both"
-        )
-
-
-def _matching(context: Latent, noise: Latent) -> Latent:
-    if context.ndim != noise.ndim or (len(context), context.shape[2:]) != (len(noise), noise.shape[2:]):
-        like = tuple(noise.shape)
-        raise ValueError(f"context is {tuple(context.shape)}: must be as noise is, {like}, in all but frames")
-    return context
+        return packed(u, cond, grid, first, step, made, Rng.of(noise, CHUNK) if rng is None else rng.fork(CHUNK))
+    settings: dict[str, Any] = {"step": step, "grad_last": grad_last, "replay": replay}
+    found = generate(u, chunks, cond, grid, rng, given=given, history_grad=bool(history_grad), **settings)
+    return torch.cat([*given, *found], dim=1)
 
 
 @torch.no_grad()
@@ -226,8 +212,8 @@ class FlowMapBackwardSimulation:
 
     n from `steps` and i < n are drawn anew each time, the same on every rank; the jumps before and after the i-th
     step stand in for the steps that a full walk would take, so the cost does not grow with n. E[calls] = 3 - 2 / n
-    for n >= 2. replay: hold the graph of one chunk at a time, for twice the forward passes; see `generate`. AnyFlow,
-    arXiv:2605.13724.
+    for n >= 2. replay: hold the graph of one chunk at a time, for twice the forward passes; history_grad: let the
+    gradient reach how history is written; see `generate` and `walk`. AnyFlow, arXiv:2605.13724.
 
     within: of two experts that part at b, the times of the one that learns; n are the steps of both. The high one's
     walk goes 1 -> t_i -> t_{i+1} -> b, and its samples are noisy, z_b. The low one's begins with what the high one
@@ -238,6 +224,7 @@ class FlowMapBackwardSimulation:
     shift: float = field(default=5.0, validator=validators.gt(0.0))
     replay: bool = False
     within: Span = field(default=ALL, validator=span)
+    history_grad: HistoryGrad = field(default=False, validator=graph_of_history)
 
     def __attrs_post_init__(self) -> None:
         if self.within != ALL and min(self.steps) < 2:
@@ -254,7 +241,8 @@ class FlowMapBackwardSimulation:
         if high < 1.0:
             last = len(corners) - 1
             corners = torch.cat([self._corners(grid[grid >= high], rng)[:-1], corners])
-        return walk(u, noise, cond, to_device(corners, noise.device), rng, grad_last=last, replay=self.replay)
+        how: dict[str, Any] = {"replay": self.replay, "history_grad": self.history_grad}
+        return walk(u, noise, cond, to_device(corners, noise.device), rng, grad_last=last, **how)
 
     @staticmethod
     def _corners(grid: Tensor, rng: Rng) -> Tensor:
@@ -281,12 +269,14 @@ class FlowMapBackwardSimulation:
 class ConsistencySimulation:
     """Stop at a random step of a fixed schedule and jump to data; only that jump is differentiable.
 
-    `times` are the noise levels before the final 0, decreasing from 1. replay: hold the graph of one chunk at a time,
-    see `generate`. DMD2, arXiv:2405.14867; Self-Forcing, arXiv:2506.08009, algorithm 1.
+    `times` are the noise levels before the final 0, decreasing from 1. replay, history_grad: as in
+    `FlowMapBackwardSimulation`. DMD2, arXiv:2405.14867; Self-Forcing, arXiv:2506.08009, algorithm 1; Self Gradient
+    Forcing, arXiv:2607.20368.
     """
 
     times: tuple[float, ...] = field(default=(1.0, 0.9375, 0.8333, 0.625), converter=tuple)
     replay: bool = False
+    history_grad: HistoryGrad = field(default=False, validator=graph_of_history)
 
     @times.validator
     def _decreasing(self, attribute: object, times: tuple[float, ...]) -> None:
@@ -295,5 +285,5 @@ class ConsistencySimulation:
 
     def __call__(self, u: FlowMap, noise: Latent, cond: Cond, rng: Rng) -> Latent:
         grid = torch.tensor([*self.times[: rng.randint(len(self.times)) + 1], 0.0])
-        grid = to_device(grid, noise.device)
-        return walk(u, noise, cond, grid, rng, step=consistency_step, grad_last=1, replay=self.replay)
+        how: dict[str, Any] = {"replay": self.replay, "history_grad": self.history_grad}
+        return walk(u, noise, cond, to_device(grid, noise.device), rng, step=consistency_step, grad_last=1, **how)

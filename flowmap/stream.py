@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from ._types import Cond, Latent, Rng
+from .chunked import chunks_after
 from .evaluation.sampling import encode_context, encode_image, latent_shape
 from .model import Codec, FlowMap, Sampling
 from .plugins import backbone
-from .rollout import CHUNK, STEPS, Step, chunks_after, generate
+from .rollout import CHUNK, STEPS, Step, generate
 from .times import grid_of
 from .window import Window
 

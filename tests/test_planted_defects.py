@@ -357,7 +357,7 @@ DEFECTS: list[Defect] = [
     ),
     (
         "frames that are given and not seen",
-        *(ROLLOUT, "rng, given=given, step=step", "rng, step=step"),
+        *(ROLLOUT, "rng, given=given, history_grad", "rng, history_grad"),
         partial(test_rollout.test_a_video_that_goes_on_from_its_own_beginning_is_the_same_video, ode_step, 1),
     ),
     (
@@ -369,7 +369,7 @@ DEFECTS: list[Defect] = [
         "a chunk that is encoded for nobody",
         *(
             ROLLOUT,
-            "        yield z\n        finished = (z,)",
+            "        yield z\n        finished = (*finished, z.detach())",
             "        cache = u.extend(cache, z.detach(), cond)\n        yield z",
         ),
         test_rollout.test_the_cache_is_extended_between_chunks_only,
@@ -381,7 +381,7 @@ DEFECTS: list[Defect] = [
     ),
     (
         "a graph that is kept for all chunks",
-        *(ROLLOUT, "if replay and torch.is_grad_enabled():", "if False:"),
+        *(ROLLOUT, "again = replay and torch.is_grad_enabled()", "again = False"),
         test_rollout.test_what_is_walked_again_is_not_in_memory_before,
     ),
     (

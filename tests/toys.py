@@ -122,6 +122,9 @@ class ToyFlowMap(FlowMap):
         k, v = self.keys(x, self.embed(zero, zero), cond)
         return (k, v) if cache is None else (torch.cat([cache[0], k], 1), torch.cat([cache[1], v], 1))
 
+    def packed(self, x: Latent, cond: Cond) -> Cond | None:
+        return {**cond, "clean": x} if self.spec.causal else None
+
     def teacher_forcing(self, x: Latent, cond: Cond, rng: Rng) -> tuple[Latent, Cond]:
         return (x, {**cond, "clean": x}) if self.spec.causal else (x, cond)
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from .._types import Cond, Latent, Rng
+from ..chunked import chunks_after
 from ..model import Codec, FlowMap, FlowMapSpec, Sampling, conditions_of_images
-from ..rollout import STEPS, chunks_after, sample
+from ..rollout import STEPS, sample
 from ..times import grid_of
 from ..window import Window
 from .previews import tile, write_labelled, write_video

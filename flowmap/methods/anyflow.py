@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from ..chunked import HistoryGrad
 from ..derivative import WIDTH, CentralDifference
 from ..guidance import Exact, Fused
 from ..method import Method, Update
@@ -16,7 +17,7 @@ from ..objectives.flow_map_matching import FlowMapMatching
 from ..reweights import Balanced, Beta
 from ..rollout import FlowMapBackwardSimulation
 from ..times import ALL, Diagonal, LogitNormal, Span, Triangle
-from .citations import ANYFLOW, DMD, MEANFLOW
+from .citations import ANYFLOW, DMD, MEANFLOW, SELF_GRADIENT_FORCING
 from .flow_matching import flow_matching
 
 CITATIONS = (ANYFLOW, MEANFLOW, DMD)
@@ -66,6 +67,7 @@ def on_policy(
     student_every: int = 1,
     share_rollout: bool = True,
     replay: bool = False,
+    history_grad: HistoryGrad = False,
     parity: bool = False,
     within: Span = ALL,
 ) -> Method:
@@ -74,10 +76,12 @@ def on_policy(
     `teacher_guidance` is the standard w (the reference's "3.0" is w = 4). `share_rollout`: the critic learns from the
     samples that the student's update made, where there is one whenever the critic learns; False rolls out again, as
     the reference does. `parity=True`: that, t over the whole of [0, 1], no floor under the normaliser, and stage 1's
-    parity. `replay`: hold the graph of one chunk of the rollout at a time, for a second forward pass. `within`: of the
-    high expert distributions are matched at its end; the low one's samples begin with what the high student makes.
+    parity. `replay`: hold the graph of one chunk of the rollout at a time, for a second forward pass. `history_grad`:
+    of a student in chunks, let a chunk's gradient reach how the history that it read is written, in the form True or
+    "packed" (`flowmap.chunked.HistoryGrad`), Self Gradient Forcing, arXiv:2607.20368. `within`: of the high expert
+    distributions are matched at its end; the low one's samples begin with what the high student makes.
     """
-    rollout = FlowMapBackwardSimulation(steps, shift, replay, within)
+    rollout = FlowMapBackwardSimulation(steps, shift, replay, within, history_grad)
     shared = share_rollout and not parity and critic_every % student_every == 0
     end = within[0]
     times = Diagonal(shift=shift) if parity else Diagonal(shift=shift, low=0.02, high=0.98, within=within)
@@ -88,7 +92,7 @@ def on_policy(
     if cotrain:
         terms += ((cotrain, _matching(shift, guidance, drop, h, diagonal, edge, velocity, parity, within)),)
     updates = (Update("student", terms, student_every), Update("critic", ((1.0, critic),), critic_every))
-    return Method("anyflow_on_policy", updates, CITATIONS)
+    return Method("anyflow_on_policy", updates, (*CITATIONS, SELF_GRADIENT_FORCING) if history_grad else CITATIONS)
 
 
 def _matching(

@@ -61,3 +61,4 @@ FAR = arxiv(
     2025,
     "2503.19325",
 )
+SELF_GRADIENT_FORCING = arxiv("sgf2026", "Self Gradient Forcing", "{Authors of 2607.20368}", 2026, "2607.20368")

@@ -51,6 +51,8 @@ def flowmap_methods() -> Mapping[str, Callable[..., Method]]:
             "scm_training": "scm:training",
             "self_forcing": "self_forcing:self_forcing",
             "self_forcing_ode_init": "self_forcing:ode_init",
+            "self_gradient_forcing": "self_gradient_forcing:self_gradient_forcing",
+            "self_gradient_forcing_initialisation": "self_gradient_forcing:initialisation",
             "shortcut": "shortcut:shortcut",
             "tvm": "tvm:tvm",
         }
@@ -80,6 +82,7 @@ def flowmap_stages() -> Mapping[str, Callable[[Recipe], Recipe | tuple[Stage, ..
             "scm": "scm:stages",
             "scm_training": "scm:training_stages",
             "self_forcing": "self_forcing:stages",
+            "self_gradient_forcing": "self_gradient_forcing:stages",
             "shortcut": "shortcut:stages",
             "tvm": "tvm:stages",
         }

@@ -10,6 +10,7 @@ from attrs import field, frozen
 
 from flowmap import AdamW, Batch, FlowMap, Recipe, Rng, Stage, validators
 from flowmap._types import Latent, Mean, Role, Shared
+from flowmap.chunked import HistoryGrad
 from flowmap.method import Method, Update
 from flowmap.methods.citations import DMD
 from flowmap.objectives import Loss, Networks, nonfinite
@@ -100,19 +101,25 @@ def step_list(number: int, shift: float) -> tuple[float, ...]:
 
 
 def self_forcing(
-    *, number: int = 4, shift: float = 5.0, w: float = 4.0, every: int = 5, replay: bool = False
+    *,
+    number: int = 4,
+    shift: float = 5.0,
+    w: float = 4.0,
+    every: int = 5,
+    replay: bool = False,
+    history_grad: HistoryGrad = False,
 ) -> Method:
     """After `ode_init`: DMD on whole videos that the student made chunk after chunk, of prompts alone.
 
     A rollout ends at one of its `number` steps, drawn once for all chunks; that jump alone has a gradient, and finished
-    chunks become history without one, as published (flowmap's caches are detached snapshots, so there is no other way).
+    chunks become history without one, as published; `history_grad` gives it one, see `self_gradient_forcing`.
     w = 4 is the reference's "3.0". The critic learns in every iteration from samples of its own, the student in one of
     `every`. `replay`: hold the graph of one chunk at a time, for a second forward pass.
 
     Calls a sample and `every` = 5 iterations: 1 G + 1.5 F and 5 · 2.5 F of the student, 2 F of the teacher, 1 F + 5 G
     of the critic, and 6 times a sweep that encodes finished chunks, without the last.
     """
-    rollout = ConsistencySimulation(step_list(number, shift), replay)  # type: ignore[arg-type]  # converter=tuple
+    rollout = ConsistencySimulation(step_list(number, shift), replay, history_grad)  # type: ignore[arg-type]  # converter
     times = Diagonal(shift=shift, low=0.02, high=0.98)
     matching = DistributionMatching(rollout, times, w, floor=0.0)
     updates = (

@@ -76,7 +76,9 @@ class Int8(Sequence[KeyValue]):
 
     @classmethod
     def of(cls, memory: Sequence[KeyValue]) -> Int8:
-        """k, v [B, tokens, heads, head_dim]."""
+        """k, v [B, tokens, heads, head_dim]. Rounded, so that no gradient would go through."""
+        if any(k.requires_grad or v.requires_grad for k, v in memory):
+            raise ValueError("Window.int8 = True and history_grad: a history in bytes has no gradient, must be False")
         return cls([(*_bytes(k, 1), *_bytes(v, 3)) for k, v in memory])
 
     def __getitem__(self, layer: Any) -> Any:

@@ -90,6 +90,11 @@ class FarFlowMap(WanFlowMap):
         start, last, end = sum(sizes[: max(0, n - self.full)]), sum(sizes[: n - 1]), sum(sizes[:n])
         return x[:, start:end], {**cond, "history": x[:, :last]}
 
+    def packed(self, x: Latent, cond: Cond) -> Cond | None:
+        """Where nothing is compressed: else a chunk's history is not one for all that read it."""
+        sizes = self.chunks(x.shape[1])
+        return {**cond, "history": x[:, : -sizes[-1]]} if 1 < len(sizes) <= self.full and not self.window else None
+
     def keeping(self, samples: Tensor) -> Kept | None:
         """Keys and values of their history, but in a context of several ranks, or where memory is short."""
         keeps = not self.checkpointing if self.keep_history is None else self.keep_history

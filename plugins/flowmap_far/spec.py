@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from attrs import evolve, field, frozen
 from flowmap_wan.spec import WanSpec, example
 
-from flowmap import validators
+from flowmap import Window, validators
 from flowmap.methods.citations import FAR, WAN
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ class Far(WanSpec):
     kernel; "flex" is one call of flex attention, which trains on CUDA alone, needs heads of 16 or more, and has no
     forward-mode derivative. "auto" is dense where the sequence is short, else spans. keep_history: the derivative of
     stage 1 reuses the keys and values of the clean history, which depend on neither z nor the times; None is unless
-    blocks are recomputed, beside whose inputs they are large.
+    blocks are recomputed, beside whose inputs they are large. window: what rollouts and samples remember,
+    `flowmap.Window`, so that stage 2 learns what it is sampled with; a teacher-forced pass is of a whole clip.
 
     Teacher and critic are bidirectional, on the same weights; the teacher of a distilled directory is that student as
     it was. The other fields are those of `Wan21`.
@@ -73,6 +74,12 @@ class Far(WanSpec):
         default="auto", validator=validators.in_(("auto", "dense", "spans", "flex"))
     )
     keep_history: bool | None = None
+    window: Window | None = field(default=None, validator=validators.optional(validators.instance_of(Window)))
+
+    def splits(self, ranks: int) -> None:
+        if self.window is not None:
+            raise ValueError(f"Far.window = {self.window}: must be None where {ranks} ranks share a sample's tokens")
+        super().splits(ranks)
 
     def student(self, net: Any, role: Role, **settings: Any) -> WanFlowMap:
         from .network import FarFlowMap
@@ -82,7 +89,7 @@ class Far(WanSpec):
             raise ValueError(f"compressed_patch_size = {tuple(wide)}: must be (1, n, n), n at most 6 times {side}")
         partition, full = self.partition or tuple(own.chunk_partition), self.full or own.full_chunk_limit
         net.register_to_config(chunk_partition=partition, full_chunk_limit=full)  # what is saved is what is trained
-        return FarFlowMap(
+        u = FarFlowMap(
             net,
             role,
             partition=partition,
@@ -93,6 +100,9 @@ class Far(WanSpec):
             keep_history=self.keep_history,
             **settings,
         )
+        if self.window is not None:
+            u.bound(self.window)
+        return u
 
     def extra_config(self) -> Mapping[str, Any]:
         return {

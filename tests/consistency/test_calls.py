@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from flowmap_consistency import causvid, consistency, rcm, scm, self_forcing
+from flowmap_consistency import causvid, consistency, rcm, scm, self_forcing, self_gradient_forcing
 from flowmap_consistency.consistency import heun
 
 from flowmap import FlowMap, Stage
@@ -113,7 +113,14 @@ class Sweeps(CountingFlowMap):
         return super().extend(cache, x, cond)
 
 
-@pytest.mark.parametrize("method, encoded, plain", [(self_forcing.self_forcing(), 6, None), (causvid.causvid(), 6, 5)])
+@pytest.mark.parametrize(
+    "method, encoded, plain",
+    [
+        (self_forcing.self_forcing(), 6, None),
+        (self_gradient_forcing.self_gradient_forcing(), 6, None),
+        (causvid.causvid(), 6, 5),
+    ],
+)
 def test_chunk_after_chunk_the_same_in_sweeps_and_history_is_encoded_but_for_the_last_chunk(
     method: Method, encoded: int, plain: int | None
 ) -> None:

@@ -83,6 +83,14 @@ def test_a_recipe_can_be_trained_with_another_method(name: str) -> None:
     distill(recipe.capped(2), device="cpu")
 
 
+def test_self_gradient_forcing_begins_with_a_diffusion_model() -> None:
+    recipe = trained_by(RECIPE, "self_gradient_forcing", PM)
+    assert [stage.method.name for stage in recipe.stages] == ["flow_matching", "self_gradient_forcing"]
+    assert (recipe.stages[1].method.sampler, recipe.stages[1].method.guidance) == ("consistency", 2.0)
+    assert "2607.20368" in recipe.stages[1].method.citations[0]
+    distill(recipe.capped(1), device="cpu")
+
+
 def small(spec: Any) -> Recipe:
     """A recipe of a tiny random network, at its own scale."""
     z, cond = spec.example(4)

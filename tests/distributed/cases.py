@@ -40,8 +40,8 @@ def recipe(
     return Recipe(spec, tuple(stages), data=data)
 
 
-def on_policy(replay: bool = False) -> Method:
-    return anyflow.on_policy(steps=(2, 4), replay=replay)
+def on_policy(replay: bool = False, history_grad: bool = False) -> Method:
+    return anyflow.on_policy(steps=(2, 4), replay=replay, history_grad=history_grad)
 
 
 def unguided() -> Method:
@@ -78,6 +78,9 @@ EVERYTHING = {
 """AnyFlow, 20 iterations a stage; the second goes on with the objective of the first."""
 SOME = {
     "replayed and recomputed": recipe(evolve(Far(), checkpointing=True), on_policy(replay=True), steps=3),
+    "a gradient through the history": recipe(
+        evolve(Far(), checkpointing=True), on_policy(replay=True, history_grad=True), steps=2
+    ),
     "accumulated": recipe(Wan21(), mixture(), on_policy(), micro=1, steps=5),
     "accumulated, the teacher's velocity": recipe(
         Wan21(), anyflow.on_policy(steps=(2, 4), velocity="teacher"), micro=1, steps=6

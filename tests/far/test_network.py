@@ -16,8 +16,9 @@ from flowmap_far.network import Cache, FarFlowMap
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowmap import Batch, Rng
+from flowmap import Batch, Rng, Window
 from flowmap._types import Cond, Latent, Role, Shared
+from flowmap.chunked import HistoryGrad
 from flowmap.objectives.distribution_matching import DistributionMatching
 from flowmap.objectives.flow_map_matching import FlowMapMatching
 from flowmap.rollout import FlowMapBackwardSimulation, sample
@@ -294,14 +295,14 @@ def test_long_sequences_go_without_a_mask(monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(u(kept, T, R, cond), expected, atol=2e-6, rtol=1e-5)
 
 
-def gradients(spec: Far, replay: bool) -> Mapping[str, Tensor]:
+def gradients(spec: Far, replay: bool, history_grad: HistoryGrad = False) -> Mapping[str, Tensor]:
     """Of stage 2's student: distribution matching on a rollout, and a teacher-forced pass."""
     nets = evolve(spec, long=1.0).build(ROLES, device=CPU, dtype=torch.float32)
     u: FarFlowMap = nets["student"]  # type: ignore[assignment]
     shake(u, 1)
     shake(nets["critic"], 2)  # type: ignore[arg-type]
     rng, shared = Rng.seeded(0), Shared()
-    matching = DistributionMatching(FlowMapBackwardSimulation((4,), replay=replay))
+    matching = DistributionMatching(FlowMapBackwardSimulation((4,), replay=replay, history_grad=history_grad))
     first = matching(nets, batch(), rng.fork(0), shared)
     second = FlowMapMatching(Triangle())(nets, batch(), rng.fork(2), shared)
     (first.value + second.value).backward()
@@ -323,6 +324,28 @@ def test_replay_alone_leaves_the_gradient() -> None:
     plain, again = gradients(FULL, False), gradients(FULL, True)
     for name, expected in plain.items():
         torch.testing.assert_close(again[name], expected, atol=1e-7, rtol=2e-5)
+
+
+@pytest.mark.parametrize("window", [None, Window(1, 2)], ids=str)
+def test_a_gradient_through_a_history_that_is_written_again_is_that_through_one_that_is_held(
+    window: Window | None,
+) -> None:
+    """Compressed chunks, and dropped ones, in it."""
+    spec = evolve(FULL, full=2, partition=(1, 1, 2, 1, 2), window=window)
+    held, again = gradients(spec, False, True), gradients(evolve(spec, checkpointing=True), True, True)
+    for name, expected in held.items():
+        torch.testing.assert_close(again[name], expected, atol=1e-7, rtol=2e-5)
+    without = gradients(spec, False)
+    assert not torch.allclose(held["far_patch_embedding.weight"], without["far_patch_embedding.weight"], rtol=1e-2)
+
+
+def test_where_nothing_is_compressed_one_call_has_that_gradient_too() -> None:
+    spec = evolve(FULL, full=5)
+    held, packed = gradients(spec, False, True), gradients(spec, False, "packed")
+    for name, expected in held.items():
+        torch.testing.assert_close(packed[name], expected, atol=1e-6, rtol=5e-5)
+    x, c = example()
+    assert student().packed(x, c) is None
 
 
 def test_adapters_share_one_base_and_the_compressed_embedding_is_the_students_alone() -> None:

@@ -77,6 +77,19 @@ def check_a_cache_is_a_snapshot(spec: FlowMapSpec) -> None:
         same(u(chunk, t, r, c, before), out, "`extend` changed the cache it was given: return a new one")
 
 
+def check_a_packed_pass_is_cached_generation(spec: FlowMapSpec) -> None:
+    """A gradient through the history is of what is sampled: each chunk after the cache of those before it."""
+    u, x, c, sizes = _causal(spec)
+    forced, (t, r) = u.packed(x, c), times(x, 0.7, 0.2)
+    if forced is None:
+        raise Skip("no call is of all chunks at once")
+    noise, cache, found = Rng.seeded(1).noise_like(x), None, []
+    for clean, z in zip(x.split(sizes, dim=1), noise.split(sizes, dim=1), strict=True):
+        found.append(u(z, t, r, c, cache))
+        cache = u.extend(cache, clean, c)
+    close(u(noise, t, r, forced), torch.cat(found, dim=1), "a packed pass is not what the cache gives")
+
+
 def check_a_window_is_the_whole_history_until_it_drops_some(spec: FlowMapSpec) -> None:
     """A stream without end begins as the video does that is remembered whole."""
     u, x, c, sizes = _causal(spec)

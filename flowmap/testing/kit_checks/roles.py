@@ -107,6 +107,21 @@ def check_replaying_leaves_the_gradient(spec: FlowMapSpec) -> None:
         _compare(_gradients(variant, replay=True), plain, "when each chunk is walked again")
 
 
+def check_a_gradient_through_the_history_is_one_in_every_form(spec: FlowMapSpec) -> None:
+    """Held, walked again with its history written anew, and in one call for all chunks; it is more than without."""
+    u, (z, c) = build(spec, "student")["student"], example(spec)
+    if len(u.chunks(z.shape[1])) == 1:
+        raise Skip("all frames are generated in one chunk")
+    held, without = _gradients(spec, history_grad=True), _gradients(spec)
+    more = [name for name, g in held.items() if g is not None and not _same(without[name], g)]
+    require(more, "no gradient reaches how a finished chunk is remembered: `extend` gives no graph")
+    for variant in _recomputing(spec) if "checkpointing" in fields(spec) else [spec]:
+        again = _gradients(variant, replay=True, history_grad=True)
+        _compare(again, held, "through a history that is written again")
+    if u.packed(z, c) is not None:
+        _compare(_gradients(spec, history_grad="packed"), held, "in one call for all chunks")
+
+
 def check_it_distils(spec: FlowMapSpec) -> None:
     """Two iterations of both stages, in micro-batches: finite, the student moves, the teacher does not."""
     nets, batch = build(spec), example_batch(spec, 4)
@@ -130,10 +145,10 @@ def check_it_distils(spec: FlowMapSpec) -> None:
     same(after["teacher"], start["teacher"], "distillation changes the teacher")
 
 
-def _on_policy_backward(nets: Networks, spec: FlowMapSpec, *, replay: bool = False) -> None:
+def _on_policy_backward(nets: Networks, spec: FlowMapSpec, **how: Any) -> None:
     """The student's update of stage 2: forward through student, critic and teacher, then backward."""
     batch = example_batch(spec)
-    matching = DistributionMatching(FlowMapBackwardSimulation((4,), replay=replay), w=_guidance(spec, batch, 4.0))
+    matching = DistributionMatching(FlowMapBackwardSimulation((4,), **how), w=_guidance(spec, batch, 4.0))
     matching(nets, batch, Rng.seeded(0, 1), Shared()).value.backward()
 
 
@@ -151,18 +166,22 @@ def _recomputing(spec: FlowMapSpec) -> list[Any]:
     return found
 
 
-def _gradients(spec: FlowMapSpec, *, replay: bool = False) -> Gradients:
-    """Of the student's update of stage 2, over the whole rollout."""
+def _gradients(spec: FlowMapSpec, **how: Any) -> Gradients:
+    """Of the student's update of stage 2, over the whole rollout; how: of its rollout."""
     nets = build(spec)
     perturb(nets["student"], 0)
     perturb(nets["critic"], 1)
     try:
-        _on_policy_backward(nets, spec, replay=replay)
+        _on_policy_backward(nets, spec, **how)
     except CheckpointError as error:
         raise AssertionError(
             "recomputation has tensors of other shapes than the forward pass: what changed?"
         ) from error
     return {name: p.grad for name, p in nets["student"].trained().items()}
+
+
+def _same(one: Tensor | None, other: Tensor) -> bool:
+    return one is not None and torch.equal(one, other)
 
 
 def _compare(again: Gradients, plain: Gradients, how: str) -> None:

@@ -1,0 +1,99 @@
+"""Around a walk in chunks: which are given, whether the network serves it, and all of them in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import accumulate
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from . import validators
+from ._types import Cache, Cond, Latent, Rng, Time
+from .model import FlowMap
+from .times import ALL
+
+BETWEEN = 1e-6
+"""Times in float32 that are the same."""
+HistoryGrad: TypeAlias = bool | Literal["packed"]
+"""Whether a chunk's gradient reaches the parameters by which finished chunks before it were remembered.
+
+True: `extend` builds a graph. "packed": the walk is made without one, and then once more with all chunks in one call,
+of a network that has such a call, `FlowMap.packed`."""
+
+
+def graph_of_history(instance: Any, attribute: Any, value: HistoryGrad) -> None:
+    """The validator of `history_grad` beside a field `replay`."""
+    validators.in_((False, True, "packed"))(instance, attribute, value)
+    if value == "packed" and instance.replay:
+        raise validators.wrong(instance, attribute, value, "must be True with replay = True, which goes chunk by chunk")
+
+
+def chunks_after(u: FlowMap, frames: int, given: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The sizes of the chunks that the first `given` of `frames` fill, and of those that are left to make.
+
+    A ValueError where they end inside a chunk, or leave none.
+    """
+    sizes = u.chunks(frames)
+    ends = [0, *accumulate(sizes)]
+    if given in ends[:-1]:
+        number = ends.index(given)
+        return sizes[:number], sizes[number:]
+    if len(sizes) == 1:
+        raise ValueError(f"context frames = {given}: this network makes all {frames} at once, and takes none as given")
+    allowed = " or ".join(map(str, ends[1:-1]))
+    raise ValueError(f"context frames = {given}: must be {allowed}, where a chunk ends and another is left to make")
+
+
+def serves(u: FlowMap, grid: Tensor) -> None:
+    """A ValueError where the grid leaves the times of a network that has not all of them."""
+    low, high = u.within
+    if (low, high) != ALL and not (low <= float(grid[-1]) + BETWEEN and float(grid[0]) <= high + BETWEEN):
+        raise ValueError(
+            f"this is one of two experts alone, for t from {low:g} to {high:g}, and the walk goes from {grid[0]:g} to "
+            f"{grid[-1]:g}: take the pair of both"
+        )
+
+
+def matching(context: Latent, noise: Latent) -> Latent:
+    if context.ndim != noise.ndim or (len(context), context.shape[2:]) != (len(noise), noise.shape[2:]):
+        like = tuple(noise.shape)
+        raise ValueError(f"context is {tuple(context.shape)}: must be as noise is, {like}, in all but frames")
+    return context
+
+
+def packed(
+    u: FlowMap,
+    cond: Cond,
+    grid: Tensor,
+    first: int,
+    step: Callable[..., Latent],
+    walked: Callable[[Callable[..., Latent]], Latent],
+    rng: Rng,
+) -> Latent:
+    """The steps of `grid` from the `first` on, with a graph, for all chunks in one call each; the same numbers.
+
+    walked: makes the whole video by a step without one. Every chunk begins where it was then, and sees of the others
+    what they were in the end: as in the walk itself, no gradient goes from a chunk to another's frames.
+    """
+    entered: list[Latent] = []
+    made = 0
+
+    def watched(u: FlowMap, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache, own: Rng) -> Latent:
+        nonlocal made
+        entered.extend([z] if made % (len(grid) - 1) == first else [])
+        made += 1
+        return step(u, z, t, r, cond, cache, own)
+
+    with torch.no_grad():
+        x = walked(watched)
+    c, z = u.packed(x, cond), torch.cat(entered, dim=1)
+    if c is None:
+        raise ValueError(
+            f"history_grad = 'packed': one call for {len(entered)} chunks is not what this {type(u).__name__} "
+            "generates chunk after chunk: must be True"
+        )
+    for t, r in zip(grid[first:-1], grid[first + 1 :], strict=True):
+        z = step(u, z, t.expand(len(z)), r.expand(len(z)), c, None, rng)
+    return z
