@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .distill import distill
     from .export.api import export
     from .hookspecs import hookimpl
+    from .kernels import Kernels
     from .model import FlowMap, FlowMapSpec
     from .module import ModuleSpec
     from .plugins import backbone, load
@@ -33,6 +34,7 @@ __all__ = [
     "Ema",
     "FlowMap",
     "FlowMapSpec",
+    "Kernels",
     "LatentFolder",
     "Mixed",
     "ModuleSpec",
@@ -57,6 +59,7 @@ _MODULES = {
     "distill": ("distill",),
     "export.api": ("export",),
     "hookspecs": ("hookimpl",),
+    "kernels": ("Kernels",),
     "model": ("FlowMap", "FlowMapSpec"),
     "module": ("ModuleSpec",),
     "plugins": ("backbone", "load"),

@@ -17,6 +17,7 @@ from .evaluation import Previews, QualityCurve, card, rounding
 from .evaluation.watching import Watch
 from .experts import too_few_steps
 from .faults import reach
+from .kernels import Kernels
 from .kind import kind
 from .mistaken import INDEX
 from .model import FlowMap, Sampling
@@ -53,6 +54,7 @@ def distill(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     distribution: Distribution = Distribution(),  # noqa: B008, a frozen value
+    kernels: Kernels = Kernels(),  # noqa: B008
     track: Sequence[str] = (),
     previews: Previews | None = Previews(),  # noqa: B008, a frozen value
     profile: int = 0,
@@ -67,8 +69,9 @@ def distill(
     moves what is there to `OUT.old-1` (2, 3, ...) and starts anew. track: where records go besides `metrics.jsonl`, by
     the names of `flowmap_trackers`.
     save_minutes: between checkpoints; the end of every stage is one, too. device: CUDA where there is one. dtype:
-    in place of the recipe's. previews: samples while training goes on, into `out`; None is none. profile: of so many
-    iterations, after the first two, the first process writes a trace, `profile/trace.json`.
+    in place of the recipe's. kernels: with which programs this machine computes: compiled, in TF32, which attention.
+    previews: samples while training goes on, into `out`; None is none. profile: of so many iterations, after the first
+    two, the first process writes a trace, `profile/trace.json`.
 
     Under torchrun all processes share the work, as `distribution` says, and the result is that of one process. Once it
     is trained the first writes and judges the student, and returns it whole; what the others return is their part of
@@ -78,8 +81,8 @@ def distill(
     if dtype is not None and dtype in NAMES:
         recipe = evolve(recipe, dtype=NAMES[dtype])  # so that a run goes on with what it began with
     dtype = dtype or precision(recipe)
-    source = _check(recipe, data, path, resume, dtype, distribution)
     device = own_device(device)
+    source = _check(recipe, data, path, resume, dtype, distribution, kernels, device)
     pm = pm or plugins.installed()
     judged = path is not None and recipe.evaluation is not None
     makers = plugins.trackers(track, pm)
@@ -120,7 +123,8 @@ def distill(
                 context = distribution.context
                 told = {"say": run.say, "note": run.note}
                 watch.previews = Watch.of(previews, recipe, batches, device, path, **told)
-                stages.train(recipe, learning, batches, run, watch, saves, device, weights, found, context)
+                with kernels.running(learning, device, run.say):
+                    stages.train(recipe, learning, batches, run, watch, saves, device, weights, found, context)
             # without what objectives equip: a finished run is opened again without it, and says the same
             sha256 = final_hash(trained(recipe, nets)) if path is not None else None
             alone, first = ranks() == 1, rank() == 0
@@ -265,13 +269,16 @@ def _check(
     resume: str,
     dtype: torch.dtype,
     distribution: Distribution,
+    kernels: Kernels,
+    device: torch.device,
 ) -> Data | Source:
     """Everything that can be known to be wrong before work starts, all of it at once."""
     wrong = [*recipe.wrong()]
-    try:
-        distribution.check(world(), [stage.batch for stage in recipe.stages])
-    except ValueError as error:
-        wrong.append(str(error))
+    for check in (lambda: distribution.check(world(), [s.batch for s in recipe.stages]), lambda: kernels.check(device)):
+        try:
+            check()
+        except ValueError as error:
+            wrong.append(str(error))
     wrong += unsplit(recipe, distribution.context)
     if dtype not in NAMES:
         wrong.append(f"dtype = {dtype}: must be torch.float32 or torch.bfloat16")

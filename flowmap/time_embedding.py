@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ._types import Time
 from .clock import Clock, Features, Hand
+from .kernels import exact
 
 Delta: TypeAlias = Literal["r", "t-r"]
 
@@ -51,7 +52,7 @@ class TwoTimeEmbedding(nn.Module):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         t, r = self._unpaired(x) if self.hand is None else self.hand.times(x)
-        with _without_autocast(x.device.type):
+        with _without_autocast(x.device.type), exact():
             e = _embedded(self.now, t, self.hand, args, kwargs)
             if r is not None:
                 e = mix(e, _embedded(self.then, r, self.hand, args, kwargs), self.gamma)
@@ -78,7 +79,7 @@ class ExactTimeEmbedding(nn.Module):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         t, _ = (x, None) if self.hand is None else self.hand.times(x)
-        with _without_autocast(x.device.type):
+        with _without_autocast(x.device.type), exact():
             e = _embedded(self.now, t, self.hand, args, kwargs)
         return _as_asked(e, x, self.hand)
 

@@ -12,6 +12,8 @@ from . import plan, previewing, recipes, settings
 from .command import Command, positive
 from .threads import wait_passively
 
+ATTENTION = ("torch", "fastest", "fa4", "fa3", "cudnn", "fa2")
+
 
 def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help=recipes.HELP)
@@ -52,6 +54,15 @@ def arguments(parser: ArgumentParser) -> None:
         help="under torchrun, N neighbouring processes share each sample's tokens",
     )
     previewing.arguments(parser)
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the networks' blocks, once, which takes minutes"
+    )
+    parser.add_argument(
+        "--attention", choices=ATTENTION, metavar="NAME", help=f"of a GPU: {', '.join(ATTENTION)}; torch by default"
+    )
+    parser.add_argument(
+        "--tf32", action="store_const", const="tf32", dest="float32", help="products of float32 in TF32, on a GPU"
+    )
     settings.arguments(parser)
     plan.arguments(parser)
 
@@ -68,12 +79,14 @@ def run(options: Namespace) -> None:
     wait_passively(options.console)
     recipe = recipes.asked(options).capped(options.steps)
     from ..distill import distill
+    from ..kernels import Kernels
     from ..training.ranks.distributed import Distribution
     from ..training.run import primary
 
     out = Path(options.out or default_out(name, trial=options.steps is not None))
     spread = Distribution(context=options.context or 1)
-    asked = {"track": options.track, "previews": previews, "profile": options.profile}
+    kernels = Kernels(options.compile, options.float32 or "ieee", options.attention or "torch")
+    asked = {"track": options.track, "previews": previews, "profile": options.profile, "kernels": kernels}
     distill(recipe, out=out, resume=options.resume, distribution=spread, **asked)
     if primary():
         report(out)

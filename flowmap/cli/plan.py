@@ -13,8 +13,10 @@ from .errors import UsageError
 
 UNITS = {"GiB": 2**30, "GB": 10**9, "MiB": 2**20, "MB": 10**6, "TiB": 2**40, "TB": 10**12}
 OPTIONS = ("gpus", "memory", "tflops", "utilisation")
-SHARED = ("context",)
+SHARED = ("context", "float32")
 """Of a run too."""
+UNREAD = ("compile", "attention")
+"""Of a run alone."""
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -46,6 +48,8 @@ def run(options: Namespace) -> None:
 
 def refuse_alone(options: Namespace) -> None:
     """Options of a plan without --plan would be silently of no effect."""
+    if options.plan and (unread := [name for name in UNREAD if getattr(options, name)]):
+        raise UsageError(f"--{unread[0]} changes no plan: leave it out")
     if not options.plan and (given := [name for name in OPTIONS if getattr(options, name) is not None]):
         raise UsageError(f"--{given[0]} belongs to a plan: say --plan too, or leave it out")
 

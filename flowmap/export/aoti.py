@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import torch
 from attrs import frozen
 
+from ..kernels import compiler
 from .backend import Available, Job, quiet, versions
 from .blank import blank
 from .errors import ExportError
@@ -84,7 +83,3 @@ def starts_at_one(job: Job) -> bool:
     is of all least sizes or of none."""
     ranges = (job.profile[name] for name in job.graph.dims)
     return any(r.least == 1 and not r.fixed for r in ranges)
-
-
-def compiler() -> str | None:
-    return shutil.which(os.environ.get("CXX") or "g++") or shutil.which("clang++")

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from .._types import Rng
+from ..kernels import compiler
 from ..model import FlowMap
 from ..rollout import sample
-from .aoti import compiler
 from .backend import quiet
 from .family import Family
 

@@ -56,6 +56,7 @@ class Ledger(TorchDispatchMode):
         self.held: Counter[Kind] = Counter()
         self.highest = self.fullest = Moment(Counter(), "")
         self._known: dict[int, tuple[weakref.ref[Any], int, Kind]] = {}
+        self._widened: set[int] = set()  # storages of what was narrow
         self._most = self._full = 0
 
     def __torch_dispatch__(
@@ -69,7 +70,9 @@ class Ledger(TorchDispatchMode):
         elif packet in _ATTENTION:
             spent = _ATTENTION[packet](*args, **kwargs)
         self.flops += spent
-        self.single += spent * (_first(found).dtype == torch.float32) if spent else 0
+        self.single += spent if spent and self._in_full(_first(found), args) else 0
+        if packet is aten._to_copy and args[0].dtype.itemsize < found.dtype.itemsize:
+            self._widened.add(id(behind(found).untyped_storage()))
         self._see(found)
         return found
 
@@ -111,6 +114,14 @@ class Ledger(TorchDispatchMode):
     def _gone(self, key: int) -> None:
         _, size, kind = self._known.pop(key)
         self.held[kind] -= size
+        self._widened.discard(key)
+
+    def _in_full(self, found: Tensor, given: tuple[Any, ...]) -> bool:
+        """Whether a product is one of float32: not where all that is multiplied was made wide for the sum alone, which
+        a GPU does with the narrow ones (`torch.mm(..., out_dtype=)`)."""
+        matrices = [x for x in given if isinstance(x, Tensor)]
+        narrow = all(id(behind(x).untyped_storage()) in self._widened for x in matrices)
+        return found.dtype == torch.float32 and not narrow
 
     def _moment(self) -> Moment:
         return Moment(Counter(self.held), self._part())

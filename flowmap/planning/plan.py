@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from attrs import evolve, field, fields, frozen
@@ -15,6 +15,7 @@ from .. import validators
 from .._types import Role
 from ..data import Data, TensorData
 from ..data.sized import TellsSizes
+from ..kernels import Float32
 from ..method import Method
 from ..methods.flow_matching import flow_matching
 from ..model import FlowMap, FlowMapSpec, Streamed
@@ -31,6 +32,7 @@ from .trace import Call, Traced, all_off_diagonal, replaced, trace
 
 GIB = 2**30
 HARDEST_OF = 64  # iterations, of which the one that costs most is traced
+SLOWER: Mapping[Float32, float] = {"tf32": 2.0, "ieee": 989 / 67}  # an H100, by its published peaks
 RESERVE = 2 * GIB  # for what torch's allocator does not see or cannot use: context, NCCL, workspaces, fragments
 
 
@@ -38,8 +40,9 @@ RESERVE = 2 * GIB  # for what torch's allocator does not see or cannot use: cont
 class Machine:
     """gpus: how many, with so many bytes of `memory` each. tflops: of a GPU at its peak, in 10^12 operations a second.
 
-    That is in bfloat16; in float32 it makes half as many. utilisation: the share of it that training reaches. context:
-    so many of them work on the same samples, each on a part of their tokens (`Distribution.context`).
+    That is in bfloat16; float32: how it makes those of float32, as in `Kernels`. utilisation: the share of its peak
+    that is reached. context: so many of them work on the same samples, each on a part of their tokens
+    (`Distribution.context`).
     """
 
     gpus: int = field(default=8, validator=validators.ge(1))
@@ -47,6 +50,7 @@ class Machine:
     tflops: float = field(default=989.0, validator=validators.gt(0.0))
     utilisation: float = field(default=0.4, validator=[validators.gt(0.0), validators.le(1.0)])
     context: int = field(default=1, validator=validators.ge(1))
+    float32: Float32 = field(default="ieee", validator=validators.in_(get_args(Float32)))
 
 
 @frozen
@@ -95,9 +99,10 @@ class StagePlan:
         return self.local(gpus) > self.samples
 
     def hours(self, machine: Machine) -> float:
-        """An operation in float32 takes as long as two in bfloat16, as in TF32 on tensor cores."""
+        """An operation in float32 takes as long as `SLOWER` ones in bfloat16."""
         rate = machine.gpus * machine.tflops * 1e12 * machine.utilisation
-        return (1.0 + self.traced.single) * self.flops * self.stage.steps / rate / 3600
+        slower = 1.0 + (SLOWER[machine.float32] - 1.0) * self.traced.single
+        return slower * self.flops * self.stage.steps / rate / 3600
 
 
 LASTING: tuple[Kind, ...] = ("weights", "adapters", "optimiser", "average")

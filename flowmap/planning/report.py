@@ -8,7 +8,7 @@ from itertools import chain
 from .._types import Role
 from .advice import Advice, setting
 from .draws import DRAWS
-from .plan import GIB, RESERVE, Plan, StagePlan
+from .plan import GIB, RESERVE, SLOWER, Plan, StagePlan
 
 PARTS = ("student", "derivative", "guidance", "teacher", "critic", "rollout")
 BELONGS = {"history": "rollout", "fine-tuned teacher": "teacher", "critic score": "critic", "critic rollout": "rollout"}
@@ -161,8 +161,8 @@ def _recomputed(plan: Plan) -> str:
 def _hours(plan: Plan) -> Iterator[str]:
     machine = plan.machine
     yield (
-        f"HOURS at {machine.utilisation:.0%} of {machine.tflops:.0f} TFLOP/s a GPU, and of half as many in float32 "
-        "(TF32)"
+        f"HOURS at {machine.utilisation:.0%} of {machine.tflops:.0f} TFLOP/s a GPU, and of "
+        f"{machine.tflops / SLOWER[machine.float32]:.0f} in float32 ({machine.float32})"
     )
     yield _row("", [_title(stage) for stage in plan.stages] + ["in all"])
     seconds = [3600 * stage.hours(plan.machine) / stage.stage.steps for stage in plan.stages]

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from flowmap import FlowMap
 from flowmap._types import Cache, Cond, Latent, Role, Time
 from flowmap.context_parallel import Context, Share, overlap
+from flowmap.kernels import exact
 from flowmap.model import ConditionError
 from flowmap.recomputing import Checkpointing, contexts
 from flowmap.time_embedding import mix
@@ -254,4 +255,6 @@ def _time(sinusoids: nn.Module, embedder: Any, t: Time) -> Tensor:
     """The sinusoids in float32 or wider, the embedder in its own dtype, the result float32."""
     features = sinusoids(t.flatten() * TIME_SCALE).unflatten(0, t.shape)
     dtype = next(embedder.parameters()).dtype
-    return embedder(features.to(dtype)).float()
+    with exact():
+        made: Tensor = embedder(features.to(dtype))
+    return made.float()

@@ -17,12 +17,12 @@ from flowmap import Rng, sample
 from flowmap.cli import main
 from flowmap.export import latency as timing
 from flowmap.export import narrowing as cost
-from flowmap.export.aoti import compiler
 from flowmap.export.errors import ParityError
 from flowmap.export.graph import Call
 from flowmap.export.latency import COMPILED, latency
 from flowmap.export.runner import ExportedFlowMap
 from flowmap.export.verify import LIMITS, TIMES, Parity, corners, parity, relative
+from flowmap.kernels import compiler
 from tests.export.students import CAUSAL_RANGES, CPU, RANGES, runner, shaken, student
 from tests.export.test_api import DIGITS
 

@@ -193,7 +193,9 @@ def test_the_smallest_number_of_gpus_divides_the_batches_and_fits(whole):
 
 def test_hours_are_operations_over_speed(whole):
     stage, machine = whole.stages[1], Machine(gpus=2, tflops=100.0, utilisation=0.5)
-    assert stage.hours(machine) == pytest.approx(2 * stage.flops * 100 / (2 * 100e12 * 0.5) / 3600)  # in float32
+    bfloat16 = stage.flops * 100 / (2 * 100e12 * 0.5) / 3600  # and the stage is in float32
+    assert stage.hours(machine) == pytest.approx(bfloat16 * 989 / 67)
+    assert stage.hours(evolve(machine, float32="tf32")) == pytest.approx(2 * bfloat16)
 
 
 def test_what_cannot_be_planned_is_a_sentence():
