@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from .. import __version__
-from . import about, curve, data, distill, export, importing, inspecting, sample, source, status
+from . import about, curve, data, distill, export, importing, inspecting, push, sample, source, status
 from .command import Command
 from .errors import UsageError, after_first, sentence, unknown
 
@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, Command] = {
         inspecting.COMMAND,
         export.COMMAND,
         importing.COMMAND,
+        push.COMMAND,
         data.COMMAND,
         about.PLUGINS,
         about.CHECK,
@@ -43,6 +44,7 @@ EPILOG = """examples:
   flowmap inspect wan --prompt "a cat"                  what a network is: a velocity, a flow map, guided
   flowmap export runs/quickstart/student --to onnx --out exported   a file that runs without flowmap
   flowmap import self_forcing_dmd.pt --base wan --out self_forcing  weights that others published, to go on with
+  flowmap push runs/quickstart me/quickstart           the student to the hub, private by default
   flowmap data encode clips --backbone wan21 --out data/clips      your own clips, ready for training
   flowmap data check data/clips --backbone wan21       is encoded data sound, and of this model's VAE?
   flowmap plugins                                      what is installed
