@@ -24,6 +24,7 @@ from .model import FlowMap, Sampling
 from .module import ModuleSpec
 from .objectives import Networks, equipped
 from .observers import Observers, tracked
+from .planning.operations import operations
 from .recipe import Precision, Recipe, RecipeError, digest, not_data
 from .resume import grown, newest
 from .training import stages
@@ -120,9 +121,8 @@ def distill(
                 weights = trained(recipe, learning)
                 saves = Saves(None if path is None else path / "checkpoints", key, run, save_minutes)
                 probe = None if path is None else rounding.Probe.of(nets[recipe.result], recipe.result, sample)
-                context = distribution.context
-                told = {"say": run.say, "note": run.note}
-                watch.previews = Watch.of(previews, recipe, batches, device, path, **told)
+                watch.previews = Watch.of(previews, recipe, batches, device, path, say=run.say, note=run.note)
+                run.operations, context = operations(recipe, batches, ranks(), device), distribution.context
                 with kernels.running(learning, device, run.say):
                     stages.train(recipe, learning, batches, run, watch, saves, device, weights, found, context)
             # without what objectives equip: a finished run is opened again without it, and says the same

@@ -8,7 +8,7 @@ import platform
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from .. import validators
 from ..atomic import write_json
 from ..recipe import Recipe, RecipeError, describe, digest
 from .interrupt import Preempted
-from .pace import Pace, Profile
+from .pace import Pace, Profile, bound
 from .progress import Progress, nonfinite
 from .store import status
 from .store.lock import Lock, me
@@ -55,6 +55,7 @@ class Run:
     every: int = 10  # iterations between records
     profile: int = field(default=0, validator=validators.ge(0))  # iterations that the first process writes a trace of
     speaks: bool = field(factory=primary)
+    operations: Sequence[float] = field(default=(), init=False)  # of an iteration on each device, by stage, where known
     _status: Status | None = field(default=None, init=False)
     _written: float = field(default=0.0, init=False)
     _refused: int = field(default=0, init=False)
@@ -158,7 +159,8 @@ class Run:
             tqdm.write(f"flowmap: {text}", file=sys.stderr)
 
     def stage(self, number: int, name: str, first: int, steps: int, batch: int | None = None) -> None:
-        self._pace = Pace(batch)
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+        self._pace = Pace(batch, self.operations[number] if self.operations else None, bound(gpu))
         if self.profile and self.path is not None and self.speaks and self._profile is None:
             self._profile = Profile(self.path / TRACE, self.profile)
             self._profile.start()

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
+from attrs import evolve
 
 from flowmap import Recipe, Stage, distill
 from flowmap.methods import flow_matching
+from flowmap.planning import Machine, plan
+from flowmap.planning.operations import operations
 from flowmap.plugins import manager
+from flowmap.recipe import RecipeError
 from flowmap.training import pace
-from flowmap.training.pace import MEMORY, SPEED, Pace
+from flowmap.training.pace import MEMORY, OPERATIONS, SHARE, SPEED, Pace, bound
 from flowmap.training.run import TRACE, Run
 from flowmap.training.store import metrics
 from tests.toys import Toy, data
@@ -30,6 +36,35 @@ def test_samples_a_second_are_those_since_the_last_look(monkeypatch: pytest.Monk
     now += 4.0
     assert made.read()[SPEED] == 2.0
     assert SPEED not in Pace().read() and 0.05 < Pace().read()[MEMORY] < 1000
+
+
+def test_operations_a_second_are_the_plans_and_their_share_is_of_a_known_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(pace.time, "monotonic", lambda: now)
+    known, unknown = (Pace(8, 2e15, bound(name)) for name in ("NVIDIA H100 80GB HBM3", "NVIDIA Next"))
+    for made in (known, unknown):
+        made.step()
+    now += 4.0
+    assert known.read() | {MEMORY: 0} == {MEMORY: 0, SPEED: 2.0, OPERATIONS: 500.0, SHARE: pytest.approx(500 / 989)}
+    assert SHARE not in (found := unknown.read()) and found[OPERATIONS] == 500.0
+    names = ("NVIDIA H100 PCIe", "NVIDIA A100-SXM4-80GB", "NVIDIA GH200 480GB", "NVIDIA L40S", None)
+    assert [bound(name) for name in names] == [756.0, 312.0, None, 362.0, None]
+
+
+def test_a_runs_operations_are_those_of_its_plan() -> None:
+    recipe = Recipe(Toy(), (Stage(flow_matching.flow_matching(), 2, batch=4),))
+    found = operations(recipe, data(), 2, torch.device("cuda"))
+    assert found == (plan(evolve(recipe, data=data()), Machine(gpus=2)).stages[0].flops / 2,) and found[0] > 0
+    assert operations(recipe, data(), 2, torch.device("cpu")) == ()
+
+
+def test_a_run_without_a_plan_goes_on_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise RecipeError("this recipe equips networks with more than its backbone has, which has no plan yet")
+
+    monkeypatch.setattr(sys.modules[operations.__module__], "plan", refused)
+    recipe = Recipe(Toy(), (Stage(flow_matching.flow_matching(), 2, batch=4),))
+    assert operations(recipe, data(), 2, torch.device("cuda")) == ()
 
 
 def test_records_have_them_and_a_trace_is_written_of_as_many_iterations_as_asked(tmp_path: Path) -> None:
