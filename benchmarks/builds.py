@@ -5,8 +5,8 @@
 
 A toy Wan (4 blocks, d = 256, 480 tokens, batch 4, LoRA of rank 48). Ratios are this tree over the other, the median of
 rounds, in each of which both do a case; the other does without what it has not, such as compiled blocks. Peak memory is
-of the tensors alive in a step, over those there are at rest. A call's python is that of 30 blocks so narrow that nothing
-else counts.
+of the tensors alive in a step, over those at rest. A call's python is that of 30 blocks so narrow that nothing else
+counts.
 """
 
 from __future__ import annotations

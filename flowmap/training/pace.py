@@ -49,8 +49,8 @@ class Pace:
         self._steps += 1
 
     def read(self) -> dict[str, float]:
-        """Since the last look: samples a second, of the whole batch; 10^12 operations a second on a device, and the share
-        of its bound. The most memory so far, of this process: on a GPU what torch has taken there."""
+        """Since the last look: samples a second, of the whole batch; 10^12 operations a second on a device, and the
+        share of its bound that this is. The most memory so far, of this process: on a GPU what torch has taken."""
         now = time.monotonic()
         found = {MEMORY: peak() / 2**30}
         if self.batch is not None and now > self._since:
