@@ -35,6 +35,7 @@ from .training.ranks.agree import rank, ranks
 from .training.ranks.context_groups import unsplit
 from .training.ranks.distributed import Distribution, first_alone, joined, own_device, world
 from .training.ranks.networks import precision, spread, trained, whole_again
+from .training.ranks.offload import stays
 from .training.ranks.sharding import whole
 from .training.run import Run, primary
 from .training.saving import MINUTES, Saves
@@ -84,8 +85,7 @@ def distill(
     dtype = dtype or precision(recipe)
     device = own_device(device)
     source = _check(recipe, data, path, resume, dtype, distribution, kernels, device)
-    pm = pm or plugins.installed()
-    judged = path is not None and recipe.evaluation is not None
+    pm, judged = pm or plugins.installed(), path is not None and recipe.evaluation is not None
     makers = plugins.trackers(track, pm)
     moved = aside(path) if path is not None and resume == "restart" and primary() else None
     with (
@@ -219,7 +219,7 @@ def _write(
         spec.save(u, made, dtype=TYPES[recipe.save_dtype])
         reach("student.saved")
         try:
-            lost = rounding.measure(spec, u, probe)
+            lost = rounding.measure(spec, u, probe, outputs=recipe.offload is None)
         except (RuntimeError, ValueError, OSError, MemoryError) as error:  # no reason to lose what was trained
             run.note(f"what bfloat16 loses was not measured: {type(error).__name__}: {error}")
         facts = card.facts(recipe, batches) | students.facts(spec, u, plugins.collect(pm, "flowmap_backbones"))
@@ -273,13 +273,13 @@ def _check(
     device: torch.device,
 ) -> Data | Source:
     """Everything that can be known to be wrong before work starts, all of it at once."""
-    wrong = [*recipe.wrong()]
+    wrong = [*recipe.wrong(), *unsplit(recipe, distribution.context)]
+    wrong += stays(recipe.offload, world() if distribution.shard else 1, kernels.compile)
     for check in (lambda: distribution.check(world(), [s.batch for s in recipe.stages]), lambda: kernels.check(device)):
         try:
             check()
         except ValueError as error:
             wrong.append(str(error))
-    wrong += unsplit(recipe, distribution.context)
     if dtype not in NAMES:
         wrong.append(f"dtype = {dtype}: must be torch.float32 or torch.bfloat16")
     if resume not in (options := ("auto", "never", "restart")):

@@ -18,9 +18,11 @@ from .experts import too_few_steps
 from .method import Method
 from .model import FlowMapSpec, guided_twice
 from .objectives import Equip, Guides, Networks, united
+from .recomputing import Offload, offloaded
 from .times import share
 
 positive = validators.gt(0.0)
+_spec = validators.optional(validators.instance_of(FlowMapSpec))
 
 
 class RecipeError(ValueError):
@@ -151,15 +153,14 @@ class Recipe:
     that they may share weights. data: the batches, or where they come from. evaluation: what judges the student once it
     is there. dtype: of frozen weights and of their forward passes; what is trained, its averages, times and losses are
     float32. save_dtype: of the student's weights on disk; bfloat16 is half the size and loses a part of the training,
-    which the run measures. name: what the command line knows the recipe by; settings: what it changed, `--set`.
+    which the run measures. offload: to the host's memory, of a run in one process; no number changes.
+    name: what the command line knows the recipe by; settings: what it changed, `--set`.
     """
 
     backbone: FlowMapSpec = field(validator=validators.instance_of(FlowMapSpec))
     stages: tuple[Stage, ...] = field(converter=_tuple)
-    teacher: FlowMapSpec | None = field(
-        default=None, validator=validators.optional(validators.instance_of(FlowMapSpec))
-    )
-    critic: FlowMapSpec | None = field(default=None, validator=validators.optional(validators.instance_of(FlowMapSpec)))
+    teacher: FlowMapSpec | None = field(default=None, validator=_spec)
+    critic: FlowMapSpec | None = field(default=None, validator=_spec)
     data: Data | Source | None = field(default=None, validator=_data)
     evaluation: Evaluator | None = field(default=None, validator=validators.optional(validators.instance_of(Evaluator)))
     seed: int = field(default=0, validator=validators.ge(0))
@@ -167,6 +168,7 @@ class Recipe:
     save_dtype: Precision = field(default="float32", validator=validators.in_(("float32", "bfloat16")))
     name: str = field(default="", validator=validators.instance_of(str))
     settings: tuple[str, ...] = field(default=(), converter=_tuple)
+    offload: Offload | None = field(default=None, validator=offloaded, kw_only=True)
 
     @stages.validator
     def _only_stages(self, attribute: Any, stages: Any) -> None:
@@ -284,9 +286,9 @@ def digest(recipe: Recipe) -> str:
 
     A `RecipeError` where it holds what nothing tells from others of its type. Data may: their fingerprint is compared.
     """
-    trained = attrs.evolve(recipe, evaluation=None, name="", data=None, save_dtype="float32", settings=())
+    trained = attrs.evolve(recipe, evaluation=None, name="", data=None, save_dtype="float32", settings=(), offload=None)
     described = _told(trained, strict=True)
-    del described["settings"]  # as it was told before there was such a field
+    del described["settings"], described["offload"]  # as it was told before there were such fields
     described["data"] = describe(recipe.data)
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from . import validators
 
@@ -17,6 +17,12 @@ Contexts: TypeAlias = Callable[[], tuple[AbstractContextManager[Any], AbstractCo
 
 checked = validators.in_((False, True, "selective"))
 """The validator of a spec's field `checkpointing`."""
+
+Offload: TypeAlias = Literal["weights", "inputs", "both"]
+"""What is in the host's memory while it is not used: frozen weights of blocks; what backward passes need; both."""
+
+offloaded = validators.optional(validators.in_(get_args(Offload)))
+"""The validator of `Recipe.offload`."""
 
 ATTENTION = ("scaled_dot_product", "flex_attention")
 """In the names of torch's operators that make an attention's output of queries, keys and values [..., tokens, d]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -86,9 +87,9 @@ class Probe:
 
 
 @torch.no_grad()
-def measure(spec: FlowMapSpec, u: FlowMap, probe: Probe) -> Rounding:
+def measure(spec: FlowMapSpec, u: FlowMap, probe: Probe, *, outputs: bool = True) -> Rounding:
     """Of `u`, a trained network of `spec` that is whole; where its spec fuses, one in float32 takes its place on the
-    device for a while."""
+    device for a while. outputs: False does not ask that network, for which there may be no room."""
     lost, moved = [], []
     for weight, change in spec.changes(u) if isinstance(spec, Fuses) else since_built(spec, u, probe.role):
         lost.append(float((weight.to(NARROW).double() - weight.double()).square().sum()))
@@ -96,11 +97,11 @@ def measure(spec: FlowMapSpec, u: FlowMap, probe: Probe) -> Rounding:
     shares = [(a / b) ** 0.5 for a, b in zip(lost, moved, strict=True) if b]
     if not shares or not math.isfinite(sum(shares)):
         return Rounding(None, None, None, None)
-    try:
-        outputs = _ratio(_outputs(spec, u, probe, torch.float32), _outputs(spec, u, probe, NARROW), probe.before)
-    except (torch.OutOfMemoryError, NotImplementedError):
-        outputs = None
-    return Rounding((sum(lost) / sum(moved)) ** 0.5, min(shares), max(shares), outputs)
+    off = None
+    if outputs:
+        with suppress(torch.OutOfMemoryError, NotImplementedError):
+            off = _ratio(_outputs(spec, u, probe, torch.float32), _outputs(spec, u, probe, NARROW), probe.before)
+    return Rounding((sum(lost) / sum(moved)) ** 0.5, min(shares), max(shares), off)
 
 
 def facts(saved: str, lost: Rounding | None) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -15,7 +16,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 from .hollow import behind
 
-Kind: TypeAlias = Literal["weights", "adapters", "gradients", "optimiser", "average", "activations", "cache"]
+Kind: TypeAlias = Literal["weights", "adapters", "gradients", "optimiser", "average", "activations", "cache", "host"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 PASSING: tuple[Kind, ...] = ("activations", "cache")  # what comes and goes with every call
 
@@ -79,6 +80,15 @@ class Ledger(TorchDispatchMode):
     def get_total_flops(self) -> int:
         """As torch's counter has it."""
         return self.flops
+
+    @contextmanager
+    def making(self, kind: Kind) -> Iterator[None]:
+        """What is made while entered is of that kind."""
+        before, self.now = self.now, kind
+        try:
+            yield
+        finally:
+            self.now = before
 
     def label(self, kind: Kind, tensors: Iterable[Tensor]) -> None:
         """The storages of `tensors`, known or not, are of this kind from now on."""

@@ -24,9 +24,10 @@ from ..objectives.distribution_matching import CriticMatching, DistributionMatch
 from ..recipe import Recipe, RecipeError, Stage
 from ..training.ranks.context_groups import unsplit
 from ..training.ranks.networks import precision, specs
+from ..training.ranks.offload import offload, stays
 from .counts import Kind, Moment
 from .draws import DRAWS, Tariff, drawn, mean
-from .hollow import META, hollowed
+from .hollow import CPU, META, hollowed
 from .shape import Shape, judged, shape
 from .trace import Call, Traced, all_off_diagonal, replaced, trace
 
@@ -42,7 +43,7 @@ class Machine:
 
     That is in bfloat16; float32: how it makes those of float32, as in `Kernels`. utilisation: the share of its peak
     that is reached. context: so many of them work on the same samples, each on a part of their tokens
-    (`Distribution.context`).
+    (`Distribution.context`). link: bytes a second from the host's memory, PCIe 4.0 with 16 lanes, `Recipe.offload`.
     """
 
     gpus: int = field(default=8, validator=validators.ge(1))
@@ -51,6 +52,7 @@ class Machine:
     utilisation: float = field(default=0.4, validator=[validators.gt(0.0), validators.le(1.0)])
     context: int = field(default=1, validator=validators.ge(1))
     float32: Float32 = field(default="ieee", validator=validators.in_(get_args(Float32)))
+    link: float = field(default=25e9, validator=validators.gt(0.0))
 
 
 @frozen
@@ -99,10 +101,19 @@ class StagePlan:
         return self.local(gpus) > self.samples
 
     def hours(self, machine: Machine) -> float:
-        """An operation in float32 takes as long as `SLOWER` ones in bfloat16."""
+        """An operation in float32 takes as long as `SLOWER` ones in bfloat16. Weights come from the host while the GPU
+        computes, inputs while it waits."""
         rate = machine.gpus * machine.tflops * 1e12 * machine.utilisation
         slower = 1.0 + (SLOWER[machine.float32] - 1.0) * self.traced.single
-        return slower * self.flops * self.stage.steps / rate / 3600
+        weights, inputs = (moved / machine.link for moved in self.moved)
+        return (max(slower * self.flops / rate, weights) + inputs) * self.stage.steps / 3600
+
+    @property
+    def moved(self) -> tuple[float, float]:
+        """Bytes of weights, and of inputs, that come from the host in an iteration, as many more than in the traced one
+        as it has operations."""
+        times = self.flops / sum(self.traced.parts.values())
+        return times * self.traced.weights_moved, times * self.traced.inputs_moved
 
 
 LASTING: tuple[Kind, ...] = ("weights", "adapters", "optimiser", "average")
@@ -147,7 +158,7 @@ def plan(recipe: Recipe, machine: Machine = Machine(), *, like: Plan | None = No
     """
     if recipe.equips:
         raise RecipeError("this recipe equips networks with more than its backbone has, which has no plan yet")
-    if said := unsplit(recipe, machine.context):
+    if said := unsplit(recipe, machine.context) + stays(recipe.offload, machine.gpus):
         raise RecipeError("\n".join(said))
     known = {} if like is None or not _same_networks(like.recipe, recipe) else _same_stages(like, recipe, machine)
     if like is not None and len(known) == len(recipe.stages):
@@ -186,6 +197,8 @@ def networks(recipe: Recipe, dtype: torch.dtype) -> Networks:
         with META:
             nets["teacher"].thaw()
     hollowed(nets.values())
+    for _, of in specs(recipe, judged(recipe)) if recipe.offload is not None else ():
+        offload({role: nets[role] for role in of}, recipe.offload, CPU)  # type: ignore[arg-type]
     return nets
 
 

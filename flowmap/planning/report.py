@@ -107,10 +107,14 @@ def _memory(plan: Plan) -> Iterator[str]:
         if any(peak[kind] > 0.005 * GIB for peak in peaks):
             yield _row(name, [_number(peak[kind] / GIB) for peak in peaks])
     yield _row("in all", [_number(sum(peak.values()) / GIB) for peak in peaks])
+    if plan.recipe.offload is not None:
+        host = [stage.moment(gpus).held.get("host", 0) / GIB for stage in plan.stages]
+        yield _row("and in the host's memory", [_number(h) for h in host])
     yield _row("while", [stage.moment(gpus).part for stage in plan.stages])
     judge = ", and the teacher to judge it by" if plan.recipe.evaluation is not None else ""
     end, result = plan.shape.end / GIB, plan.recipe.result
-    yield f"  In the end the first GPU holds {end:.2f}: the {result} whole, and as much to compare it{judge}."
+    compare = "" if plan.recipe.offload else ", and as much to compare it"
+    yield f"  In the end the first GPU holds {end:.2f}: the {result} whole{compare}{judge}."
     yield f"  Beside it {RESERVE / GIB:.0f} GiB are held back for CUDA, NCCL and what an allocator loses."
     yield ""
 
@@ -169,6 +173,10 @@ def _hours(plan: Plan) -> Iterator[str]:
     hours = [stage.hours(plan.machine) for stage in plan.stages]
     yield _row("iterations", [str(stage.stage.steps) for stage in plan.stages])
     yield _row("seconds an iteration", [_number(s) for s in seconds])
+    if plan.recipe.offload is not None:
+        moved = [sum(stage.moved) for stage in plan.stages]
+        yield _row("  GB from the host's memory", [_number(m / 1e9) for m in moved])
+        yield _row(f"  at {machine.link / 1e9:.0f} GB/s, seconds", [_number(m / machine.link) for m in moved])
     yield _row("hours", [_number(h) for h in [*hours, sum(hours)]])
 
 

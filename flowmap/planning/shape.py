@@ -13,6 +13,7 @@ from .._types import Role
 from ..objectives import Networks
 from ..recipe import Recipe
 from ..training.ranks.networks import remaining
+from ..training.ranks.offload import Weights, ways
 
 ROLES: tuple[Role, ...] = get_args(Role)
 
@@ -27,7 +28,7 @@ class Shape:
     block: int  # the largest
     outside: int
     block_gradients: int
-    result: int  # what comes out, whole
+    result: int  # what comes out, whole; with an offload, what its type loses is not asked of it
     left: int  # the networks that are whole on the first GPU in the end
     sizes: Mapping[Role, int]  # parameters of what a role calls, with those that roles share
 
@@ -51,6 +52,7 @@ def shape(recipe: Recipe, nets: Networks) -> Shape:
     within = {id(p) for of in inside for p in of}
     called = {id(p) for role in recipe.roles for p in nets[role].parameters()}
     left = remaining(recipe, judged(recipe))
+    host = {i for way in ways(nets) if isinstance(way, Weights) for i in way.host}
     return Shape(
         frozen=sum(map(_numbers, (p for p in everything if id(p) not in own))),
         sizes={role: sum(map(_numbers, _own(nets, frozenset[Role]({role})))) for role in ROLES if role in nets},
@@ -59,8 +61,8 @@ def shape(recipe: Recipe, nets: Networks) -> Shape:
         block=max((sum(map(_bytes, of)) for of in inside), default=0),
         outside=sum(_bytes(p) for p in everything if id(p) not in within),
         block_gradients=max((sum(_bytes(p) for p in of if id(p) in own) for of in inside), default=0),
-        result=sum(map(_bytes, _own(nets, frozenset[Role]({recipe.result})))),
-        left=sum(map(_bytes, _own(nets, left))),
+        result=0 if recipe.offload else sum(map(_bytes, _own(nets, frozenset[Role]({recipe.result})))),
+        left=sum(_bytes(p) for p in _own(nets, left) if id(p) not in host),
     )
 
 

@@ -20,6 +20,7 @@ from ..objectives.flow_map_matching import FlowMapMatching
 from ..recipe import Stage
 from ..times import TimeSampler
 from ..training.loop import Trainer
+from ..training.ranks.offload import Inputs, Weights, ways
 from .counts import KINDS, Kind, Ledger, Moment
 from .flops import Meter
 
@@ -67,8 +68,9 @@ class Calls:
 class Traced:
     """One iteration. parts: operations; prices: of calls, a sample; bytes by kind, and the fullest moments.
 
-    single: the share of the operations that is in float32. accumulated: the gradients, in bytes, of the role that has
-    most; those of one role are gone before another's are made.
+    weights_moved, inputs_moved: bytes that came from the host's memory. single: the share of the operations that is in
+    float32. accumulated: the gradients, in bytes, of the role that has most; those of one role are gone before
+    another's are made.
     """
 
     parts: Mapping[str, float]
@@ -78,6 +80,8 @@ class Traced:
     accumulated: int
     highest: Moment
     fullest: Moment
+    weights_moved: int = 0
+    inputs_moved: int = 0
 
 
 def trace(stage: Stage, nets: Networks, data: Data, seed: int, number: int, iteration: int) -> Traced:
@@ -90,6 +94,11 @@ def trace(stage: Stage, nets: Networks, data: Data, seed: int, number: int, iter
     ledger.label("adapters", adapters)
     own = {id(p) for p in adapters}
     ledger.label("weights", (t for u in nets.values() for t in _tensors_of(u) if id(t) not in own))
+    offloading = ways(nets)
+    away = {i for way in offloading if isinstance(way, Weights) for i in way.host}
+    ledger.label("host", (p for u in nets.values() for p in u.parameters() if id(p) in away))
+    for way in offloading:
+        way.moved, way.keeping = 0, lambda: ledger.making("host")
     with ExitStack() as stack:
         for role, u in nets.items():
             stack.enter_context(meter.watch(role, u))
@@ -108,7 +117,8 @@ def trace(stage: Stage, nets: Networks, data: Data, seed: int, number: int, iter
     lasting["gradients"] = sum(gradients)
     found = {part: float(count) for part, count in meter.spent.items() if count}
     single = ledger.single / max(1, ledger.flops)
-    return Traced(found, single, calls.prices, lasting, max(gradients), ledger.highest, ledger.fullest)
+    moved = [sum(way.moved for way in offloading if isinstance(way, kind)) for kind in (Weights, Inputs)]
+    return Traced(found, single, calls.prices, lasting, max(gradients), ledger.highest, ledger.fullest, *moved)
 
 
 def replaced(method: Method, objective: Any) -> Method:

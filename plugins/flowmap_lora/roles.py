@@ -225,4 +225,4 @@ def parts(net: nn.Module, name: str | None) -> Iterator[tuple[str, torch.Tensor,
         layer = layers.get(own)
         there = layer is not None and name is not None and name in layer.scaling
         value = tensor.detach() if rows is None else rows(slice(None)).to(tensor.device)
-        yield own, value, layer.change(name) if layer and name and there else None
+        yield own, value, layer.change(name).to(value.device) if layer and name and there else None

@@ -16,6 +16,7 @@ from ...recipe import Recipe, RecipeError
 from .agree import ranks
 from .context_groups import context
 from .distributed import Distribution
+from .offload import offload
 from .sharding import pieces
 
 
@@ -39,7 +40,10 @@ def build(
     """
     nets: dict[Role, FlowMap] = {}
     for spec, of in specs(recipe, judged):
-        nets |= _built(recipe, spec, of, device, dtype=dtype, shared=shared)
+        at = device if recipe.offload is None else torch.device("cpu")
+        nets |= (built := _built(recipe, spec, of, at, dtype=dtype, shared=shared))
+        if recipe.offload is not None:
+            offload(built, recipe.offload, device)
     return nets
 
 
