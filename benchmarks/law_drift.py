@@ -42,7 +42,7 @@ from .curves import table
 from .drift import edges
 from .law import CACHE, RESULTS, complete
 from .law_jobs import FULL, GROUPS, SMOKE, Settings, recipe, told, trained
-from .law_report import moments_of
+from .law_lines import moments_of
 from .law_rows import CAUSAL, GUIDANCE, NAMES
 
 MODELS = {

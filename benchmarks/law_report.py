@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any, TypeAlias
 
-from attrs import frozen
-
 from . import jobs
-from .curves import FEW, MANY, SURE, error, interval, table
-from .law_jobs import GROUPS, METRICS, Judging, Settings, calls, judged
+from .curves import FEW, MANY, SURE, interval, table
+from .law_jobs import GROUPS, METRICS, Settings
+from .law_lines import PRIMARY, Line, lines
 from .law_rows import ABLATIONS, ROWS, Row
-from .law_tuning import FACTORS, score, trials
+from .law_tuning import FACTORS, score, trials, tried
 
-PRIMARY = next(iter(METRICS))
 TITLES = {
     "energy_distance": "Energy distance of latents to real clips of the same prompt, lower is better",
     "feature_distance": "Energy distance in the classifier's features, lower is better",
@@ -32,110 +28,15 @@ DRAWN = (
 Record: TypeAlias = Mapping[str, Any]
 
 
-@frozen
-class Line:
-    """A row under a sampler, with what was found, by number of steps and seed."""
-
-    name: str
-    title: str
-    form: str
-    sampler: str
-    cells: Mapping[int, Mapping[int, Mapping[str, Any]]]
-    calls: int | None = None
-
-    def values(self, metric: str, steps: int) -> dict[int, float]:
-        """By seed, where there is one."""
-        found = self.cells.get(steps, {})
-        return {
-            seed: value for seed, one in found.items() if math.isfinite(value := one["values"].get(metric, math.nan))
-        }
-
-    def moments(self, metric: str, steps: int) -> dict[str, Any] | None:
-        """Mean and its standard error: over training seeds; of one seed, over its samples."""
-        by_seed = self.values(metric, steps)
-        if not by_seed:
-            return None
-        return moments_of(by_seed, {s: [w[metric] for w in self.cells[steps][s]["without"]] for s in by_seed})
-
-    def seconds(self) -> float | None:
-        found = {s: one.get("seconds") for at in self.cells.values() for s, one in at.items()}
-        known = [value for value in found.values() if value is not None]
-        return fmean(known) if known else None
-
-    def slope(self, metric: str) -> dict[str, Any] | None:
-        """d metric / d log2 steps from FEW to MANY, seed by seed: the same noise at every number of steps."""
-        steps = sorted(n for n in self.cells if FEW <= n <= MANY)
-        whole = [s for s in self.values(metric, FEW) if all(s in self.values(metric, n) for n in steps)]
-        if not whole or steps[-1] != MANY:
-            return None
-        by_seed = {s: _slope({n: self.values(metric, n)[s] for n in steps}) for s in whole}
-        groups = {s: len(self.cells[FEW][s]["without"]) for s in whole}
-        left = {
-            s: [_slope({n: self.cells[n][s]["without"][g][metric] for n in steps}) for g in range(groups[s])]
-            for s in whole
-        }
-        return moments_of(by_seed, left)
-
-
-def _slope(values: Mapping[int, float]) -> float:
-    x = [math.log2(n) for n in values]
-    middle = fmean(x)
-    return sum((a - middle) * v for a, v in zip(x, values.values(), strict=True)) / sum((a - middle) ** 2 for a in x)
-
-
-def moments_of(by_seed: Mapping[int, float], without: Mapping[int, Sequence[float]]) -> dict[str, Any]:
-    values = list(by_seed.values())
-    if len(values) > 1:
-        se, of = error(values), "seeds"
-    else:
-        se, of = jackknife(next(iter(without.values()))), "samples"
-    return {"mean": fmean(values), "se": se, "se_of": of, "seeds": len(values), "by_seed": dict(by_seed)}
-
-
-def jackknife(values: Sequence[float]) -> float:
-    """The standard error of what was computed without each of some groups in turn; Quenouille, Tukey."""
-    n, mean = len(values), fmean(values)
-    return math.sqrt((n - 1) / n * sum((v - mean) ** 2 for v in values))
-
-
-# ---------------------------------------------------------------------------- what is there
-
-
-def lines(settings: Settings, folder: Path) -> list[Line]:
-    """The teacher, every row under every sampler, real clips last; those of which there is something."""
-    found = [
-        _line(None, "teacher", "the shipped teacher, one call a step", "euler", settings.steps, settings, folder),
-        *(
-            _line(r, r.title, r.form, s, settings.steps, settings, folder)
-            for r in (*ROWS, *ABLATIONS)
-            for s in r.samplers
-        ),
-        _line(None, "real clips through the VAE", "the floor", "euler", (0,), settings, folder),
-    ]
-    return [line for line in found if line.cells]
-
-
-def _line(
-    row: Row | None, title: str, form: str, sampler: Any, steps: Sequence[int], settings: Settings, folder: Path
-) -> Line:
-    name = row.name if row is not None else "teacher" if steps[0] else "real"
-    cells: dict[int, dict[int, Any]] = {}
-    for seed in judged(name, folder):
-        for n in steps:
-            if (one := Judging(row, seed, sampler, n, settings, folder).found) is not None:
-                cells.setdefault(n, {})[seed] = one
-    cost = round(calls(row, settings, folder)) if row is not None and cells else None
-    return Line(name, title, form, sampler, cells, cost)
-
-
 def summarise(settings: Settings, folder: Path) -> dict[str, Any]:
     """records: the primary metric first. slopes: of every line that has both ends."""
     found = lines(settings, folder)
     return {
         "records": list(_records(found, settings)),
         "slopes": list(_slopes(found)),
+        "differences": list(_differences(found)),
         "samples": settings.samples,
-        "sweep": [one for row in ROWS if (one := _swept(row, settings, folder))],
+        "sweep": [one for row in ROWS if tried(folder) and (one := _swept(row, settings, folder))],
     }
 
 
@@ -175,6 +76,16 @@ def _slopes(found: Sequence[Line]) -> Iterator[Record]:
                 yield {**_named(line), "metric": metric, "better": better, "from": FEW, "to": MANY, **told}
 
 
+def _differences(found: Sequence[Line]) -> Iterator[Record]:
+    """From the teacher at as many steps, and from half of it: below zero is nearer, and twice as near."""
+    teacher = next((line for line in found if line.name == "teacher"), None)
+    for line in found if teacher else ():
+        for steps in sorted(n for n in line.cells if n and line.name != "teacher"):
+            for share in (1.0, 0.5):
+                if (told := line.beside(teacher, PRIMARY, steps, share)) is not None:
+                    yield {**_named(line), "metric": PRIMARY, "steps": steps, "share_of_teacher": share, **told}
+
+
 def _named(line: Line) -> dict[str, str]:
     return {"method": line.name, "title": line.title, "form": line.form, "sampler": line.sampler}
 
@@ -187,10 +98,11 @@ def markdown(found: Mapping[str, Any]) -> str:
         [
             "# The any-step law without guidance",
             "",
-            "Written by `python -m benchmarks.law`; `law.json` and `law_slopes.json` hold all. Students of the shipped "
-            "teacher at guidance 1, the data's velocity, batches of 16, as many calls of the student each as AnyFlow's "
-            f"stages 1 + 2 have; {found['samples']} samples a seed on held-out prompts, the same noise for all. Mean ± "
-            "standard error over training seeds (n); with one seed, over its samples (leaving out an eighth in turn).",
+            "Written by `python -m benchmarks.law`; `law.json` and the files beside it hold all. Students of the "
+            "shipped teacher at guidance 1, the data's velocity, batches of 16, as many calls of the student each as "
+            f"AnyFlow's stages 1 + 2 have; {found['samples']} samples a seed on held-out prompts, the same noise for "
+            "all. Mean ± standard error over training seeds (n); with one seed, over its samples, leaving an eighth "
+            "of them out in turn.",
             "",
         ],
         *(_table(found, metric, ablations=False) for metric in METRICS),
@@ -233,11 +145,6 @@ def _cell(one: Record | None, sign: str = "") -> str:
     return "–" if one is None else f"{one['mean']:{sign}.4f} ± {one['se']:.4f}"
 
 
-def at(found: Mapping[str, Any], method: str, sampler: str, steps: int, metric: str = PRIMARY) -> Record | None:
-    key = (method, sampler, steps, metric)
-    return next((r for r in found["records"] if (r["method"], r["sampler"], r["steps"], r["metric"]) == key), None)
-
-
 def wide(one: Record) -> float:
     """Half of the interval's width."""
     return interval(one["se"], one["seeds"] if one["se_of"] == "seeds" else GROUPS)
@@ -245,16 +152,24 @@ def wide(one: Record) -> float:
 
 def rules(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What was hoped for, and what the numbers say: a slope whose interval is beside 0 goes up or down."""
-    mine, teacher = at(found, "anyflow", "flow_map", FEW), at(found, "teacher", "euler", FEW)
-    if mine and teacher:
-        apart = teacher["mean"] - 2 * mine["mean"]
-        sure = math.hypot(wide(teacher), 2 * wide(mine))
-        said = "yes" if apart > sure else "not beyond the interval"
-        yield f"AnyFlow at {FEW} steps is nearer than the teacher at {FEW} by a factor of 2 at least", said
+    for told in found["differences"]:
+        if (told["method"], told["sampler"], told["steps"], told["share_of_teacher"]) == (
+            "anyflow",
+            "flow_map",
+            FEW,
+            0.5,
+        ):
+            yield f"AnyFlow at {FEW} steps is twice as near as the teacher at {FEW}", _said(told, "yes", "no")
     for told in found["slopes"]:
         if told["metric"] == PRIMARY and _belongs(told["method"], False):
-            went = "level" if abs(told["mean"]) <= wide(told) else "better" if told["mean"] < 0 else "worse"
+            went = _said(told, "better", "worse")
             yield f"{told['title']} ({SAMPLERS[told['sampler']]}), from {FEW} steps to {MANY}", went
+
+
+def _said(one: Record, below: str, above: str) -> str:
+    if abs(one["mean"]) <= wide(one):
+        return "within the interval"
+    return below if one["mean"] < 0 else above
 
 
 def _rules(found: Mapping[str, Any]) -> list[str]:
@@ -269,9 +184,10 @@ def _rules(found: Mapping[str, Any]) -> list[str]:
 
 
 def write(found: Mapping[str, Any], out: Path) -> None:
-    """law.json, law_slopes.json, law.md and law.png under `out`."""
+    """law.json, law_slopes.json, law_differences.json, law.md and law.png under `out`; of a sweep, law_sweep.json."""
     jobs.write(out / "law.json", found["records"])
     jobs.write(out / "law_slopes.json", found["slopes"])
+    jobs.write(out / "law_differences.json", found["differences"])
     if found["sweep"]:
         jobs.write(out / "law_sweep.json", found["sweep"])
     (out / "law.md").write_text(markdown(found))

@@ -9,7 +9,7 @@ from attrs import evolve
 
 from .curves import FEW
 from .jobs import least
-from .law_jobs import Judging, Settings
+from .law_jobs import Judging, Settings, judged
 from .law_rows import ABLATIONS, NAMES, ROWS, Row
 
 FACTORS = (1 / 3, 1.0, 3.0)
@@ -25,6 +25,11 @@ def trials(row: Row, settings: Settings, folder: Path) -> list[Judging]:
     return [Judging(one, TRIAL, row.samplers[0], FEW, short, folder, tuning=True) for one in tried]
 
 
+def tried(folder: Path) -> bool:
+    """Whether there is a trial of any row."""
+    return (folder / "trials").is_dir()
+
+
 def score(trial: Judging) -> float | None:
     """The primary metric; None where it is missing, infinite where training diverged."""
     found = trial.found
@@ -34,7 +39,7 @@ def score(trial: Judging) -> float | None:
 def rated(row: Row, settings: Settings, folder: Path) -> Row:
     """With the best of the rates that were tried; as it is, while trials are missing. AnyFlow's rows have one sweep."""
     swept = NAMES["anyflow"] if row.name == "anyflow_1" else row
-    if row.ablation:
+    if row.ablation or not tried(folder):
         return row
     scores = {factor: score(one) for factor, one in zip(FACTORS, trials(swept, settings, folder), strict=True)}
     best = least(FACTORS, scores.__getitem__)
@@ -43,8 +48,10 @@ def rated(row: Row, settings: Settings, folder: Path) -> Row:
 
 def timed(row: Row, settings: Settings, folder: Path) -> Row | None:
     """As long by the processor's clock as AnyFlow's stages 1 + 2; None where one of them was not timed in one piece."""
+    if row.own or not judged(row.name, folder):
+        return None
     mine, theirs = (_seconds(rated(one, settings, folder), settings, folder) for one in (NAMES["anyflow"], row))
-    if row.own or not mine or not theirs:
+    if not mine or not theirs:
         return None
     same = rated(row, settings, folder)
     return evolve(same, name=f"{row.name}_time", title=f"{row.title}, equal time", longer=mine / theirs)

@@ -7,10 +7,10 @@ from statistics import stdev
 import pytest
 import torch
 
-from benchmarks import law, law_jobs, law_report, law_tuning
+from benchmarks import law, law_jobs, law_tuning
 from benchmarks.curves import interval, reading
 from benchmarks.law_jobs import FULL, SMOKE, Judging, calls, recipe
-from benchmarks.law_report import Line, jackknife
+from benchmarks.law_lines import Line, jackknife, lines
 from benchmarks.law_rows import ABLATIONS, BATCH, NAMES, ROWS, TEACHER
 from flowmap.training.loop import TrainingError
 
@@ -96,7 +96,7 @@ def test_what_diverges_is_a_result_and_no_other_error_is(tmp_path, monkeypatch):
     assert "OSError: no space left" in law.complete([job])[0] and job.found is None
     monkeypatch.setattr(law_jobs, "distill", diverge)
     assert law.complete([job]) == [] and job.found["state"] == "diverged"
-    assert law_report.lines(SMOKE, tmp_path)[0].moments("energy_distance", 4) is None
+    assert lines(SMOKE, tmp_path)[0].moments("energy_distance", 4) is None
 
 
 def test_another_checkout_finds_what_this_one_made(tmp_path, monkeypatch):
@@ -241,3 +241,23 @@ def test_equal_time_is_as_much_longer_as_the_method_is_quicker(tmp_path):
     assert (longer.name, longer.longer) == ("consistency_time", 1.5)
     of = {one.name: recipe(one, 0, FULL, tmp_path).stages[0].steps for one in (longer, NAMES["consistency"])}
     assert of["consistency_time"] == pytest.approx(1.5 * of["consistency"], rel=1e-2)
+
+
+def test_a_difference_is_taken_on_the_same_samples():
+    mine, teacher = line({0: [4.0, 3.0, 2.0, 1.0]}, wobble=0.5), line({0: [10.0, 8.0, 6.0, 4.0]}, wobble=0.5)
+    apart = mine.beside(teacher, "energy_distance", 4)
+    assert (apart["mean"], apart["se"]) == (pytest.approx(-6.0), pytest.approx(0.0))
+    half = mine.beside(teacher, "energy_distance", 4, 0.5)
+    assert half["mean"] == pytest.approx(-1.0) and half["se"] == pytest.approx(0.25)
+
+
+def test_what_was_tuned_and_what_was_timed_is_reported(tmp_path):
+    put(NAMES["consistency"], tmp_path, 0.3, 0.4, 0.2)
+    tuned = law_tuning.rated(NAMES["consistency"], SMOKE, tmp_path)
+    for row, seconds in ((NAMES["anyflow"], 300.0), (tuned, 200.0)):
+        done = Judging(row, 0, row.samplers[0], 4, SMOKE, tmp_path)
+        law_jobs.jobs.write(done.path, {"values": {"energy_distance": 0.1}, "without": [], "seconds": seconds})
+    timed = law_tuning.timed(NAMES["consistency"], SMOKE, tmp_path)
+    done = Judging(timed, 0, "consistency", 4, SMOKE, tmp_path)
+    law_jobs.jobs.write(done.path, {"values": {"energy_distance": 0.1}, "without": []})
+    assert {line.name for line in lines(SMOKE, tmp_path)} == {"anyflow", "consistency", "consistency_time"}
