@@ -55,8 +55,9 @@ def mfa(scores: Scores, *, gamma: float = 1.1, anchor: float = 1e-3, clip: float
 class RewardGradient:
     """-Σ_k w_k R_k(x) of the student's samples x = G_θ(ε), decoded: the gradient of the rewards as they are.
 
-    Its scale beside a `DistributionMatching` is a weight's to say; both log what they are, "reward" and "dmd/gradient",
-    per element. 1 G of the decoder and of each reward.
+    Its scale beside a `DistributionMatching` is a weight's to say; both log what they are, "reward/gradient" and
+    "dmd/gradient", in one unit: |g| of an element, where the loss has the gradient 2 g over the number of elements.
+    1 G of the decoder and of each reward.
     """
 
     scores: Scores = field(validator=validators.instance_of(Scores))
@@ -82,7 +83,7 @@ class RewardGradient:
         logs: dict[str, Mean] = {
             f"reward/{r.name}": Mean.of(own) for (_, r), own in zip(self.scores.rewards, found, strict=True)
         }
-        logs["reward/gradient"] = Mean.of(g.abs().flatten(1).mean(1) * g.numel())
+        logs["reward/gradient"] = Mean.of(g.abs().flatten(1).mean(1) * g.numel() / 2)
         return Loss(value.mean().detach() + (g * (x - x.detach())).sum(), logs, nonfinite=nonfinite(student=x, data=g))
 
 

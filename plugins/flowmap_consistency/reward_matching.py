@@ -160,8 +160,8 @@ class RewardMatching(Equips):
         n = len(x) // len(rngs)
         drawn = [(*self.times(n, own, x), own.noise_like(x[:n])) for own in rngs]
         t, r, noise = (torch.cat(part) for part in zip(*drawn, strict=True))
+        r = torch.where(r < t, r, t.clamp_min(FIRST))
         t = t.clamp_min(FIRST)
-        r = torch.where(r < t, r, t)
         z, v = interpolate(x, noise, t)
         own = u(z, t, r, cond)
         with u.using("old"):
