@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from itertools import accumulate
 from typing import Any, Literal, TypeAlias
 
 import torch
+from attrs import frozen
 from torch import Tensor
 
 from . import validators
@@ -70,19 +72,22 @@ def packed(
     first: int,
     step: Callable[..., Latent],
     walked: Callable[[Callable[..., Latent]], Latent],
-    rng: Rng,
 ) -> Latent:
     """The steps of `grid` from the `first` on, with a graph, for all chunks in one call each; the same numbers.
 
-    walked: makes the whole video by a step without one. Every chunk begins where it was then, and sees of the others
-    what they were in the end: as in the walk itself, no gradient goes from a chunk to another's frames.
+    walked: makes the whole video by a step without one. Every chunk begins where it was then, draws what it drew then,
+    and sees of the others what they were in the end: as in the walk itself, no gradient goes from a chunk to another's
+    frames.
     """
     entered: list[Latent] = []
+    streams: list[Rng] = []
     made = 0
 
     def watched(u: FlowMap, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache, own: Rng) -> Latent:
         nonlocal made
-        entered.extend([z] if made % (len(grid) - 1) == first else [])
+        if made % (len(grid) - 1) == first:
+            entered.append(z)
+            streams.append(copy(own))
         made += 1
         return step(u, z, t, r, cond, cache, own)
 
@@ -94,6 +99,19 @@ def packed(
             f"history_grad = 'packed': one call for {len(entered)} chunks is not what this {type(u).__name__} "
             "generates chunk after chunk: must be True"
         )
+    own = Apart(tuple(streams), tuple(part.shape[1] for part in entered))
     for t, r in zip(grid[first:-1], grid[first + 1 :], strict=True):
-        z = step(u, z, t.expand(len(z)), r.expand(len(z)), c, None, rng)
+        z = step(u, z, t.expand(len(z)), r.expand(len(z)), c, None, own)
     return z
+
+
+@frozen
+class Apart:
+    """The streams of chunks of these sizes, for a draw of all frames: each chunk's are its own."""
+
+    streams: tuple[Rng, ...]
+    sizes: tuple[int, ...]
+
+    def noise_like(self, x: Latent) -> Latent:
+        parts = zip(self.streams, x.split(self.sizes, dim=1), strict=True)
+        return torch.cat([own.noise_like(part) for own, part in parts], dim=1)

@@ -160,7 +160,7 @@ def walk(
         def made(step: Step) -> Latent:
             return torch.cat([*generate(u, chunks, cond, grid, rng, step=step)], dim=1)
 
-        return packed(u, cond, grid, first, step, made, Rng.of(noise, CHUNK) if rng is None else rng.fork(CHUNK))
+        return packed(u, cond, grid, first, step, made)
     settings: dict[str, Any] = {"step": step, "grad_last": grad_last, "replay": replay}
     found = generate(u, chunks, cond, grid, rng, given=given, history_grad=bool(history_grad), **settings)
     return torch.cat([*given, *found], dim=1)

@@ -15,7 +15,7 @@ from flowmap._types import Cond, Latent, Role, Shared
 from flowmap.chunked import HistoryGrad
 from flowmap.methods import anyflow
 from flowmap.objectives.distribution_matching import DistributionMatching
-from flowmap.rollout import ConsistencySimulation, FlowMapBackwardSimulation, walk
+from flowmap.rollout import ConsistencySimulation, FlowMapBackwardSimulation, consistency_step, walk
 from flowmap.times import Diagonal
 from flowmap.training.loop import Trainer
 from tests.chain import Chain, Joint, covariance, drawn
@@ -109,6 +109,20 @@ def test_a_second_pass_is_the_first(history_grad: HistoryGrad, replay: bool, ste
     with torch.no_grad():
         torch.testing.assert_close(x, run(), rtol=0, atol=1e-12)
     mine, wanted = gradients(u, x.square().sum()), gradients(u, held.square().sum())
+    for name, g in wanted.items():
+        torch.testing.assert_close(mine[name], g, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("rng", [Rng.seeded(3), None], ids=["shared", "by_noise"])
+@pytest.mark.parametrize("grad_last", [1, 2, None])
+def test_a_packed_pass_draws_what_the_walk_drew(grad_last: int | None, rng: Rng | None) -> None:
+    """Of a step that noises again, each chunk from its own stream; any other draw is another video."""
+    u, noise = Chain(keep=0.5), drawn(3, 4)
+    forms: list[HistoryGrad] = [True, "packed"]
+    settings: Any = {"step": consistency_step, "grad_last": grad_last}
+    held, at_once = (walk(u, noise, {}, GRID, rng, history_grad=form, **settings) for form in forms)
+    torch.testing.assert_close(at_once, held, rtol=0, atol=1e-12)
+    mine, wanted = (gradients(u, x.square().sum()) for x in (at_once, held))
     for name, g in wanted.items():
         torch.testing.assert_close(mine[name], g, rtol=1e-10, atol=1e-10)
 
