@@ -71,7 +71,7 @@ class ParallelDecoding:
             with torch.no_grad():
                 y = self._step(nets["teacher"], z - expand(t - τ[k], z) * before, τ[k], τ[k + 1], batch)
             raws.append((head - y).square().flatten(1).mean(1))
-            z, n = z - (τ[n] - τ[end]) * block, end
+            z, n = z - (τ[n] - τ[end]) * block.detach(), end
         raw = torch.stack(raws).mean(0)
         bad = nonfinite(teacher=y, student=raw)
         return Loss(raw.mean(), {"loss": Mean.of(raw)}, raw.detach().isfinite(), bad)

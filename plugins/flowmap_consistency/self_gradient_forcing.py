@@ -17,7 +17,7 @@ __all__ = ["OPTIMIZER"]  # published: those of Self-Forcing, with a global batch
 EMA = Ema(0.99, 200)
 ITERATIONS = {1: 1500, 3: 1200}
 """Published, by the frames of a chunk; a fifth of them are updates of the student."""
-WINDOW = {1: Window(3, 17), 3: Window(1, 2)}
+WINDOW = {1: Window(4, 16), 3: Window(1, 2)}
 """What it is sampled with, by the frames of a chunk, 21 and 12 frames with the one that is made; and, but for a few
 frames, trained with, `Far(window=...)`."""
 

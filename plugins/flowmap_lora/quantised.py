@@ -6,8 +6,8 @@
                       arXiv:2305.14314, s in bfloat16 and not quantised again: 4.25 bits a weight
 
 A row is coded on its own: rows of a weight, as a rank holds them, are rows of its codes. s c is rounded once, to the
-type of x. A call holds its weight while it runs, and its backward pass makes it again: for it codes are kept. Gradients
-reach x alone.
+type of x; of nf4, c was rounded to it before. A call holds its weight while it runs, and its backward pass makes it
+again: for it codes are kept. Gradients reach x alone.
 """
 
 from __future__ import annotations

@@ -102,6 +102,18 @@ def test_of_a_linear_world_the_loss_is_zero_and_a_block_is_the_teachers_steps(so
         torch.testing.assert_close(block, walked, rtol=0, atol=1e-6)
 
 
+def test_no_block_has_a_graph_of_the_ones_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, own = [], World.forward
+
+    def watched(self: World, z: Latent, *given: Any) -> Latent:
+        seen.append(z.requires_grad)
+        return own(self, z, *given)
+
+    monkeypatch.setattr(World, "forward", watched)
+    loss(solved(GaussianFlowMap().requires_grad_(False), "euler"), GaussianFlowMap(), "euler", least=3, most=3)
+    assert seen == [False] * 4
+
+
 def test_each_head_is_pulled_to_the_teacher_alone() -> None:
     """From zero heads, gradient descent in the table ends at the teacher's steps."""
     teacher = GaussianFlowMap().requires_grad_(False)

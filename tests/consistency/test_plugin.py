@@ -10,6 +10,7 @@ from typing import Any
 import flowmap_consistency
 import pytest
 from attrs import evolve
+from flowmap_consistency import self_gradient_forcing
 from flowmap_consistency.scale import Scale
 from flowmap_far import Far
 from flowmap_wan21 import Wan21
@@ -81,6 +82,12 @@ def test_a_recipe_can_be_trained_with_another_method(name: str) -> None:
     assert student and recipe.result == "student"
     assert {stage.method.guidance for stage in student} == {1.0 if "training" in name else 2.0}
     distill(recipe.capped(2), device="cpu")
+
+
+def test_windows_of_self_gradient_forcing_are_the_published_ones() -> None:
+    """In frames sink + recent + the chunk that is made: 4 + 16 + 1, and 3 + 6 + 3."""
+    found = {n: (n * own.sink, n * own.recent, n) for n, own in self_gradient_forcing.WINDOW.items()}
+    assert found == {1: (4, 16, 1), 3: (3, 6, 3)}
 
 
 def test_self_gradient_forcing_begins_with_a_diffusion_model() -> None:
