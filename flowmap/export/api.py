@@ -172,8 +172,11 @@ def _open(folder: Path, pm: Any) -> tuple[dict[str, Checked], Manifest, Family]:
 
 
 def is_export(path: Path) -> bool:
-    """Whether it holds graphs to call; a pipeline is a student's directory again, manifest or not."""
-    return (path / MANIFEST).is_file() and not (path / "model_index.json").is_file()
+    """Whether it holds graphs to call; a pipeline, or what says how it is sampled, is a student's again, manifest or
+    not."""
+    return (path / MANIFEST).is_file() and not any(
+        (path / name).is_file() for name in ("model_index.json", forms.FACTS)
+    )
 
 
 export = Export()

@@ -20,6 +20,8 @@ from .listed import forms_of, names
 from .manifest import Manifest
 from .spec import Asked, Target
 
+FACTS = "flowmap.json"
+"""What `distill` wrote beside a student's weights."""
 PRECISIONS = ("float32", "bf16", "fp16")
 
 
@@ -145,5 +147,5 @@ def source(folder: Path, out: Path) -> str:
 
 def facts(folder: Path | None) -> dict[str, Any]:
     """What `distill` wrote beside the weights."""
-    file = None if folder is None else folder / "flowmap.json"
+    file = None if folder is None else folder / FACTS
     return {} if file is None or not file.is_file() else json.loads(file.read_text())

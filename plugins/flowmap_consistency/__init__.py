@@ -108,7 +108,7 @@ def flowmap_resolve_backbone(name: str) -> FlowMapSpec | None:
 
     pm = installed()
     others = pm.subset_hook_caller("flowmap_resolve_backbone", [sys.modules[__name__]])
-    backbone: FlowMapSpec | None = others(name=name)
+    backbone: FlowMapSpec | None = others(name=str(folder / heads_file.NETWORK))
     return None if backbone is None else resolved(folder, backbone)
 
 

@@ -31,8 +31,8 @@ class Decoded(FlowMapSpec):
     """`backbone` whose student has `heads` of them on the grid `euler_grid(heads, shift)`, a `Decoder`; or on `times`.
 
     shift: the backbone's own unless given. layer: the path of the last linear layer in the student, where it is not the
-    one that is defined last. A student's directory is the backbone's, with `heads.safetensors` beside: without these
-    its files are no student.
+    one that is defined last. A student's directory has `heads.safetensors` and, in `network/`, the backbone's own,
+    which alone is no student.
     """
 
     backbone: FlowMapSpec = field(validator=validators.instance_of(FlowMapSpec))
@@ -65,18 +65,21 @@ class Decoded(FlowMapSpec):
         from .decoder import Decoder
 
         assert isinstance(u, Decoder)
-        self.backbone.save(u.u, path, dtype=dtype or torch.float32)
+        path.mkdir(parents=True, exist_ok=True)
+        self.backbone.save(u.u, path / heads_file.NETWORK, dtype=dtype or torch.float32)
         heads_file.write(u, self.shift, path / heads_file.FILE)
 
     def load(self, path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowMap:
-        found = resolved(path, self.backbone)._with_heads(self.backbone.load(path, device=device, dtype=dtype))
+        network = self.backbone.load(path / heads_file.NETWORK, device=device, dtype=dtype)
+        found = resolved(path, self.backbone)._with_heads(network)
         heads_file.read(found, path)
         found.guidance = Sampling.of(path).guidance
         return found
 
     def contents(self, path: Path) -> Mapping[str, str]:
         told = "the heads: `flowmap.load(DIR)` reads them with the rest, which is no student without them"
-        return {**self.backbone.contents(path), heads_file.FILE: told}
+        inner = self.backbone.contents(path / heads_file.NETWORK)
+        return {heads_file.FILE: told, **{f"{heads_file.NETWORK}/{name}": text for name, text in inner.items()}}
 
     def forms(self) -> Mapping[str, Any]:
         from .decoded_export import FusedHeads

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flowmap import FlowMap
 from flowmap.export.errors import ExportError
-from flowmap.export.forms import Written
+from flowmap.export.forms import FACTS, Written
 from flowmap.export.graph import Graph
 from flowmap.export.student import family_of
 from flowmap.model import sha256
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from flowmap.export.forms import Saved
     from flowmap.export.runner import Checked
     from flowmap.export.spec import Asked, ShapeProfile
-
-FACTS = "flowmap.json"
 
 
 @frozen

@@ -1,4 +1,5 @@
-"""`heads.safetensors` of a student's directory, beside the backbone's files: the heads, and which grid they are on."""
+"""`heads.safetensors` of a student's directory: the heads, and which grid they are on. The backbone's own directory is
+in `network/`: at the top a program that knows no heads would take it for the student."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .decoder import Decoder
 
-FILE = "heads.safetensors"
+FILE, NETWORK = "heads.safetensors", "network"
 
 
 def write(u: Decoder, shift: float, file: Path) -> None:

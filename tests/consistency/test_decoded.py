@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Decoder]:
     path, u = tmp_path_factory.mktemp("decoded") / "student", with_heads(spec.backbone)
     u.times = euler_grid(8, 3.0)
     spec.save(u, path)
+    (path / "flowmap.json").write_text(json.dumps({"latent_shape": [5, 4, 8, 8], "guidance": 1.0, "shift": 3.0}))
     return path, u
 
 
@@ -76,6 +78,7 @@ def test_a_directory_with_heads_is_known_for_what_it_is(student: tuple[Path, Dec
     assert (spec.heads, spec.shift) == (8, 3.0)
     read, (z, cond) = flowmap.load(path), clip()
     torch.testing.assert_close(sample(read, z, cond, 4, shift=3.0), sample(u, z, cond, 4, shift=3.0))
+    assert not (path / "model_index.json").exists()  # diffusers would load it, and know of no heads
 
 
 def test_fused_heads_and_a_graph_of_them_are_the_student(student: tuple[Path, Decoder], tmp_path: Path) -> None:
@@ -87,6 +90,8 @@ def test_fused_heads_and_a_graph_of_them_are_the_student(student: tuple[Path, De
     z, cond = clip()
     expected = sample(u, z, cond, 4, shift=3.0)
     torch.testing.assert_close(sample(fused, z, cond, 4, shift=3.0), expected, rtol=1e-5, atol=1e-5)
+    out = tmp_path / "four.mp4"
+    assert main(["sample", str(four), "--prompt", "a two moving up slowly", "--out", str(out)]) == 0 and out.is_file()
     sizes: Any = {"batch": 2, "frames": z.shape[1], "height": z.shape[3], "width": z.shape[4], "text": 12}
     report = flowmap.export(four, "torch-export", graph, sizes=sizes, check=False, compile=False)
     assert report.manifest.family == "decoded"
