@@ -42,15 +42,17 @@ def networks(spec: WanSpec, device: torch.device) -> Mapping[Role, FlowMap]:
     return nets
 
 
-def planned(spec: WanSpec, stage: Stage, data: TensorData, chunks: int, prefix: Callable[..., FlowMap]) -> float:
-    """Bytes at the fullest moment of the step, on one GPU. chunks: of a causal student's video; 0 is all."""
+def planned(
+    spec: WanSpec, stage: Stage, data: TensorData, chunks: int, prefix: Callable[..., FlowMap]
+) -> tuple[float, float]:
+    """(most bytes, operations) of the step on one GPU. chunks: of a causal student's video; 0 is all."""
     nets = dict(networks(spec, META))
     hollowed(nets.values())
     if chunks:
         nets["student"] = prefix(nets["student"], chunks)
     found = trace(stage, nets, data, 0, 0, 0)
     lasting = sum(found.lasting[kind] for kind in ("weights", "adapters", "optimiser", "average"))
-    return lasting + found.fullest.passing() + found.fullest.held.get("gradients", 0)
+    return lasting + found.fullest.passing() + found.fullest.held.get("gradients", 0), sum(found.parts.values())
 
 
 def check(out: Path, device: torch.device, deadline: float) -> None:
@@ -62,7 +64,7 @@ def check(out: Path, device: torch.device, deadline: float) -> None:
             break
         data = _data(stage.batch)
         real = _measured(spec, stage, data, device)
-        estimate = planned(spec, stage, data, 0, lambda u, _: u)
+        estimate, _ = planned(spec, stage, data, 0, lambda u, _: u)
         found.append({"case": name, "measured_bytes": real, "planned_bytes": estimate})
         share = "not measured" if real is None else f"{real / 2**30:.2f} GiB measured, {estimate / real - 1:+.1%}"
         print(f"{name}: {estimate / 2**30:.2f} GiB planned, {share}", flush=True)

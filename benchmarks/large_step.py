@@ -235,16 +235,21 @@ def prefixes_of(case: Case) -> Mapping[int, float]:
 
 
 def add_plan(out: Path) -> None:
-    """The plan's memory beside what was measured, in the files that are there."""
+    """The plan's memory and operations beside what was measured, in the files that are there."""
     record = json.loads((out / "large_step.json").read_text())
     for case in cases(record["tiny"]):
         for found in record["cases"]:
             same = (found["student"], found["case"], found["calls"], found["note"])
             if same == (case.student, case.name, case.calls, case.note) and found["outcome"] == "measured":
                 of = evolve(case.spec, attention="spans") if case.student == "causal" else case.spec
-                stage, chunks = stage_of(case, found["samples"], max(case.kinds)), max(prefixes_of(case))
-                found["plan_bytes"] = large_memory.planned(of, stage, data(of, found["samples"]), chunks, Prefix)
-                print(f"{case.slug}: {found['plan_bytes'] / 2**30:.1f} GiB", flush=True)
+                samples, prefixes = found["samples"], prefixes_of(case)
+                found["plan_bytes"] = found["operations"] = 0.0
+                for jumps, chunks in itertools.product(case.kinds, prefixes):
+                    stage = stage_of(case, samples, jumps)
+                    held, operations = large_memory.planned(of, stage, data(of, samples), chunks, Prefix)
+                    found["plan_bytes"] = max(held, found["plan_bytes"])
+                    found["operations"] += case.kinds[jumps] * prefixes[chunks] * operations
+                print(f"{case.slug}: {found['plan_bytes'] / 2**30:.1f} GiB, {found['operations']:.3g} ops", flush=True)
                 report.keep(out, record)
 
 

@@ -12,6 +12,7 @@ import torch
 
 import flowmap
 from flowmap.atomic import write_text
+from flowmap.training.pace import bound
 
 Published = Mapping[str, Mapping[str, float]]
 
@@ -45,6 +46,7 @@ def hardware() -> dict[str, Any]:
     gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
     return {
         "gpu": None if gpu is None else gpu.name,
+        "bound_tflops": None if gpu is None else bound(gpu.name),
         "gpu_bytes": None if gpu is None else gpu.total_memory,
         "cuda": torch.version.cuda,
         "cpu": platform.processor() or platform.machine(),
@@ -67,8 +69,9 @@ def table(record: Mapping[str, Any]) -> list[str]:
         "ratio is to flow matching of the same student. Plan: what `flowmap distill --plan` finds for the same step,",
         "from shapes alone. Written by `benchmarks/large_step.py`.",
         "",
-        "| student | iteration | calls | samples | seconds | ratio | published s | published | peak GiB | plan GiB |",
-        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| student | iteration | calls | samples | seconds | ratio | published s | published | peak GiB | plan GiB "
+        "| of the bound |",
+        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for case in record["cases"]:
         published = record["published"].get(case["student"], {})
@@ -76,13 +79,14 @@ def table(record: Mapping[str, Any]) -> list[str]:
         name = f"{case['case']} ({case['note']})" if case["note"] else case["case"]
         row = [case["student"], name, case["calls"]]
         if case["outcome"] != "measured":
-            lines.append("| " + " | ".join([*row, case["outcome"].replace("|", "/").splitlines()[0]]) + " |" * 7)
+            lines.append("| " + " | ".join([*row, case["outcome"].replace("|", "/").splitlines()[0]]) + " |" * 8)
             continue
         per_sample = _plain(record["cases"], case["student"])
         ratio = None if per_sample is None else case["seconds"] / case["samples"] / per_sample
         ratios = None if theirs is None or plain is None else theirs / plain
         row += [str(case["samples"]), f"{case['seconds']:.2f}", _number(ratio), _number(theirs, 1), _number(ratios)]
         row += [_number(_gib(case["peak_bytes"]), 1), _number(_gib(case.get("plan_bytes")), 1)]
+        row += [_number(_share(case, machine.get("bound_tflops")))]
         lines.append("| " + " | ".join(row) + " |")
     return lines
 
@@ -94,6 +98,12 @@ def _plain(cases: Sequence[Mapping[str, Any]], student: str) -> float | None:
         if key == (student, "flow matching", "", "measured"):
             return float(case["seconds"] / case["samples"])
     return None
+
+
+def _share(case: Mapping[str, Any], bound: float | None) -> float | None:
+    """Of what the card can do in bfloat16, recomputed operations included."""
+    known = bound is not None and "operations" in case
+    return case["operations"] / case["seconds"] / bound / 1e12 if known and bound else None
 
 
 def _number(value: float | None, digits: int = 2) -> str:
