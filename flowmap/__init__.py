@@ -14,6 +14,7 @@ from . import lazily
 
 if TYPE_CHECKING:
     from ._types import Batch, Rng
+    from .adamw8bit import AdamW8bit
     from .data import LatentFolder, Mixed, TensorData, VideoFolder
     from .distill import distill
     from .export.api import export
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "AdamW",
+    "AdamW8bit",
     "Batch",
     "Ema",
     "FlowMap",
@@ -63,6 +65,7 @@ _MODULES = {
     "model": ("FlowMap", "FlowMapSpec"),
     "module": ("ModuleSpec",),
     "plugins": ("backbone", "load"),
+    "adamw8bit": ("AdamW8bit",),
     "recipe": ("AdamW", "Ema", "Recipe", "Stage"),
     "rollout": ("sample",),
     "stream": ("stream",),

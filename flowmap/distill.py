@@ -274,7 +274,7 @@ def _check(
 ) -> Data | Source:
     """Everything that can be known to be wrong before work starts, all of it at once."""
     wrong = [*recipe.wrong(), *unsplit(recipe, distribution.context)]
-    wrong += stays(recipe.offload, world() if distribution.shard else 1, kernels.compile)
+    wrong += stays(recipe, world() if distribution.shard else 1, kernels.compile)
     for check in (lambda: distribution.check(world(), [s.batch for s in recipe.stages]), lambda: kernels.check(device)):
         try:
             check()

@@ -158,7 +158,7 @@ def plan(recipe: Recipe, machine: Machine = Machine(), *, like: Plan | None = No
     """
     if recipe.equips:
         raise RecipeError("this recipe equips networks with more than its backbone has, which has no plan yet")
-    if said := unsplit(recipe, machine.context) + stays(recipe.offload, machine.gpus):
+    if said := unsplit(recipe, machine.context) + stays(recipe, machine.gpus):
         raise RecipeError("\n".join(said))
     known = {} if like is None or not _same_networks(like.recipe, recipe) else _same_stages(like, recipe, machine)
     if like is not None and len(known) == len(recipe.stages):

@@ -11,6 +11,7 @@ from attrs import define, field
 from torch import nn
 
 from .._types import Batch, Mean, Rng, Role, Shared
+from ..adamw8bit import AdamW8bit, Optimizer8bit
 from ..data import Data, ReadsAhead, draw
 from ..faults import reach
 from ..method import Update
@@ -217,4 +218,6 @@ def _optimizer(settings: AdamW, trained: Mapping[str, nn.Parameter]) -> torch.op
     """Tensors in pieces, and tensors that every rank has, are stepped each on their own."""
     pieces, whole = ([p for p in trained.values() if in_pieces(p) == sharded] for sharded in (True, False))
     groups = [{"params": parameters} for parameters in (pieces, whole) if parameters]
+    if isinstance(settings, AdamW8bit):
+        return Optimizer8bit(groups, settings)
     return torch.optim.AdamW(groups, settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True)

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..._types import Role
+from ...adamw8bit import AdamW8bit
 from ...model import FlowMap
+from ...recipe import Recipe
 from ...recomputing import Offload
 
 LEAST = 1 << 20
@@ -28,8 +30,21 @@ LEAST = 1 << 20
 Place = tuple[nn.Module, str]
 
 
-def stays(what: Offload | None, processes: int, compiled: bool = False) -> list[str]:
-    """Why nothing is offloaded of networks that so many processes have in pieces, or whose blocks are compiled."""
+def stays(recipe: Recipe, processes: int, compiled: bool = False) -> list[str]:
+    """Why nothing is offloaded, and no moment in 8 bits, of networks that so many processes have in pieces, or whose
+    blocks are compiled."""
+    return [*_offloads(recipe.offload, processes, compiled), *_low(recipe, processes)]
+
+
+def _low(recipe: Recipe, processes: int) -> list[str]:
+    low = any(isinstance(s.optimizer_of(role), AdamW8bit) for s in recipe.stages for role in s.method.trains)
+    if not low or processes == 1:
+        return []
+    where = f"AdamW8bit: of a network in pieces on {processes} processes the moments are divided already"
+    return [f"{where}: take AdamW, or Distribution(shard=False), a copy on each"]
+
+
+def _offloads(what: Offload | None, processes: int, compiled: bool) -> list[str]:
     if what is not None and compiled:
         return [f"Recipe.offload = {what!r} with Kernels(compile=True): was not tried together; leave out one of them"]
     if what is None or processes == 1:

@@ -26,6 +26,7 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
+from ...adamw8bit import CODED
 from ...atomic import folder, settle
 from ...faults import reach
 from ..ranks.agree import RankError, everywhere, on_first, rank, ranks, said
@@ -172,7 +173,8 @@ def restore_trainer(found: Found, trainer: Trainer) -> None:
             for name, p in trainer.trained[role].items():
                 key = f"optim/{role}/{moment}/{name}"
                 if (shape := found.shapes.get(key)) is not None:
-                    like = torch.zeros_like(p) if shape == p.shape else torch.zeros(shape, device=p.device)
+                    kind = CODED.get(moment, p.dtype)
+                    like = torch.zeros_like(p, dtype=kind) if shape == p.shape else torch.zeros(shape, device=p.device)
                     moments.setdefault(p, {})[moment] = live[key] = like.detach()
     _read(found, live)
     for role, optimizer in trainer.optimizers.items():
