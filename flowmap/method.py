@@ -9,7 +9,7 @@ from attrs import field, frozen
 
 from . import validators
 from ._types import Role
-from .objectives import Equip, Equips, Objective, guides, united
+from .objectives import Equip, Equips, Objective, guides, taught_forward, united
 
 Sampler: TypeAlias = Literal["flow_map", "consistency"]
 
@@ -66,6 +66,14 @@ class Method:
     def needs(self) -> frozenset[Role]:
         """The networks that its objectives call."""
         return frozenset[Role]().union(*(o.needs for u in self.updates for _, o in u.terms))
+
+    def calls(self, forward: bool) -> frozenset[Role]:
+        """The networks that it calls or trains; forward: where there is a teacher of its own for `taught_forward`."""
+        found = self.trains
+        for needs in (o.needs for u in self.updates for _, o in u.terms):
+            follows = forward and taught_forward(needs)
+            found |= (needs - {"teacher"}) | {"forward_teacher"} if follows else needs
+        return found
 
     @property
     def trains(self) -> frozenset[Role]:

@@ -44,7 +44,7 @@ def _tuple(each: Sequence[Any]) -> tuple[Any, ...]:
 
 def _below_one(instance: Any, attribute: Any, betas: Any) -> None:
     good = isinstance(betas, (tuple, list)) and len(betas) == 2
-    if not good or not all(isinstance(b, (int, float)) and 0 <= b < 1 for b in betas):
+    if not (good and all(isinstance(b, (int, float)) and 0 <= b < 1 for b in betas)):
         raise validators.wrong(instance, attribute, betas, "must be two numbers, each at least 0 and below 1")
 
 
@@ -55,7 +55,7 @@ def _by_role(instance: Any, attribute: Any, optimizer: Any) -> None:
     if not isinstance(optimizer, Mapping):
         must = "must be an AdamW, or one by role, such as {'student': AdamW(...)}"
         raise validators.wrong(instance, attribute, optimizer, must, kind=False)
-    roles = get_args(Role)
+    roles = ("student", "teacher", "critic")
     for role, settings in optimizer.items():
         if role not in roles:
             must = f"must be {validators.listed(roles)}{validators.near(role, roles)}"
@@ -149,18 +149,19 @@ class Recipe:
     """What `distill` does.
 
     backbone: of the student. teacher: of the teacher, the backbone by default. critic: of the critic, the teacher's by
-    default; a large teacher can judge a small student with a small critic. Roles of equal specs are built together, so
-    that they may share weights. data: the batches, or where they come from. evaluation: what judges the student once it
-    is there. dtype: of frozen weights and of their forward passes; what is trained, its averages, times and losses are
-    float32. save_dtype: of the student's weights on disk; bfloat16 is half the size and loses a part of the training,
-    which the run measures. offload: to the host's memory, of a run in one process; no number changes.
-    name: what the command line knows the recipe by; settings: what it changed, `--set`.
+    default; a large teacher can judge a small student with a small critic. forward_teacher: its student, causal, is the
+    teacher of objectives that follow one's trajectories, `flowmap.objectives.taught`. Roles of equal specs are built
+    together, so that they may share weights. data: the batches, or where they come from. evaluation: what judges the
+    student once it is there. dtype: of frozen weights and of their forward passes; all else is float32. save_dtype: of
+    the student on disk; bfloat16 loses a part of the training, which the run measures. offload: to the host's memory,
+    of a run in one process; no number changes. name, settings: what the command line knows it by, and what it changed.
     """
 
     backbone: FlowMapSpec = field(validator=validators.instance_of(FlowMapSpec))
     stages: tuple[Stage, ...] = field(converter=_tuple)
     teacher: FlowMapSpec | None = field(default=None, validator=_spec)
     critic: FlowMapSpec | None = field(default=None, validator=_spec)
+    forward_teacher: FlowMapSpec | None = field(default=None, validator=_spec, kw_only=True)
     data: Data | Source | None = field(default=None, validator=_data)
     evaluation: Evaluator | None = field(default=None, validator=validators.optional(validators.instance_of(Evaluator)))
     seed: int = field(default=0, validator=validators.ge(0))
@@ -193,21 +194,19 @@ class Recipe:
     @property
     def roles(self) -> frozenset[Role]:
         """The networks that the stages call or train."""
-        return frozenset[Role]().union(*(stage.method.needs | stage.method.trains for stage in self.stages))
+        return frozenset[Role]().union(*(s.method.calls(self.forward_teacher is not None) for s in self.stages))
 
     def spec_of(self, role: Role) -> FlowMapSpec:
         """What the network of a role is built from."""
         teacher = self.teacher or self.backbone
-        return {"student": self.backbone, "teacher": teacher, "critic": self.critic or teacher}[role]
+        others = {"critic": self.critic or teacher, "forward_teacher": self.forward_teacher or teacher}
+        return {"student": self.backbone, "teacher": teacher, **others}[role]
 
     @property
     def specs(self) -> tuple[FlowMapSpec, ...]:
         """Of the roles, each once, the student's first."""
-        found: list[FlowMapSpec] = []
-        for role in get_args(Role):
-            if (spec := self.spec_of(role)) not in found:
-                found.append(spec)
-        return tuple(found)
+        each = [self.spec_of(role) for role in get_args(Role)]
+        return tuple(spec for i, spec in enumerate(each) if spec not in each[:i])
 
     @property
     def equips(self) -> Mapping[Role, Equip]:
@@ -226,12 +225,14 @@ class Recipe:
 
     def wrong(self) -> tuple[str, ...]:
         """All that can be known to be wrong without loading anything, each in a sentence."""
-        found = []
+        found = list[str]()
         for spec in self.specs:
             try:
                 spec.validate()
             except ValueError as error:
                 found.append(str(error))
+        unasked = self.forward_teacher is not None and "forward_teacher" not in self.roles
+        found += ["Recipe.forward_teacher: no objective follows a teacher's trajectories: must be None"] * unasked
         found += [] if found else [*self._guided_twice(), *too_few_steps(self.backbone.boundary, self.evaluation)]
         try:  # a source looks at its files to tell itself from others
             _ = fingerprint(self.data) if isinstance(self.data, Source) else None
@@ -249,8 +250,7 @@ class Recipe:
         found = []
         for who, guides in asked:
             for role, w in guides.items():
-                spec = self.backbone if role == "student" else self.teacher or self.backbone
-                own = spec.sampling()
+                own = (spec := self.spec_of(role)).sampling()
                 if role == "student" and own.kind != "euler":
                     continue
                 if (twice := guided_twice(own.guidance, w)) is not None:
@@ -268,9 +268,8 @@ class Recipe:
             return self
         if steps < 1:
             raise ValueError(f"steps = {steps}: must be at least 1")
-        stages = tuple(attrs.evolve(stage, steps=min(stage.steps, steps)) for stage in self.stages)
-        evaluation = None if self.evaluation is None else self.evaluation.quick()
-        return attrs.evolve(self, stages=stages, evaluation=evaluation)
+        stages = (attrs.evolve(stage, steps=min(stage.steps, steps)) for stage in self.stages)
+        return attrs.evolve(self, stages=tuple(stages), evaluation=self.evaluation and self.evaluation.quick())
 
 
 def describe(value: Any) -> Any:

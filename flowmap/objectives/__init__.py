@@ -12,7 +12,8 @@ from torch import Tensor
 from .._types import Batch, Mean, Rng, Role, Shared
 from ..model import FlowMap
 
-# "student" is distilled, "teacher" is frozen, "critic" models the student's samples ("fake score").
+# "student" is distilled, "teacher" is frozen, "critic" models the student's samples ("fake score"); "forward_teacher"
+# is a frozen causal network that takes the teacher's place in some objectives, see `taught`.
 Networks: TypeAlias = Mapping[Role, FlowMap]
 
 
@@ -121,3 +122,20 @@ def united(of: str, parts: Iterable[Mapping[Role, Equip]]) -> Mapping[Role, Equi
 def equipped(nets: Networks, equips: Mapping[Role, Equip], sample: Batch) -> Networks:
     """The networks, those of `equips` with what objectives need of them."""
     return {role: equips[role](u, sample) if role in equips else u for role, u in nets.items()}
+
+
+def taught_forward(needs: frozenset[Role]) -> bool:
+    """Of an objective by its `needs`: whether it follows the teacher's trajectories rather than its distribution.
+
+    It asks the teacher and no critic. A causal student learns from a causal teacher there: the trajectory of a teacher
+    that makes all frames at once ends in no function of a chunk's history and its own noise, so that a regression on it
+    is of a conditional mean, of less variance than the data. Causal Forcing, arXiv:2602.02214, arXiv:2606.25473.
+    """
+    return "teacher" in needs and "critic" not in needs
+
+
+def taught(nets: Networks, objective: Objective) -> Networks:
+    """The networks as `objective` sees them: "forward_teacher", where there is one, as the teacher it follows."""
+    if "forward_teacher" in nets and taught_forward(objective.needs):
+        return {**nets, "teacher": nets["forward_teacher"]}
+    return nets

@@ -86,7 +86,7 @@ class Meter:
     @contextmanager
     def watch(self, role: Role, u: FlowMap) -> Iterator[None]:
         """Name the calls of `u` that no strategy has named: the teacher's, the critic's scores."""
-        alone = {"student": "guidance", "teacher": "teacher", "critic": "critic score"}
+        alone = {"student": "guidance", "teacher": "teacher", "critic": "critic score", "forward_teacher": "teacher"}
         open_parts: list[Any] = []
 
         def enter(module: Any, arguments: Any) -> None:

@@ -15,7 +15,7 @@ from ..adamw8bit import AdamW8bit, Optimizer8bit
 from ..data import Data, ReadsAhead, draw
 from ..faults import reach
 from ..method import Update
-from ..objectives import Networks, within
+from ..objectives import Networks, taught, within
 from ..pieces import in_pieces
 from ..recipe import AdamW, Stage
 from .ema import Average
@@ -166,7 +166,7 @@ class Trainer:
             weight, objective = update.terms[term]
             rng = Rng((*key, term), positions, self.stage.batch)
             with self.shared.at(update.role, key[-1], term):
-                loss = objective(self.nets, batch, rng, self.shared)
+                loss = objective(taught(self.nets, objective), batch, rng, self.shared)
             if weight:
                 (weight * len(batch) / (self.stage.batch * self.context) * loss.value).backward()
                 self._skips[update.role].saw(loss, term, positions)

@@ -11,11 +11,12 @@ from attrs import field, frozen
 from flowmap import AdamW, Batch, FlowMap, Recipe, Rng, Stage, validators
 from flowmap._types import Latent, Mean, Role, Shared
 from flowmap.chunked import HistoryGrad
+from flowmap.guidance import Guided
 from flowmap.method import Method, Update
 from flowmap.methods.citations import DMD
 from flowmap.objectives import Loss, Networks, nonfinite
 from flowmap.objectives.distribution_matching import CriticMatching, DistributionMatching
-from flowmap.rollout import ConsistencySimulation, guided_euler_step
+from flowmap.rollout import ConsistencySimulation, euler_step
 from flowmap.times import Diagonal, euler_grid
 
 from .chunked import decreasing, draw, levels, sweep
@@ -36,8 +37,10 @@ class TrajectoryRegression:
         z_t - t u_θ(z_t, t, 0)  ≈  z_0,       t one of `times`, for every chunk and sample on its own.
 
     The teacher goes from noise to data in `steps` Euler steps on the shifted grid under guidance w, stopping at `times`
-    too. It makes all frames at once; a student in chunks sees clean history, the trajectory's end. (CausVid's student
-    sees the noisy states of earlier chunks.) Trajectories are made for every batch anew and none is seen twice, of the
+    too, chunk after chunk where it is causal (Causal Forcing, arXiv:2602.02214). Of a teacher that makes all frames at
+    once the end of a chunk is no function of its history and its own noise: a student in chunks learns the mean of it,
+    of less variance than the data. It sees clean history, the trajectory's end. (CausVid's student sees the noisy
+    states of earlier chunks.) Trajectories are made for every batch anew and none is seen twice, of the
     batch's prompts alone: 1 G, a sweep, and about 2 · steps F of the teacher a sample, where the papers store some
     thousand of them.
     """
@@ -57,6 +60,9 @@ class TrajectoryRegression:
 
     def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
         u_θ, n = nets["student"], len(batch)
+        theirs, own = nets["teacher"].chunks(batch.x.shape[1]), u_θ.chunks(batch.x.shape[1])
+        if len(theirs) > 1 and theirs != own:
+            raise ValueError(f"TrajectoryRegression: the teacher makes chunks of {theirs} frames: must be {own}")
         states, x = self.trajectory(nets["teacher"], rng.noise_like(batch.x), batch, rng)
         times, row = torch.tensor(self.times, device=x.device), torch.arange(n, device=x.device)
         sizes = u_θ.chunks(x.shape[1])
@@ -70,18 +76,21 @@ class TrajectoryRegression:
     @torch.no_grad()
     def trajectory(self, teacher: FlowMap, z: Latent, batch: Batch, rng: Rng) -> tuple[Latent, Latent]:
         """(z_t at every one of `times` [K, B, ...], z_0)."""
-        if len(chunks := teacher.chunks(z.shape[1])) > 1:
-            raise ValueError(
-                f"TrajectoryRegression: the teacher makes chunks of {chunks} frames: must make all at once"
-            )
-        step, stops = guided_euler_step(self.w, batch.null), torch.tensor(self.times)
+        u, stops = Guided(teacher, self.w, batch.null), torch.tensor(self.times)
         grid = torch.cat([euler_grid(self.steps, self.shift), stops]).unique().flip(0)
-        states: list[Latent] = []
-        for t, r in pairwise(grid):
-            states += [z] if t in stops else []
-            now, then = (s.to(z.device).expand(len(z)) for s in (t, r))
-            z = step(teacher, z, now, then, batch.cond, None, rng)
-        return torch.stack(states), z
+        states: list[list[Latent]] = [[] for _ in self.times]
+        x: list[Latent] = []
+        cache = None
+        for chunk in z.split(u.chunks(z.shape[1]), dim=1):
+            cache, z = u.extend(cache, x[-1], batch.cond) if x else None, chunk
+            passed = iter(states)
+            for t, r in pairwise(grid):
+                if t in stops:
+                    next(passed).append(z)
+                now, then = (s.to(z.device).expand(len(z)) for s in (t, r))
+                z = euler_step(u, z, now, then, batch.cond, cache, rng)
+            x.append(z)
+        return torch.stack([torch.cat(parts, 1) for parts in states]), torch.cat(x, 1)
 
 
 def ode_init(*, number: int = 4, shift: float = 5.0, steps: int = 50, w: float = 5.0) -> Method:

@@ -234,7 +234,8 @@ class Bidirectional(WanFlowMap):
         if unknown := cond.keys() - {"text"}:
             raise ConditionError(
                 f"the bidirectional {self.role} was given {sorted(unknown)} in its condition: it reads 'text' alone. "
-                "velocity = 'teacher' asks it about frames after a clean history: a student in chunks takes 'data'"
+                "velocity = 'teacher' asks it about frames after a clean history: a student in chunks takes 'data', or "
+                "a causal Recipe.forward_teacher"
             )
         frames, rows, columns = z.shape[1], z.shape[3] // self.patch, z.shape[4] // self.patch
         e = self.embed(t, r)

@@ -156,9 +156,9 @@ def test_chunks_are_regressed_from_times_of_their_own_after_the_trajectorys_end(
     assert second.shape == (64, 2)
 
 
-def test_a_teacher_in_chunks_is_refused() -> None:
-    nets: Any = {"student": Chunked(), "teacher": Chunked()}
-    with pytest.raises(ValueError, match=r"the teacher makes chunks of \(2, 2\) frames: must make all at once"):
+def test_a_teacher_in_other_chunks_is_refused() -> None:
+    nets: Any = {"student": Straight(), "teacher": Chunked()}
+    with pytest.raises(ValueError, match=r"the teacher makes chunks of \(2, 2\) frames: must be \(4,\)"):
         TrajectoryRegression()(nets, Batch(torch.zeros(2, 4), {}, {}), Rng.seeded(0), Shared())
 
 

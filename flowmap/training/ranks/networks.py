@@ -89,7 +89,9 @@ def trained(recipe: Recipe, nets: Networks) -> Mapping[Role, Mapping[str, nn.Par
 def specs(recipe: Recipe, judged: bool) -> list[tuple[FlowMapSpec, frozenset[Role]]]:
     """Which spec builds which roles."""
     roles = recipe.roles | (frozenset[Role]({"teacher"}) if judged else frozenset[Role]())
-    found = [(spec, frozenset(role for role in roles if recipe.spec_of(role) == spec)) for spec in recipe.specs]
+    together = roles - {"forward_teacher"}  # it is the student of its spec
+    found = [(spec, frozenset(role for role in together if recipe.spec_of(role) == spec)) for spec in recipe.specs]
+    found += [(recipe.spec_of(role), frozenset[Role]({role})) for role in roles - together]
     return [(spec, of) for spec, of in found if of]
 
 
@@ -102,8 +104,9 @@ def _built(
     dtype: torch.dtype,
     shared: Context | None = None,
 ) -> Mapping[Role, FlowMap]:
+    alone = "forward_teacher" in roles
     try:
-        nets = spec.build(roles, device=device, dtype=dtype)
+        nets = _forward_teacher(spec, device, dtype) if alone else spec.build(roles, device=device, dtype=dtype)
         if shared is not None:
             assert isinstance(spec, Splits)  # `unsplit` has looked
             spec.split(nets, shared)
@@ -112,3 +115,8 @@ def _built(
     if "teacher" in recipe.trains & nets.keys():
         nets["teacher"].thaw()
     return nets
+
+
+def _forward_teacher(spec: FlowMapSpec, device: torch.device, dtype: torch.dtype) -> Mapping[Role, FlowMap]:
+    u = spec.build(frozenset[Role]({"student"}), device=device, dtype=dtype)["student"].requires_grad_(False)
+    return {"forward_teacher": u}
