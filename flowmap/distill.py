@@ -10,11 +10,10 @@ import pluggy
 import torch
 from attrs import evolve
 
-from . import atomic, plugins, students, validators
+from . import atomic, plugins, report, students, validators
 from ._types import Role
 from .data import Data, Source, fingerprint
-from .evaluation import Previews, QualityCurve, card, rounding
-from .evaluation.watching import Watch
+from .evaluation import Previews, QualityCurve, card, rounding, watching
 from .experts import too_few_steps
 from .faults import reach
 from .kernels import Kernels
@@ -121,7 +120,7 @@ def distill(
                 weights = trained(recipe, learning)
                 saves = Saves(None if path is None else path / "checkpoints", key, run, save_minutes)
                 probe = None if path is None else rounding.Probe.of(nets[recipe.result], recipe.result, sample)
-                watch.previews = Watch.of(previews, recipe, batches, device, path, say=run.say, note=run.note)
+                watch.previews = watching.Watch.of(previews, recipe, batches, device, path, run.say, run.note)
                 run.operations, context = operations(recipe, batches, ranks(), device), distribution.context
                 with kernels.running(learning, device, run.say):
                     stages.train(recipe, learning, batches, run, watch, saves, device, weights, found, context)
@@ -143,6 +142,7 @@ def distill(
                 _write(recipe, nets[recipe.result], batches, probe, run, path / recipe.result, pm)
             _judge(recipe, nets, run, path)
             run.finished(sha256, card.saved(path / recipe.result))
+            report.quietly(path, run.say)
         return nets[recipe.result]
 
 

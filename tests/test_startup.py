@@ -32,7 +32,7 @@ def command(*arguments: str) -> set[str]:
 
 def test_commands_that_need_no_network_load_no_torch(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text(json.dumps(asdict(Status("finished", host="here", pid=1))))
-    for given in (["--help"], ["--version"], ["status", str(tmp_path)], ["plugins"]):
+    for given in (["--help"], ["--version"], ["status", str(tmp_path)], ["plugins"], ["report", str(tmp_path)]):
         assert not command(*given) & HEAVY, given
     assert "flowmap.training.store.status" in command("status", str(tmp_path))
     assert {"torch", "flowmap_wan21.spec"} <= loaded("from flowmap import backbone; backbone('wan21')")

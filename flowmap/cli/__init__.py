@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from .. import __version__
-from . import about, curve, data, distill, export, importing, inspecting, push, sample, source, status
+from . import about, curve, data, distill, export, importing, inspecting, push, report, sample, source, status
 from .command import Command
 from .errors import UsageError, after_first, sentence, unknown
 
@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, Command] = {
         distill.COMMAND,
         source.COMMAND,
         status.COMMAND,
+        report.COMMAND,
         sample.COMMAND,
         curve.COMMAND,
         inspecting.COMMAND,
@@ -39,6 +40,7 @@ EPILOG = """examples:
   flowmap distill quickstart --set 'stages.*.batch=8'  a recipe with other values
   flowmap recipe quickstart > mine.py                  a recipe's file, to be changed
   flowmap status runs/quickstart                       how a run goes, and what to do next
+  flowmap report runs/quickstart                       one page of a run: players, curve, health, losses, cost
   flowmap sample runs/quickstart/student --prompt "a seven moving up quickly" --steps 1 4 --out seven.mp4
   flowmap curve runs/quickstart --steps 1 2 4          measure quality against the number of steps again
   flowmap inspect wan --prompt "a cat"                  what a network is: a velocity, a flow map, guided

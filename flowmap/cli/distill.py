@@ -107,6 +107,7 @@ def report(out: Path) -> None:
     student = out / "student"
     half = student.is_dir() and kind(student) == "half"
     written = {
+        "a page of all of it, for a browser": "index.html",
         (told(student) if student.is_dir() else "the student"): "student",
         "the teacher": "teacher",
         "its model card": "student/README.md",

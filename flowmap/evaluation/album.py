@@ -16,9 +16,9 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from ..atomic import write_bytes, write_json
+from ..training.store.health import ALBUM
 from .records import Point, labels
 
-FILE = "album.json"
 LARGEST = 320
 """Pixels of a frame's longer side."""
 MOST = 100
@@ -47,7 +47,7 @@ def write(shown: Mapping[Point, Tensor], prompts: Sequence[str], folder: Path, r
     kept = math.ceil(frames / every)
     told: dict[str, Any] = {"prompts": [*prompts], "rate": (rate or RATE) / every, "frames": kept}
     told |= {"columns": columns(kept), "height": height, "width": width, "clips": clips}
-    write_json(folder / FILE, told)
+    write_json(folder / ALBUM, told)
 
 
 def columns(frames: int) -> int:

@@ -25,14 +25,14 @@ from ..recipe import describe
 from ..rollout import STEPS, guided_euler_step, sample
 from ..times import grid_of
 from ..training.run import environment
-from . import plots, previews, records
+from . import album, plots, previews, records
 from .metrics import Metric, Samples
 from .records import Point
 from .sampling import encode_image
 
 KEY = 0x0E7A1  # apart from every key of training, which is longer
 REAL_SEED = 0x0E7A1  # of the real videos that samples are compared with, apart from those that are judged beside them
-SHOWN = 16
+SHOWN, PLAYED = 16, 4
 
 Real = Callable[[Sequence[str], int], Tensor]  # (prompts, seed) -> videos of them
 
@@ -182,6 +182,8 @@ class QualityCurve:
         write_text(folder / "table.txt", f"{self.title}\n\n{records.table(found, real)}\n")
         plots.curves(found, real, self.title, out / "plots" / "nfe.png")
         previews.write(shown, bench.texts[:SHOWN], out / "samples")
+        few = {point: videos[:PLAYED] for point, videos in shown.items()}
+        album.write(few, bench.texts[:PLAYED], out / "samples", bench.rate)
         shape = next(iter(shown.values())).shape[1:]
         write_json(folder / "manifest.json", self.manifest(bench.shift, tuple(shape), real))
 
@@ -232,6 +234,7 @@ class Bench:
     cond: Cond  # of every sample of a seed
     null: Cond
     shift: float
+    rate: float | None  # frames a second
     texts: tuple[str, ...]
     real_samples: Samples | None
     device: torch.device
@@ -245,7 +248,8 @@ class Bench:
         texts = tuple(curve.prompts[i] for i in rows.tolist())
         others = [curve.prompts[i % len(curve.prompts)] for i in range(curve.real_samples)]
         real = curve.real and Samples.given_back(codec, curve.real(others, REAL_SEED).to(device), others, curve.batch)
-        return cls(curve, nets, codec, cond, codec.encode_prompts([""]), backbone.shift, texts, real, device)
+        rates = backbone.shift, backbone.frame_rate()
+        return cls(curve, nets, codec, cond, codec.encode_prompts([""]), *rates, texts, real, device)
 
     def calls(self) -> int:
         return len(self.curve.seeds) * sum(point.calls for point in self.curve.points())

@@ -56,6 +56,14 @@ class Alarms:
     def limits(self) -> dict[str, Limits]:
         return {name: value for name, value in attrs.asdict(self, recurse=False).items() if name != "stop"}
 
+    def told(self) -> dict[str, tuple[float | None, float | None]]:
+        """As JSON: (low, high) of each measure, None where there is none."""
+        ends = {name: (one.low, one.high) for name, one in self.limits().items()}
+        return {
+            k: (low if math.isfinite(low) else None, high if math.isfinite(high) else None)
+            for k, (low, high) in ends.items()
+        }
+
     def raised(self, values: Mapping[str, float]) -> dict[str, str]:
         """A sentence for each measure that is out of its limits, by its name."""
         return dict(self._raised(values))

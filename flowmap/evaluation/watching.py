@@ -23,6 +23,7 @@ from ..objectives import Networks
 from ..recipe import Recipe
 from ..training.loop import Trainer, TrainingError
 from ..training.ranks.agree import RankError, during, everywhere, rank, ranks
+from ..training.store.health import HEALTH, PREVIEWS
 from ..training.store.metrics import Metrics, read
 from . import album, previews
 from .health import Alarms, measured
@@ -31,7 +32,6 @@ from .paired import Paired, undisturbed
 from .records import Point
 from .subjects import Subjects
 
-FOLDER, HEALTH = "previews", "health.jsonl"
 TIMES, APART = 8, 100
 """Previews of a stage, and iterations between them, at least."""
 
@@ -104,12 +104,19 @@ class Watch:
 
     @classmethod
     def of(
-        cls, wanted: Previews | None, recipe: Recipe, data: Data, device: torch.device, path: Path | None, **told: Any
+        cls,
+        wanted: Previews | None,
+        recipe: Recipe,
+        data: Data,
+        device: torch.device,
+        path: Path | None,
+        say: Callable[[str], object],
+        note: Callable[[str], object],
     ) -> Watch | None:
         """None where there is nowhere to write, or nothing to see, since the backbone has no codec."""
         if wanted is None or path is None or type(recipe.backbone).codec is FlowMapSpec.codec:
             return None
-        return cls(wanted, recipe, data, device, path, **told)
+        return cls(wanted, recipe, data, device, path, say, note)
 
     def resumed(self, stage: int, iteration: int) -> None:
         """Forget what is made again."""
@@ -162,7 +169,7 @@ class Watch:
                 self._teacher = {point: pair.made(point) for point in points}
             student = [pair.point("student", n, learnt) for n in counts if "student" in nets]
             latents = self._teacher | {point: pair.made(point) for point in student}
-        folder = self.path / FOLDER / f"stage_{trainer.number}_{done:08d}"
+        folder = self.path / PREVIEWS / f"stage_{trainer.number}_{done:08d}"
         shown = Preview(trainer.number, done, folder, {}, {}, {})
         return shown if rank() > 0 else self._written(shown, latents, pair, at, last=done == stage.steps)
 
@@ -182,6 +189,7 @@ class Watch:
                 album.write(videos, prompts[first], folder, self.recipe.backbone.frame_rate())
         told = {"stage": shown.stage, "iteration": at, "done": shown.iteration, "time": time.time()}
         record = {**told, "judged": max(self.previews.steps), "values": values, "alarms": alarms}
+        record["limits"] = self.previews.alarms.told()
         if error := Metrics(self.path / HEALTH).add(record):
             self.say(f"{HEALTH} cannot be written: {error}")
         flat = {f"at {n} steps/{name}": value for n, of in values.items() for name, value in of.items()}

@@ -31,6 +31,7 @@ def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     if "pictures" not in request.fixturenames:
         monkeypatch.setattr("flowmap.evaluation.plots.curves", lambda *unused: None)
         monkeypatch.setattr("flowmap.evaluation.previews.write", lambda *unused: None)
+        monkeypatch.setattr("flowmap.evaluation.album.write", lambda *unused: None)
 
 
 def networks() -> Networks:
@@ -129,8 +130,16 @@ def test_everything_is_written(tmp_path: Path) -> None:
     assert manifest["shape"] == {"latent": [*SHAPE], "video": [*SHAPE]}
     assert manifest["grid"] == {"shift": 2.0}
     assert (tmp_path / "plots" / "nfe.png").stat().st_size > 10_000
-    names = {path.name for path in (tmp_path / "samples").iterdir()}
+    names = {path.name for path in (tmp_path / "samples").iterdir() if path.suffix != ".webp"}
+    album = json.loads((tmp_path / "samples" / "album.json").read_text())
+    assert [(one["model"], one["steps"]) for one in album["clips"]] == [
+        *(("teacher", n) for n in (64, 1, 2, 4)),
+        *(("student", n) for n in (1, 2, 4)),
+        *(("student, re-noised", n) for n in (1, 2, 4)),
+    ]
+    assert all((tmp_path / "samples" / file).is_file() for one in album["clips"] for file in one["files"])
     assert names == {
+        "album.json",
         "grid.png",
         *(f"teacher_{n:02d}_steps.mp4" for n in (1, 2, 4, 64)),
         *(f"student_{n:02d}_steps.mp4" for n in (1, 2, 4)),

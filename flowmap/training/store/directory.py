@@ -7,14 +7,14 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
-from . import lock, status
+from . import health, lock, status
 
 SIGNS = (lock.NAME, "recipe.json", status.FILE)
 """With one of these it is a run's, and anything else may lie beside them."""
 OURS = frozenset(
     (
         *("env.json", "data.json", "metrics.jsonl", "checkpoints", "student", "teacher"),
-        *("evaluation", "plots", "samples", "profile", "previews", "health.jsonl", "index.html"),
+        *("evaluation", "plots", "samples", "profile", health.PREVIEWS, health.HEALTH, "index.html"),
     )
 )
 LOG = re.compile(r"\..*|.*\.(log|out|err)")

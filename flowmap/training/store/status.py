@@ -15,6 +15,7 @@ import attrs
 from attrs import field, frozen
 
 from ...kind import half, kind, own
+from . import health
 from .lock import alive
 
 FILE = "status.json"
@@ -110,6 +111,8 @@ def lines(run: Path) -> dict[str, str]:
     told["process"] = f"pid {status.pid} on {status.host}, started {status.started}"
     if status.updated:
         told["updated"] = f"{_ago(time.time() - status.updated)} ago"
+    if (sound := health.line(run)) is not None:
+        told["health"] = sound
     for number, (name, share) in enumerate(status.nonfinite.items(), 1):
         stage, role, _, network = name.split("/")
         whose = f"{share:.2g} of the {role}'s samples in stage {stage}"
