@@ -33,6 +33,7 @@ from .sampling import encode_image
 KEY = 0x0E7A1  # apart from every key of training, which is longer
 REAL_SEED = 0x0E7A1  # of the real videos that samples are compared with, apart from those that are judged beside them
 SHOWN, PLAYED = 16, 4
+FEW = 16  # samples of a seed, below which no number says anything
 
 Real = Callable[[Sequence[str], int], Tensor]  # (prompts, seed) -> videos of them
 
@@ -196,6 +197,7 @@ class QualityCurve:
         return (
             f"quality against the number of steps: {len(self.seeds)} seeds × {self.samples} samples, "
             f"{len(self.prompts)} prompts, mean ± spread over seeds; {beside}"
+            f"{'; SO FEW SAMPLES MEAN NOTHING: a trial' if self.samples < FEW else ''}"
         )
 
     def manifest(self, shift: float, video: tuple[int, ...], real: Mapping[str, tuple[float, float]]) -> dict[str, Any]:

@@ -120,7 +120,8 @@ def test_everything_is_written(tmp_path: Path) -> None:
     plain = evolve(curve(), real=lambda prompts, seed: torch.full((len(prompts), *SHAPE), 0.25))
     found = run(plain, tmp_path)
     table = (tmp_path / "evaluation" / "table.txt").read_text()
-    assert "3 seeds × 3 samples, 2 prompts" in table
+    assert "3 seeds × 3 samples, 2 prompts" in table and "SO FEW SAMPLES MEAN NOTHING" in table
+    assert "NOTHING" not in curve(samples=32).title
     assert "brightness (higher is better)" in table and "real videos" in table and "0.25 ±0.00" in table
     lines = (tmp_path / "evaluation" / "nfe.csv").read_text().splitlines()
     assert lines[0] == "model,sampler,steps,calls,metric,mean,std,seeds,better"

@@ -114,3 +114,26 @@ def test_the_legend_has_every_line_of_every_panel(tmp_path: Path, monkeypatch: p
         "real videos",
         "spread over seeds",
     ]
+
+
+def test_one_line_of_the_teacher_is_its_finest_and_values_below_0_have_a_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The paired error has no value of the run that it compares with, and an unbiased distance may be below 0."""
+    told: list[str] = []
+    scales: list[str] = []
+    monkeypatch.setattr("matplotlib.axes.Axes.legend", lambda axes, lines, labels, **how: told.extend(labels))
+    axes_of = plots._axes
+    monkeypatch.setattr(plots, "_axes", lambda axes, *rest: (axes_of(axes, *rest), scales.append(axes.get_yscale())))
+    values = {"distance": {1: 0.6, 4: 0.05, 32: 0.02, 50: -0.01}, "error": {1: 1.0, 4: 0.3, 32: 0.02}}
+    found = [
+        Record("teacher", "euler", n, 2 * n, metric=metric, mean=mean, std=0.01, seeds=2, better="lower")
+        for metric, of in values.items()
+        for n, mean in of.items()
+    ]
+    plots.curves(found, {}, "title: more", tmp_path / "nfe.png")
+    assert [label for label in told if " at " in label] == ["teacher at 50 steps"]
+    assert scales == ["symlog", "log"]
+    found = [r for r in found if r.mean > 0]
+    plots.curves(found, {"distance": (-0.01, 0.0)}, "title: more", tmp_path / "nfe.png")
+    assert scales[2:] == ["symlog", "log"], "the level of real clips has a place, too"
