@@ -111,9 +111,9 @@ def parallel_decoding(*, w: float = 5.0, least: int = 16, most: int = 64, solver
 
 
 def recipe(recipe: Recipe, heads: int = 32) -> Recipe:
-    """The recipe with heads on its student, trained as long as its own regression: blocks of 1/32 to the whole way, so
-    that 1, 2, 4, ..., 32 steps are all blocks."""
+    """The recipe with heads on its student, trained as long as its own regression: blocks of one interval to the whole
+    way, so that 1, 2, 4, ..., 32 steps are all blocks that it was trained to begin."""
     scale = Scale.of(recipe)
-    method = parallel_decoding(w=scale.guidance, least=heads // 8, most=heads)
+    method = parallel_decoding(w=scale.guidance, least=1, most=heads)
     student = Decoded(recipe.backbone, heads=heads, shift=scale.shift)
     return evolve(recipe, backbone=student, stages=(scale.regression(method),))

@@ -11,6 +11,7 @@ import torch
 from attrs import evolve
 from flowmap_consistency.decoded import Decoded
 from flowmap_consistency.decoder import Decoder, Spans
+from flowmap_consistency.parallel_decoding import ParallelDecoding
 from flowmap_diffusers import Diffusers
 from flowmap_digits import TINY_WAN
 from flowmap_digits.data import MovingDigits
@@ -108,6 +109,10 @@ def test_any_recipe_takes_the_method_by_name(tmp_path: Path) -> None:
     """The digits' own settings; two iterations of them, sampled by the command line."""
     recipe = trained_by(RECIPE, "parallel_decoding")
     assert isinstance(recipe.backbone, Decoded) and recipe.spec_of("teacher") == recipe.backbone
+    ((_, matching),) = recipe.stages[0].method.updates[0].terms
+    assert isinstance(matching, ParallelDecoding)
+    asked = (1, 2, 4, 8, 16, 32)  # each of their steps is a block that training begins
+    assert not any(recipe.backbone.heads // n % matching.least for n in asked)
     small = evolve(recipe.capped(2), data=MovingDigits(count=8), evaluation=None)
     stages = tuple(evolve(stage, batch=2) for stage in small.stages)
     flowmap.distill(evolve(small, stages=stages), out=tmp_path / "run", device="cpu")

@@ -102,16 +102,26 @@ def test_of_a_linear_world_the_loss_is_zero_and_a_block_is_the_teachers_steps(so
         torch.testing.assert_close(block, walked, rtol=0, atol=1e-6)
 
 
-def test_no_block_has_a_graph_of_the_ones_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen, own = [], World.forward
+def test_a_block_begins_where_the_one_before_ended_without_its_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """z_n+L = z_n - (τ_n - τ_n+L) u(z_n, τ_n, τ_n+L), whatever the learning head was; blocks of 3, 6, 9 or 12."""
+    seen, own = list[tuple[Tensor, Tensor]](), World.forward
 
-    def watched(self: World, z: Latent, *given: Any) -> Latent:
-        seen.append(z.requires_grad)
-        return own(self, z, *given)
+    def watched(self: World, z: Latent, t: Time, *given: Any) -> Latent:
+        seen.append((z, t))
+        return own(self, z, t, *given)
 
-    monkeypatch.setattr(World, "forward", watched)
-    loss(solved(GaussianFlowMap().requires_grad_(False), "euler"), GaussianFlowMap(), "euler", least=3, most=3)
-    assert seen == [False] * 4
+    u = random_heads(Decoder(World(), "out", GRID).double())
+    number = 0
+    for seed in range(6):
+        with monkeypatch.context() as patch:
+            patch.setattr(World, "forward", watched)
+            loss(u, GaussianFlowMap(), "euler", seed, least=3, most=12)
+        assert not any(z.requires_grad for z, _ in seen)
+        for (z, t), (there, s) in pairwise(seen):
+            torch.testing.assert_close(there, z - expand(t - s, z) * u(z, t, s, {}), rtol=1e-6, atol=1e-6)
+        number += len(seen) - 1
+        seen.clear()
+    assert number > 3
 
 
 def test_each_head_is_pulled_to_the_teacher_alone() -> None:
