@@ -250,7 +250,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """What `flowmap sample` writes."""
     written = list[Tensor]()
     monkeypatch.setattr("flowmap.plugins.backbone", lambda name, pm=None: CHUNKED)
-    monkeypatch.setattr(sampling, "write_video", lambda frames, path: written.append(frames))
+    monkeypatch.setattr(sampling, "write_video", lambda frames, path, fps: written.append(frames))
     return written
 
 

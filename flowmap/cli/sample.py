@@ -11,16 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 from .command import BACKBONE, Command, positive, whole
 from .errors import UsageError
+from .numbers import above_zero
+from .signs import counted, told_as_it_goes
 from .threads import wait_passively
 
 if TYPE_CHECKING:
     from ..export.errors import ProfileError
 
 
+VIDEOS = (".mp4", ".gif", ".png")
+
+
 def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("student", metavar="STUDENT", help="a run of distill, its student, or an export of it")
     parser.add_argument("--backbone", metavar="NAME", help=BACKBONE)
-    parser.add_argument("--prompt", action="append", required=True, help="may be given several times: a row each")
+    parser.add_argument("--prompt", action="append", default=[], help="may be given several times: a row each")
+    parser.add_argument("--prompts", metavar="FILE", help="a text file with a prompt a line, after those of --prompt")
     told = "of sampling; 4 by default, or as many as the student was made for; several: a column each"
     parser.add_argument("--steps", type=positive, nargs="+", metavar="N", help=told)
     parser.add_argument("--seed", type=whole, default=0, metavar="N", help="of the noise, 0 by default")
@@ -45,8 +51,17 @@ def arguments(parser: ArgumentParser) -> None:
         metavar="DIR",
         help="for an export: a student's directory with the text encoder and VAE; the one it was made of by default",
     )
-    told = ".mp4, .gif or .png; sample.mp4 by default"
-    parser.add_argument("--out", type=video, default="sample.mp4", metavar="FILE", help=told)
+    told = ".mp4, .gif or .png with all samples, labelled; or a directory: a file each; sample.mp4 by default"
+    parser.add_argument("--out", type=video, metavar="FILE_OR_DIR", help=told)
+    told = "like --out DIR with five samples of each prompt, in the names that VBench reads: PROMPT-I.mp4"
+    parser.add_argument("--vbench", metavar="DIR", help=told)
+    told = "of each prompt, for a directory: the noise of --seed, --seed + 1, ...; 1 by default, 5 with --vbench"
+    parser.add_argument("--samples", type=positive, metavar="N", help=told)
+    told = "frames a second of what is written; the backbone's by default"
+    parser.add_argument("--fps", type=above_zero, metavar="RATE", help=told)
+    parser.add_argument("--device", metavar="DEVICE", help="such as cpu or cuda:1; a GPU by default, if there is one")
+    told = "of the network; float32 by default"
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help=told)
 
 
 def run(options: Namespace) -> None:
@@ -55,9 +70,10 @@ def run(options: Namespace) -> None:
         raise UsageError(f"student {options.student!r}: there is no such directory; `flowmap distill` makes one")
     if options.context is not None and not Path(options.context).is_file():
         raise UsageError(f"context {options.context!r}: there is no such file")
+    prompts, out, each = _asked(options)
     wait_passively(options.console)
     from ..data.video_folder import frames_of
-    from ..evaluation.sampling import grid_of_samples
+    from ..evaluation.sampling import Maker, grid_of_samples, one_each
     from ..export.api import is_export
     from ..export.errors import ProfileError
     from ..export.forms import located
@@ -79,11 +95,17 @@ def run(options: Namespace) -> None:
             f"{path} is a diffusion model and no student, and would be asked for few steps without guidance: `flowmap "
             "data synth` lets a teacher make samples, `flowmap distill` makes a student of it"
         )
-    asked = options.prompt, options.steps, options.seed, options.size, options.out
-    more = {} if exported is None else _exported(exported)
+    more = _placed(options, exported)
+    fps = options.fps or spec.frame_rate()
     try:
         window = None if options.window is None else Window(*options.window)
-        grid_of_samples(spec, path, *asked, context, **more, window=window)
+        with told_as_it_goes(f"loading {path}"):
+            maker = Maker.of(spec, path, options.size, context, **more, window=window)
+        if each is None:
+            grid_of_samples(maker, prompts, options.steps, options.seed, out, fps, counted)
+        else:
+            steps = None if options.steps is None else options.steps[0]
+            made = one_each(maker, prompts, steps, options.seed, each, out, fps, counted)
     except ProfileError as error:
         raise UsageError(_outside(error, options.size)) from error
     except ValueError as error:
@@ -91,13 +113,47 @@ def run(options: Namespace) -> None:
     except NotImplementedError as error:
         told = f"{path}: {error}; from Python, flowmap.load(DIR) and flowmap.sample(u, noise, conditions) sample it"
         raise UsageError(told) from error
-    print(options.out)
-    if options.out.endswith(".png"):
-        return  # which has labels
-    if len(options.steps or ()) > 1:
-        print(f"columns, from the left: {', '.join(map(str, options.steps))} steps")
-    for number, prompt in enumerate(options.prompt if len(options.prompt) > 1 else (), 1):
-        print(f"row {number}: {prompt}")
+    print(out if each is None else f"{out}: {len(made)} files, PROMPT-I.mp4")
+
+
+def _asked(options: Namespace) -> tuple[tuple[str, ...], Path, int | None]:
+    """The prompts, where the samples go, and how many there are of each prompt where each has a file."""
+    if options.prompts is not None and not Path(options.prompts).is_file():
+        raise UsageError(f"prompts {options.prompts!r}: there is no such file")
+    if not options.prompt and options.prompts is None:
+        raise UsageError("no prompt: give --prompt TEXT, or --prompts FILE with one a line")
+    if options.vbench is not None and options.out is not None:
+        raise UsageError("--vbench DIR and --out are both where samples go: give one of them")
+    out = Path(options.vbench or options.out or "sample.mp4")
+    each = options.samples or (5 if options.vbench else 1)
+    if options.vbench is None and out.suffix in VIDEOS:
+        if options.samples is not None:
+            raise UsageError(f"--samples is for a directory, a file each, and {out} is one file")
+        each = None
+    elif len(options.steps or ()) > 1:
+        raise UsageError(f"--steps {' '.join(map(str, options.steps))}: a directory has samples of one number of steps")
+    more: tuple[str, ...] = ()
+    if options.prompts is not None:
+        from ..data.synth import read_prompts
+
+        more = read_prompts(Path(options.prompts))
+    return (*options.prompt, *more), out, each
+
+
+def _placed(options: Namespace, exported: Path | None) -> dict[str, Any]:
+    """Where and in which type it is made; an export says so itself."""
+    if exported is not None:
+        if own := next((f"--{name}" for name in ("device", "dtype") if getattr(options, name) is not None), None):
+            raise UsageError(f"{own}: {exported} is an export, made for one device and in one type")
+        return _exported(exported)
+    import torch
+
+    try:
+        device = None if options.device is None else torch.device(options.device)
+        torch.zeros(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {options.device}: {str(error).splitlines()[0]}") from None
+    return {"device": device, "dtype": getattr(torch, options.dtype or "float32")}
 
 
 def _source(path: Path, given: str | None) -> Path:
@@ -181,8 +237,8 @@ def context(text: str) -> str:
 
 
 def video(text: str) -> str:
-    if not text.endswith((".mp4", ".gif", ".png")):
-        raise argparse.ArgumentTypeError(f"{text!r}: must end in .mp4, .gif or .png")
+    if Path(text).suffix not in (*VIDEOS, "") and not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r}: must end in .mp4, .gif or .png, or be a directory")
     return text
 
 

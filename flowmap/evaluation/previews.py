@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -57,28 +58,37 @@ def tile(videos: Tensor, columns: int | None = None) -> Tensor:
     return whole.flatten(4, 5).flatten(2, 3)
 
 
-def write_video(frames: Tensor, path: Path) -> None:
-    """[F, 3, H, W] in [0, 1] as .mp4 (H.264), .gif, or .png (frames side by side), enlarged so that it can be seen."""
+def write_video(frames: Tensor, path: Path, fps: float | None = None, *, plain: bool = False) -> None:
+    """[F, 3, H, W] in [0, 1] as .mp4 (H.264), .gif, or .png (frames side by side), enlarged so that it can be seen, and
+    shown again and again for some seconds. plain: as it is, once. fps: frames a second, FPS by default."""
     import imageio.v3 as iio
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    factor = 1 if plain else None
     if path.suffix == ".png":
-        iio.imwrite(path, _pixels(torch.cat(list(frames), dim=2))[0])
+        iio.imwrite(path, _pixels(torch.cat(list(frames), dim=2), factor)[0])
         return
-    pictures = _pixels(frames)
+    _write_pictures(_pixels(frames, factor), path, fps or FPS, SECONDS if not plain else 0.0)
+
+
+def _write_pictures(pictures: Picture, path: Path, fps: float, seconds: float) -> None:
+    """[n, height, width, 3] as .gif, which goes on for ever, or .mp4, at least so long."""
+    import imageio.v3 as iio
+
     if path.suffix == ".gif":
-        iio.imwrite(path, pictures, duration=1000 / FPS, loop=0)
+        iio.imwrite(path, pictures, duration=1000 / fps, loop=0)
         return
-    _write_mp4(np.concatenate([pictures] * math.ceil(SECONDS * FPS / len(pictures))), path)
+    _write_mp4(np.concatenate([pictures] * max(1, math.ceil(seconds * fps / len(pictures)))), path, fps)
 
 
-def _write_mp4(pictures: Picture, path: Path) -> None:
+def _write_mp4(pictures: Picture, path: Path, fps: float) -> None:
     """H.264 halves the colours: an odd row or column is cut."""
     import av
 
     height, width = (side // 2 * 2 for side in pictures.shape[1:3])
     with av.open(str(path), "w") as file:
-        stream = file.add_stream("libx264", rate=FPS, options={"preset": "ultrafast", "crf": "16", "threads": "1"})
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = file.add_stream("libx264", rate=rate, options={"preset": "ultrafast", "crf": "16", "threads": "1"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for picture in pictures[:, :height, :width]:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
@@ -86,23 +96,35 @@ def _write_mp4(pictures: Picture, path: Path) -> None:
         file.mux(stream.encode())
 
 
-def write_labelled(videos: Mapping[int, Tensor], prompts: Sequence[str], path: Path) -> None:
+def write_labelled(videos: Mapping[int, Tensor], prompts: Sequence[str], path: Path, fps: float | None = None) -> None:
     """videos: [N, F, 3, H, W] by the number of steps. A row a prompt, which stands above it, a column a number of
-    steps; in a cell the frames side by side, every pixel as it is, or enlarged by a whole factor."""
+    steps, every pixel as it is, or enlarged by a whole factor. In a .png the frames are side by side in a cell."""
+    n, frames, _, height, width = next(iter(videos.values())).shape
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".png":
+        factor = _factor(height, width, largest=max(n * height, len(videos) * frames * width))
+        side_by_side = [[_pixels(torch.cat([*video], dim=2), factor)[0] for video in made] for made in videos.values()]
+        _page([*videos], side_by_side, prompts).save(path)
+        return
+    factor = _factor(height, width, largest=max(n * height, len(videos) * width))
+    shown = [[_pixels(video, factor) for video in made] for made in videos.values()]
+    pages = [_page([*videos], [[cell[f] for cell in column] for column in shown], prompts) for f in range(frames)]
+    _write_pictures(np.stack([np.asarray(page) for page in pages]), path, fps or FPS, SECONDS)
+
+
+def _page(steps: Sequence[int], cells: Sequence[Sequence[Picture]], prompts: Sequence[str]) -> Any:
+    """A picture of all cells, by column and row, with their labels."""
     from matplotlib.font_manager import findfont
     from PIL import Image, ImageDraw, ImageFont
 
-    n, frames, _, height, width = next(iter(videos.values())).shape
-    factor = _factor(height, width, largest=max(n * height, len(videos) * frames * width))
-    cells = [[_pixels(torch.cat([*video], dim=2), factor)[0] for video in made] for made in videos.values()]
     font = ImageFont.truetype(findfont("DejaVu Sans"), LETTERS)
     high, wide, _ = cells[0][0].shape
     line, row = 2 * LETTERS, 2 * LETTERS + high
     page = Image.new("RGB", (len(cells) * (wide + BETWEEN) - BETWEEN, line + row * len(prompts)), "white")
     draw = ImageDraw.Draw(page)
-    for i, (steps, column) in enumerate(zip(videos, cells, strict=True)):
+    for i, (count, column) in enumerate(zip(steps, cells, strict=True)):
         x = i * (wide + BETWEEN)
-        draw.text((x + wide / 2, line / 2), f"{steps} step{'s' * (steps > 1)}", "black", font, anchor="mm")
+        draw.text((x + wide / 2, line / 2), f"{count} step{'s' * (count > 1)}", "black", font, anchor="mm")
         for k, picture in enumerate(column):
             page.paste(Image.fromarray(picture), (x, line + k * row + line))
     for k, prompt in enumerate(prompts):
@@ -110,8 +132,7 @@ def write_labelled(videos: Mapping[int, Tensor], prompts: Sequence[str], path: P
         while draw.textlength(shown, font) > page.width - LETTERS:
             shown = shown.rstrip("…")[:-1] + "…"
         draw.text((LETTERS / 2, line + k * row + line / 2), shown, "black", font, anchor="lm")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    page.save(path)
+    return page
 
 
 def write_beside(shown: Mapping[Point, Tensor], prompts: Sequence[str], path: Path) -> None:

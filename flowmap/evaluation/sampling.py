@@ -3,82 +3,186 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from contextlib import suppress
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+from attrs import define
 from torch import Tensor
 
 from .._types import Cond, Latent, Rng
+from ..atomic import partial
 from ..chunked import chunks_after
 from ..model import Codec, FlowMap, FlowMapSpec, Sampling, conditions_of_images
 from ..rollout import STEPS, sample
 from ..times import grid_of
 from ..window import Window
-from .previews import tile, write_labelled, write_video
+from .previews import write_labelled, write_video
 
+Tick: TypeAlias = Callable[[int], object]
+Bar: TypeAlias = Callable[[int], AbstractContextManager[Tick]]
+"""Of so many steps in all, what is told of each."""
+LONGEST_NAME = 240  # bytes of a prompt that a file is called by; file systems take 255
 LONGEST = 16  # video frames to a latent one: more than any codec has
 MANY = 2**31
 
 
+@contextmanager
+def silent(total: int) -> Iterator[Tick]:
+    yield lambda n: None
+
+
+@define
+class Maker:
+    """A student that makes videos of prompts, with what it needs loaded. A sample depends on its prompt, its noise and
+    the number of steps, and on no other sample.
+
+    shape: of the latents of a video. given: latents that every video goes on from, [1, F0, C, h, w]; image: what it is
+    told of the image that it begins with. rows: how few and how many samples the network takes at once; more are made
+    in several calls.
+    """
+
+    u: FlowMap
+    codec: Codec
+    shape: tuple[int, int, int, int]
+    own: Sampling
+    shift: float
+    given: Latent
+    image: Cond
+    rows: tuple[int, int]
+    device: torch.device
+
+    @classmethod
+    def of(
+        cls,
+        backbone: FlowMapSpec,
+        student: Path,
+        size: tuple[int, int, int] | None = None,
+        context: Tensor | None = None,
+        u: FlowMap | None = None,
+        device: torch.device | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        shape: tuple[int, int, int, int] | None = None,
+        shift: float | None = None,
+        own: Sampling | None = None,
+        rows: tuple[int, int] = (1, MANY),
+        window: Window | None = None,
+    ) -> Maker:
+        """context: frames [n, 3, H, W] in [0, 1] that every video goes on from, or the image that it begins with. u:
+        takes the place of the student's network; shape: of its latents, where no `size` is given; shift, own: of its
+        sampler. Else the student's own. dtype: of the network. window: what a student remembers that makes chunk after
+        chunk."""
+        device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        codec = backbone.codec(device=device, dtype=torch.float32)
+        frames, area = (None, None) if size is None else (size[0], size[1:])
+        shape = shape if shape is not None and size is None else latent_shape(codec, student, frames, area)
+        u = u or backbone.load(student, device=device, dtype=dtype)
+        if window is not None:
+            u.bound(window)
+        image = encode_image(backbone, codec, shape, context)
+        given = encode_context(codec, u, shape, None if image else context)
+        shift = backbone.shift if shift is None else shift
+        return cls(u, codec, shape, own or Sampling.of(student), shift, given, image, rows, device)
+
+    def noise(self, seed: int, samples: int) -> Latent:
+        return Rng.seeded(seed).noise_like(torch.zeros(samples, *self.shape, device=self.device))
+
+    def grid(self, steps: int | None) -> Tensor:
+        """steps: None is the student's own number."""
+        return grid_of(self.own, steps, self.shift, self.u.boundary)
+
+    def calls(self, samples: int, grid: Tensor) -> int:
+        """Steps of the network for so many samples."""
+        given = chunks_after(self.u, self.shape[0], self.given.shape[1])[1]
+        return math.ceil(samples / self.rows[1]) * len(given) * (len(grid) - 1)
+
+    def conditions(self, prompts: Sequence[str]) -> Cond:
+        image = {name: value.expand(len(prompts), *value.shape[1:]) for name, value in self.image.items()}
+        return {**self.codec.encode_prompts(prompts), **image}
+
+    def videos(self, cond: Cond, noise: Latent, grid: Tensor, tick: Tick = lambda n: None) -> Tensor:
+        """[N, frames, 3, height, width] in [0, 1], on the CPU. tick: is told of every step of the network."""
+        given = self.given.expand(len(noise), *self.given.shape[1:])
+        step = STEPS[self.own.kind]
+
+        def ticking(*call: Any) -> Latent:
+            tick(1)
+            return step(*call)
+
+        def some(a: Tensor, part: slice) -> Tensor:
+            own = a[part]
+            return torch.cat([own, own[-1:].expand(max(0, self.rows[0] - len(own)), *own.shape[1:])])
+
+        def latents(part: slice) -> Latent:
+            texts = {name: some(value, part) for name, value in cond.items()}
+            x = sample(self.u, some(noise, part), texts, grid=grid, step=ticking, context=some(given, part))
+            return x[: len(noise[part])]
+
+        parts = [slice(k, k + self.rows[1]) for k in range(0, len(noise), self.rows[1])]
+        return self.codec.decode(torch.cat([latents(part) for part in parts])).cpu()
+
+
 def grid_of_samples(
-    backbone: FlowMapSpec,
-    student: Path,
+    maker: Maker,
     prompts: Sequence[str],
     steps: Sequence[int] | None,
     seed: int,
-    size: tuple[int, int, int] | None,
     out: str | Path,
-    context: Tensor | None = None,
-    u: FlowMap | None = None,
-    device: torch.device | None = None,
-    *,
-    shape: tuple[int, int, int, int] | None = None,
-    shift: float | None = None,
-    own: Sampling | None = None,
-    rows: tuple[int, int] = (1, MANY),
-    window: Window | None = None,
+    fps: float | None = None,
+    bar: Bar = silent,
 ) -> None:
-    """One video with a row a prompt and a column a number of steps; along a row the noise is the same. In a .png of
-    several they have labels.
+    """One picture or video with a row a prompt and a column a number of steps, which have labels where there are
+    several; along a row the noise is the same. steps: None is the student's own number. fps: frames a second."""
+    cond, noise = maker.conditions(prompts), maker.noise(seed, len(prompts))
+    grids = [maker.grid(n) for n in steps or (None,)]
+    with bar(sum(maker.calls(len(prompts), grid) for grid in grids)) as tick:
+        made = {len(grid) - 1: maker.videos(cond, noise, grid, tick) for grid in grids}
+    if len(prompts) * len(grids) > 1:
+        write_labelled(made, prompts, Path(out), fps)
+    else:
+        write_video(next(iter(made.values()))[0], Path(out), fps)
 
-    steps: None is the student's own number. context: frames [n, 3, H, W] in [0, 1] that every video goes on from, or
-    the image that it begins with. u: takes the place of the student's network; shape: of its latents, where no `size`
-    is given; shift, own: of its sampler. Else the student's own. rows: how few and how many prompts `u` takes at once;
-    more are made in several calls. window: what a student remembers that makes chunk after chunk.
+
+def one_each(
+    maker: Maker,
+    prompts: Sequence[str],
+    steps: int | None,
+    seed: int,
+    samples: int,
+    out: Path,
+    fps: float | None = None,
+    bar: Bar = silent,
+    at_once: int = 8,
+) -> list[Path]:
+    """`OUT/PROMPT-I.mp4` of every prompt and I = 0 ... samples - 1, as VBench 0.1.5 reads them; sample I has the noise
+    of seed + I, whatever the prompt. What is there is not made again. Nothing else is written there: that reader takes
+    the ending of the first file that it finds for that of all.
     """
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    codec = backbone.codec(device=device, dtype=torch.float32)
-    frames, area = (None, None) if size is None else (size[0], size[1:])
-    shape = shape if shape is not None and size is None else latent_shape(codec, student, frames, area)
-    u = u or backbone.load(student, device=device, dtype=torch.float32)
-    if window is not None:
-        u.bound(window)
-    image = encode_image(backbone, codec, shape, context)
-    given = encode_context(codec, u, shape, None if image else context).expand(len(prompts), *(-1,) * len(shape))
-    cond = codec.encode_prompts(prompts)
-    cond = {**cond, **{name: value.expand(len(prompts), *value.shape[1:]) for name, value in image.items()}}
-    noise = Rng.seeded(seed).noise_like(torch.zeros(len(prompts), *shape, device=device))
-    own, shift = own or Sampling.of(student), backbone.shift if shift is None else shift
-    grids = [grid_of(own, n, shift, u.boundary) for n in steps or (None,)]
-    parts = [slice(k, k + rows[1]) for k in range(0, len(prompts), rows[1])]
+    out.mkdir(parents=True, exist_ok=True)
+    files = {(prompt, i): out / named(prompt, i) for prompt in dict.fromkeys(prompts) for i in range(samples)}
+    todo = [key for key, file in files.items() if not file.exists()]
+    grid, most = maker.grid(steps), min(at_once, maker.rows[1])
+    parts = [todo[k : k + most] for k in range(0, len(todo), most)]
+    with bar(sum(maker.calls(len(part), grid) for part in parts)) as tick:
+        for part in parts:
+            noise = torch.cat([maker.noise(seed + i, 1) for _, i in part])
+            made = maker.videos(maker.conditions([prompt for prompt, _ in part]), noise, grid, tick)
+            for key, video in zip(part, made, strict=True):
+                begun = partial(files[key]).with_suffix(".mp4")
+                write_video(video, begun, fps, plain=True)
+                begun.replace(files[key])
+    return [*files.values()]
 
-    def some(a: Tensor, part: slice) -> Tensor:
-        own = a[part]
-        return torch.cat([own, own[-1:].expand(max(0, rows[0] - len(own)), *own.shape[1:])])
 
-    def latents(part: slice, grid: Tensor) -> Latent:
-        texts = {name: some(value, part) for name, value in cond.items()}
-        x = sample(u, some(noise, part), texts, grid=grid, step=STEPS[own.kind], context=some(given, part))
-        return x[: len(noise[part])]
-
-    made = [codec.decode(torch.cat([latents(part, grid) for part in parts])).cpu() for grid in grids]
-    if Path(out).suffix == ".png" and len(prompts) * len(grids) > 1:
-        write_labelled(dict(zip([len(grid) - 1 for grid in grids], made, strict=True)), prompts, Path(out))
-        return
-    write_video(tile(torch.stack(made, 1).flatten(0, 1), columns=len(grids)), Path(out))
+def named(prompt: str, index: int) -> str:
+    """The name of a sample's file; a ValueError for a prompt that no file can be called by."""
+    if "/" in prompt or "\0" in prompt or len(prompt.encode()) > LONGEST_NAME:
+        raise ValueError(f"prompt {prompt!r}: a file is called by it: must have no / and at most {LONGEST_NAME} bytes")
+    return f"{prompt}-{index}.mp4"
 
 
 def latent_shape(
