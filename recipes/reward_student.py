@@ -24,9 +24,9 @@ from flowmap.rewards import Scores
 
 STUDENT = "runs/quickstart/student"  # an `AnyFlowPipeline` directory that an earlier run left
 SHIFT = 1.0  # as the student was distilled
-STEPS, PROMPTS, SAMPLES_EACH, PAIRS, LR = 80, 6, 6, 1, 1e-4
+STEPS, PROMPTS, SAMPLES_EACH, PAIRS, LR = 24, 4, 6, 1, 3e-4
 BUDGETS = (2, 4, 8)  # of the samples that are scored
-CLIPS = 512  # of which the prompts alone are used
+CLIPS = 64  # of which the prompts alone are used
 SEEDS, SAMPLES = (0, 1, 2), 32
 
 STUDENT_SPEC = Wan21(STUDENT, lora=None, text_tokens=12, shift=SHIFT)
