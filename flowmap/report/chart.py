@@ -108,15 +108,16 @@ def _reach(line: Line) -> list[float]:
 
 
 def _vertical(ys: Sequence[float], limits: tuple[float, float]) -> Scale:
-    """Logarithmic for values above 0 that differ much; of such with some at 0 or below, logarithmic away from 0."""
+    """With its limits, if it has any. Else logarithmic for values above 0 that differ much; where some are at 0 or
+    below, logarithmic away from 0."""
     low, high = min(ys), max(ys)
-    if low > 0 and high > RANGE * low:
+    shown = [value for value in limits if math.isfinite(value)]
+    if not shown and low > 0 and high > RANGE * low:
         return Scale(low / 1.1, high * 1.1, FLOOR, TOP, math.log)
     values = sorted(abs(y) for y in ys)
     middle = values[len(values) // 2]
-    if low <= 0 and middle > 0 and high > RANGE * middle:
+    if not shown and low <= 0 and middle > 0 and high > RANGE * middle:
         return Scale(low, high, FLOOR, TOP, lambda y: math.asinh(y / middle))
-    shown = [value for value in limits if math.isfinite(value)]
     low, high = _apart(min([low, *shown]), max([high, *shown]))
     edge = 0.06 * (high - low)
     return Scale(low - edge, high + edge, FLOOR, TOP)
@@ -168,4 +169,4 @@ def _points(at: Sequence[tuple[float, float]]) -> str:
 
 
 def _short(value: float) -> str:
-    return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:.3g}"
+    return f"{value / 1000:g}k" if abs(value) >= 1000 else f"{value:.3g}"
