@@ -60,7 +60,7 @@ class Optimizer8bit(torch.optim.Optimizer):
             else:
                 for name, zero in (("m", 128), ("v", 0)):
                     state[name] = torch.full_like(p, zero, dtype=torch.uint8)
-                    state[f"{name}_scale"] = torch.zeros(-(-p.numel() // BLOCK), device=p.device)
+                    state[f"{name}_scale"] = p.new_zeros(-(-p.numel() // BLOCK))
         coded = "m" in state
         m, v = (decoded(state, name) for name in CODED) if coded else (state["exp_avg"], state["exp_avg_sq"])
         beta1, beta2 = group["betas"]
@@ -81,7 +81,7 @@ def encoded(x: Tensor, name: str, step: Tensor) -> tuple[Tensor, Tensor]:
     share = blocks.abs() / scale.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
     below = (share ** (1 / power) * most).floor().clamp_max(most - 1)
     low, high = ((below + i).div(most) ** power for i in (0, 1))
-    at = torch.arange(blocks.numel(), device=x.device, dtype=torch.float64).view_as(blocks)
+    at = torch.ones_like(blocks, dtype=torch.float64).flatten().cumsum(0).view_as(blocks)
     point = (at * PLASTIC + step.double() * GOLDEN) % 1
     codes = below + ((share - low) / (high - low) > point)
     if name == "m":
