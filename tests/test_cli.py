@@ -174,8 +174,8 @@ def test_all_that_is_wrong_is_told_at_once_whatever_is_wrong_within(capsys: pyte
         "Stage.batch = -1: must be >= 1",
         "Wan21.shift = -1: must be > 0",
         "MovingDigits.count = 0: must be >= 1",
-        "Recipe has no field 'nme' (= 'x'): must be one of backbone, stages, teacher, critic, data, evaluation, seed, "
-        "dtype, save_dtype, name, settings; did you mean 'name'?",
+        "Recipe has no field 'nme' (= 'x'): must be one of backbone, stages, teacher, critic, forward_teacher, data, "
+        "evaluation, seed, dtype, save_dtype, name, settings, offload; did you mean 'name'?",
         "Recipe.seed = -4: must be >= 0",
         "Recipe.dtype = 'half': must be 'float32' or 'bfloat16'",
     ]

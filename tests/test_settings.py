@@ -83,8 +83,8 @@ BAD = {
     "stages.0.batch=many": "Stage.batch = 'many': must be a whole number >= 1",
     "stages.4.batch=8": "stages has no field '4': must be '0' or '1'",
     "stage.0.batch=8": (
-        "the recipe has no field 'stage': must be one of backbone, stages, teacher, critic, data, evaluation, seed, "
-        "dtype, save_dtype; did you mean 'stages'?"
+        "the recipe has no field 'stage': must be one of backbone, stages, teacher, critic, forward_teacher, data, "
+        "evaluation, seed, dtype, save_dtype, offload; did you mean 'stages'?"
     ),
     "seed.x=1": "seed is 0 and has no fields",
     "stages.*.btch=8": "no field is called that; did you mean 'batch'?",
@@ -96,8 +96,8 @@ BAD = {
     "data=LatentFolder": "LatentFolder needs 'path'",
     "stages.0.method=meanflw": ("no method is called 'meanflw': there are {methods}; did you mean 'meanflow'?"),
     "name=x": (
-        "the recipe has no field 'name': must be one of backbone, stages, teacher, critic, data, evaluation, seed, "
-        "dtype, save_dtype"
+        "the recipe has no field 'name': must be one of backbone, stages, teacher, critic, forward_teacher, data, "
+        "evaluation, seed, dtype, save_dtype, offload"
     ),
 }
 

@@ -143,8 +143,8 @@ SEVERAL = {
         "line 11: Stage.steps = 0: must be >= 1",
         "line 12: on_policy.steps = (): must name at least one budget, each at least 1",
         "line 12: Stage.batch = 0: must be >= 1",
-        "line 8: Recipe has no field 'sede' (= 3): must be one of backbone, stages, teacher, critic, data, evaluation, "
-        "seed, dtype, save_dtype, name; did you mean 'seed'?",
+        "line 8: Recipe has no field 'sede' (= 3): must be one of backbone, stages, teacher, critic, forward_teacher, "
+        "data, evaluation, seed, dtype, save_dtype, name, settings, offload; did you mean 'seed'?",
         "line 8: Recipe.backbone = 'wan21': must be a FlowMapSpec",
     ),
     """0
