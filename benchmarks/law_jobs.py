@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import evolve, field, frozen, validators
+from attrs import Factory, evolve, field, fields, frozen, has, validators
 from flowmap_digits import measure
 from flowmap_digits.data import MovingDigits
 from flowmap_digits.evaluation import curve, real_clips
@@ -37,6 +37,7 @@ GROUPS = 8
 """Of a seed's samples: the error of a mean over them is that of leaving one group out in turn."""
 METRICS: Mapping[str, str] = {"energy_distance": "lower", "feature_distance": "lower", "variety": "one"}
 Values = Mapping[str, float]
+UNTOLD = {"name", "citations"}
 
 
 @frozen
@@ -88,10 +89,25 @@ def calls(row: Row, settings: Settings, folder: Path, scale: float | None = None
 
 
 def told(found: Recipe) -> str:
-    """What a training depends on, wherever this checkout lies and whatever fields recipes have for other things."""
+    """What a training depends on, wherever this checkout lies and whatever fields are added later."""
     parts = ("backbone", "teacher", "critic", "stages", "data", "seed", "dtype")
-    said = {part: describe(getattr(found, part)) for part in parts}
+    said = {part: _told(getattr(found, part)) for part in parts}
     return json.dumps(said, sort_keys=True).replace(str(jobs.ROOT), "")
+
+
+def _told(value: Any) -> Any:
+    """As `describe` tells it, without what changes nothing and the fields that are as they are by default."""
+    if isinstance(value, Mapping):
+        return {str(key): _told(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_told(one) for one in value]
+    if not has(type(value)):
+        return describe(value)
+    own = {f.name: getattr(value, f.name) for f in fields(type(value)) if f.init and f.name not in UNTOLD}
+    usual = {f.name: f.default.factory() if isinstance(f.default, Factory) else f.default for f in fields(type(value))}
+    said = {name: _told(one) for name, one in own.items() if one != usual[name]}
+    kind, *weights = (describe(value).get(key) for key in ("type", "fingerprint"))
+    return {"type": kind, **({"weights": weights} if any(weights) else {}), **said}
 
 
 def trained(found: Recipe, folder: Path, device: str) -> Path:
