@@ -1,6 +1,6 @@
 """The any-step law, where more steps help: quality against steps without guidance, by method, at equal student calls.
 
-    python -m benchmarks.law --seeds 0 1 2              # writes benchmarks/results/law.{json,md}, law_slopes.json
+    python -m benchmarks.law --seeds 0 1 2              # writes benchmarks/results/law* and docs/images/law.png
     python -m benchmarks.law --minutes 30               # as much as that; the same command goes on
     python -m benchmarks.law --methods anyflow rcm      # some rows, in this order
     python -m benchmarks.law --sweep                    # first: every method's rates, by prompts that judge nothing
@@ -33,7 +33,7 @@ from .law_jobs import FULL, SMOKE, Judging, Settings, jobs_of
 from .law_rows import ABLATIONS, COUNTS, NAMES, ROWS, Row
 from .law_tuning import rated, timed, trials
 
-RESULTS, CACHE = ROOT / "benchmarks" / "results", ROOT / "runs" / "law"
+RESULTS, PICTURES, CACHE = ROOT / "benchmarks" / "results", ROOT / "docs" / "images", ROOT / "runs" / "law"
 SMOKED = ("anyflow_1",)
 
 
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not options.report:
         failed = complete(_jobs(options, seeds, settings, folder), 60 * options.minutes)
     found = report.summarise(settings if options.smoke else evolve(settings, steps=COUNTS), folder)
-    report.write(found, options.out or RESULTS)
+    report.write(found, options.out or RESULTS, options.out or PICTURES)
     print(report.markdown(found))
     if failed:
         print("\n".join(["failed:", *failed]), file=sys.stderr)

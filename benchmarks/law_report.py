@@ -21,8 +21,9 @@ TITLES = {
 SAMPLERS = {"flow_map": "along the flow", "consistency": "re-noised", "euler": "Euler"}
 DRAWN = (
     ("teacher", "euler", "#777777", "teacher, Euler steps"),
-    ("anyflow", "flow_map", "#1f77b4", "AnyFlow, along the flow"),
-    ("anyflow", "consistency", "#9ecae1", "the same weights, re-noised"),
+    ("anyflow_1", "flow_map", "#2ca02c", "AnyFlow, stage 1 alone"),
+    ("anyflow", "flow_map", "#1f77b4", "AnyFlow, stages 1 + 2, along the flow"),
+    ("anyflow", "consistency", "#ff7f0e", "the same weights, re-noised"),
     ("rcm", "consistency", "#d62728", "rCM, a consistency method"),
 )
 Record: TypeAlias = Mapping[str, Any]
@@ -183,15 +184,15 @@ def _rules(found: Mapping[str, Any]) -> list[str]:
 # ---------------------------------------------------------------------------- files
 
 
-def write(found: Mapping[str, Any], out: Path) -> None:
-    """law.json, law_slopes.json, law_differences.json, law.md and law.png under `out`; of a sweep, law_sweep.json."""
+def write(found: Mapping[str, Any], out: Path, pictures: Path) -> None:
+    """law.json, law_slopes.json, law_differences.json, law.md under `out`; law_sweep.json of a sweep; law.png."""
     jobs.write(out / "law.json", found["records"])
     jobs.write(out / "law_slopes.json", found["slopes"])
     jobs.write(out / "law_differences.json", found["differences"])
     if found["sweep"]:
         jobs.write(out / "law_sweep.json", found["sweep"])
     (out / "law.md").write_text(markdown(found))
-    plot(found, out / "law.png")
+    plot(found, pictures / "law.png")
 
 
 def plot(found: Mapping[str, Any], path: Path) -> None:
@@ -207,6 +208,9 @@ def plot(found: Mapping[str, Any], path: Path) -> None:
             low, high = ([m + k * w for m, w in zip(mean, half, strict=True)] for k in (-1, 1))
             axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
             axes.plot(steps, mean, color=colour, marker="o", markersize=4, label=f"{label} (n = {some[0]['seeds']})")
+    real = [r["mean"] for r in found["records"] if (r["method"], r["metric"]) == ("real", PRIMARY)]
+    for level in real:
+        axes.axhline(level, color="black", linewidth=0.8, linestyle="--", label="other real clips, as measured")
     axes.axhline(0.0, color="black", linewidth=0.8, linestyle=":", label="real clips, on average")
     shown = sorted({r["steps"] for r in found["records"] if r["steps"]})
     axes.set_xscale("log", base=2)

@@ -1,0 +1,97 @@
+"""The numbers of README's benchmark section, each with the file of benchmarks/results and the record that it is of."""
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SECTION = (ROOT / "README.md").read_text().partition("## Benchmarks\n")[2].partition("\n## ")[0]
+NUMBER = re.compile(r"(?<![\w.:])\d+\.\d+(?!\w|\.\d)")
+"""With a decimal point, not in a name: what was measured."""
+
+
+@cache
+def read(file):
+    return json.loads((ROOT / "benchmarks" / "results" / file).read_text())
+
+
+def value(file, **key):
+    """Of the one record that has the key."""
+    found = read(file)
+    records = found if isinstance(found, list) else found["records"]
+    (one,) = (r for r in records if all(r[name] == wanted for name, wanted in key.items()))
+    return one
+
+
+def guided(method, steps):
+    return "any_step_video.json", {"method": method, "metric": "frechet_distance", "steps": steps}
+
+
+def plane(sampler, steps):
+    return "any_step_2d.json", {"model": "stage 1 + 2", "sampler": sampler, "metric": "sliced_w2", "steps": steps}
+
+
+def longer(steps):
+    key = {"model": "student", "sampler": "flow_map", "metric": "frechet_distance", "steps": steps}
+    return "tiny_wan/nfe.json", key
+
+
+def features(steps):
+    key = {"method": "anyflow", "sampler": "flow_map", "metric": "feature_distance", "steps": steps}
+    return "law.json", key
+
+
+CLAIMS = [
+    (r"AnyFlow does improve, from (\S+) at 4 steps to (\S+) at 32", [features(4), features(32)]),
+    (r"AnyFlow is level there from 4 to 32 steps \((\S+) and (\S+)\)", [guided("anyflow", 4), guided("anyflow", 32)]),
+    (r"rCM gets worse \((\S+) to (\S+)\)", [guided("rcm", 4), guided("rcm", 32)]),
+    (r"longer `tiny_wan` run .* from (\S+) at 4 steps to (\S+) at 32", [longer(4), longer(32)]),
+    (r"improves with the steps from (\S+) at 4 to (\S+) at 64", [plane("flow map", 4), plane("flow map", 64)]),
+    (r"re-noised get worse, from (\S+) to (\S+)", [plane("re-noise", 4), plane("re-noise", 64)]),
+]
+"""A sentence, whose groups are numbers, and the record of each."""
+
+
+def cells():
+    """Of the table: (row, steps, text)."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in SECTION.splitlines() if line[:1] == "|"]
+    steps = [int(head.split()[0]) for head in rows[0][1:] if head.split()[0].isdigit()]
+    return [(row[0], n, text) for row in rows[2:] for n, text in zip(steps, row[1:], strict=False)]
+
+
+def test_every_number_of_the_table_is_the_one_that_was_measured():
+    found = read("law.json")
+    by_row = {(r["title"], r["sampler"], r["steps"]): r for r in found if r["metric"] == "energy_distance"}
+    assert cells()
+    for row, steps, text in cells():
+        title, sampler = (row, "flow_map")
+        if row.endswith(", re-noised"):
+            title, sampler = row.removesuffix(", re-noised"), "consistency"
+        one = next(by_row[key] for s in (sampler, "consistency", "euler") if (key := (title, s, steps)) in by_row)
+        assert text == f"{one['mean']:.3f} ± {one['se']:.3f}", (row, steps)
+
+
+def test_the_table_says_how_many_seeds_there_are():
+    seeds = {r["title"]: r["seeds"] for r in read("law.json") if r["metric"] == "energy_distance"}
+    for line in SECTION.splitlines():
+        row = [cell.strip() for cell in line.strip("|").split("|")]
+        if (title := row[0].removesuffix(", re-noised")) in seeds:
+            assert row[-1] == str(seeds[title]), row[0]
+
+
+@pytest.mark.parametrize("pattern, where", CLAIMS, ids=[where[0][0] + str(k) for k, (_, where) in enumerate(CLAIMS)])
+def test_every_number_of_a_sentence_is_the_one_that_was_measured(pattern, where):
+    said = re.search(pattern, " ".join(SECTION.split()))
+    assert said, pattern
+    for text, (file, key) in zip(said.groups(), where, strict=True):
+        text = text.strip(",;.")
+        assert text == f"{value(file, **key)['mean']:.{len(text.partition('.')[2])}f}"
+
+
+def test_no_number_stands_there_that_has_no_record():
+    claimed = [n for pattern, _ in CLAIMS for n in re.search(pattern, " ".join(SECTION.split())).groups()]
+    known = [text.strip(",;.") for text in claimed] + [n for *_, text in cells() for n in NUMBER.findall(text)]
+    assert sorted(NUMBER.findall(SECTION)) == sorted(known)
