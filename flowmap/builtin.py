@@ -46,7 +46,9 @@ def flowmap_exporters() -> Mapping[str, Exporter]:
 
 @hookimpl
 def flowmap_trackers() -> Mapping[str, Callable[[Path], Tracker]]:
-    return Lazily({"tensorboard": "flowmap.training.tensorboard:TensorBoard"})
+    services = {"mlflow": "Mlflow", "trackio": "Trackio", "wandb": "Wandb"}
+    own = {name: f"flowmap.training.services:{kind}" for name, kind in services.items()}
+    return Lazily({"tensorboard": "flowmap.training.tensorboard:TensorBoard", **own})
 
 
 def _made(path: str) -> Exporter:
