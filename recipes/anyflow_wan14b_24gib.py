@@ -2,8 +2,8 @@
 
     flowmap distill anyflow_wan14b_24gib --plan --gpus 1 --memory 24GiB     # what it takes: no weights, no GPU
 
-As `anyflow_wan14b_48gib`, with the frozen weights in the host's memory too, and adapters of rank 64 in place of 256,
-which is another student. docs/plans/anyflow_wan14b_24gib.txt says what that takes, in time too. It has not been run.
+As `anyflow_wan14b_48gib`, with adapters of rank 64 in place of 256, which is another student.
+docs/plans/anyflow_wan14b_24gib.txt says what that takes, in time too. It has not been run.
 """
 
 from __future__ import annotations
@@ -15,6 +15,5 @@ from flowmap_wan21 import Lora
 RECIPE = evolve(
     LARGER,
     backbone=evolve(LARGER.backbone, lora=Lora(rank=64, alpha=64.0)),
-    offload="both",
     name="anyflow_wan14b_24gib",
 )

@@ -2,9 +2,9 @@
 
     flowmap distill anyflow_wan14b_48gib --plan --gpus 1 --memory 48GiB     # what it takes: no weights, no GPU
 
-As `anyflow_wan14b`, but for what saves memory: the frozen base in int8, the optimiser's moments in 8 bits, the inputs
-of recomputed blocks in the host's memory, and no stage 0, which trains adapters of a third role.
-docs/plans/anyflow_wan14b_48gib.txt says what that takes, in time too. It has not been run.
+As `anyflow_wan14b`, but for what saves memory: the frozen base in int8, the optimiser's moments in 8 bits, frozen
+weights and the inputs of recomputed blocks in the host's memory, and no stage 0, which trains adapters of a third role.
+It has not been run.
 """
 
 from __future__ import annotations
@@ -25,6 +25,6 @@ RECIPE = evolve(
     LARGE,
     backbone=evolve(LARGE.backbone, base="int8"),
     stages=tuple(map(low, LARGE.stages[1:])),
-    offload="inputs",
+    offload="both",
     name="anyflow_wan14b_48gib",
 )
