@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from . import recipes
@@ -30,22 +30,26 @@ def alone(path: Path) -> str:
     tree = ast.parse("".join(lines))
     for node in reversed(tree.body):  # from the end, so that the lines before stay where they are
         if isinstance(node, ast.ImportFrom) and (beside := path.parent / f"{node.module}.py").is_file():
-            lines[node.lineno - 1 : node.end_lineno] = [*_body(beside), "\n"]
+            lines[node.lineno - 1 : node.end_lineno] = [*_body(beside, node.names), "\n"]
         elif recipes.assigns(node):
             for keyword in _names(node):
                 _cut(lines, keyword)
     return "".join(lines)
 
 
-def _body(path: Path) -> Iterator[str]:
-    """The lines of a recipe without its docstring, its own recipe and what only a file's beginning may have."""
+def _body(path: Path, wanted: Sequence[ast.alias]) -> Iterator[str]:
+    """The lines of a recipe without its docstring and what only a file's beginning may have; without its own recipe,
+    unless that is wanted. What is wanted under another name gets that, too."""
     source = alone(path)
     lines = source.splitlines(keepends=True)
+    kept = any(alias.name in recipes.NAMES for alias in wanted)
     for node in reversed(ast.parse(source).body):
         docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        if docstring or recipes.assigns(node) or (isinstance(node, ast.ImportFrom) and node.module == "__future__"):
+        future = isinstance(node, ast.ImportFrom) and node.module == "__future__"
+        if docstring or future or (recipes.assigns(node) and not kept):
             del lines[node.lineno - 1 : node.end_lineno]
-    yield from "".join(lines).strip("\n").splitlines(keepends=True)
+    yield from f"{''.join(lines).strip(chr(10))}\n".splitlines(keepends=True)
+    yield from (f"{alias.asname} = {alias.name}\n" for alias in wanted if alias.asname not in (None, alias.name))
 
 
 def _names(node: ast.stmt) -> Iterator[ast.keyword]:

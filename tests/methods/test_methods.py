@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from attrs import evolve
+from flowmap_digits.rewards import INK
 
 from flowmap.derivative import WIDTH, CentralDifference, ForwardMode
 from flowmap.guidance import Exact, Fused
@@ -17,9 +18,11 @@ from flowmap.objectives.distribution_matching import CriticMatching, Distributio
 from flowmap.objectives.flow_map_matching import FlowMapMatching
 from flowmap.plugins import collect, manager
 from flowmap.recipe import describe
+from flowmap.rewards import Scores
 from flowmap.reweights import Adaptive, Balanced, Beta
 from flowmap.rollout import FlowMapBackwardSimulation
 from flowmap.times import Diagonal, LogitNormal, Triangle
+from tests.toys import Toy
 
 ROLLOUT = FlowMapBackwardSimulation((2, 4, 8, 16, 50), shift=5.0)
 
@@ -100,13 +103,15 @@ def test_a_critic_that_is_not_to_share_rolls_out() -> None:
 
 
 METHODS = collect(manager(), "flowmap_methods")
+GIVEN = {name: (Scores(Toy(), ((1.0, INK),)),) for name in METHODS if name.startswith("reward_")}
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_a_registered_method_is_a_value_with_a_citation(name: str) -> None:
-    method = METHODS[name]()
+    given = GIVEN.get(name, ())
+    method = METHODS[name](*given)
     assert isinstance(method, Method)
-    assert method == METHODS[name]()
+    assert method == METHODS[name](*given)
     assert all(entry.startswith("@article{") for entry in method.citations) and method.citations
     assert '"<' not in json.dumps(describe(method))
     assert method.trains <= method.needs

@@ -150,8 +150,10 @@ def test_a_whole_network_has_weights_in_float32_and_computes_in_bfloat16(judged)
     assert found.single < 0.02
     full = plan(evolve(judged[0].recipe, dtype="float32"), Machine(gpus=4))
     assert full.stages[0].traced.single == 1.0
-    ratio = full.stages[0].hours(Machine()) / judged[0].stages[0].hours(Machine())
-    assert ratio == pytest.approx(2.0, rel=0.02)
+    for float32, slower in (("tf32", 2.0), ("ieee", 989 / 67)):
+        machine = Machine(float32=float32)
+        ratio = full.stages[0].hours(machine) / judged[0].stages[0].hours(machine)
+        assert ratio == pytest.approx(slower, rel=0.02)
     assert found.highest.passing() < 0.85 * full.stages[0].traced.highest.passing()
 
 
