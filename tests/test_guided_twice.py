@@ -25,6 +25,7 @@ from flowmap.plugins import collect, installed
 from flowmap.recipe import RecipeError
 from flowmap.rollout import guided_euler_step
 from tests.evaluation.exact import curve
+from tests.methods.test_methods import GIVEN
 from tests.toys import Toy, data
 
 CPU = torch.device("cpu")
@@ -113,7 +114,8 @@ def test_the_students_own_guidance_on_data_is_learnt_and_not_applied_again() -> 
 def test_whatever_asks_a_teacher_says_under_which_guidance(name: str) -> None:
     """Also with the teacher's velocity in place of the data's, where a method has the choice."""
     choice = "velocity" in inspect.signature(METHODS[name]).parameters
-    for method in (METHODS[name](), *([METHODS[name](velocity="teacher")] if choice else [])):
+    given = GIVEN.get(name, ())
+    for method in (METHODS[name](*given), *([METHODS[name](*given, velocity="teacher")] if choice else [])):
         for update in method.updates:
             for _, objective in update.terms:
                 if "teacher" in objective.needs and objective.needs != {"teacher"}:

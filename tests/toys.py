@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from flowmap import FlowMap, FlowMapSpec, Rng, TensorData
 from flowmap._types import Cache, Cond, Latent, Role, Time
 from flowmap.time_embedding import mix
+from flowmap.window import Window
 
 FRAMES, CHANNELS, TEXT = 4, 2, 3
 SIZE = CHANNELS * 4
@@ -59,6 +60,7 @@ class ToyFlowMap(FlowMap):
         super().__init__()
         self.spec, self.net, self.role, self.adapters = spec, net, role, adapters
         self.two_times = role == "student"
+        self.window: Window | None = None
 
     def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
         self.activate()
@@ -120,7 +122,19 @@ class ToyFlowMap(FlowMap):
         self.activate()
         zero = x.new_zeros(len(x))
         k, v = self.keys(x, self.embed(zero, zero), cond)
-        return (k, v) if cache is None else (torch.cat([cache[0], k], 1), torch.cat([cache[1], v], 1))
+        both = (k, v) if cache is None else (torch.cat([cache[0], k], 1), torch.cat([cache[1], v], 1))
+        return both if self.window is None else self.kept(*both, self.window)
+
+    def kept(self, k: Tensor, v: Tensor, window: Window) -> tuple[Tensor, Tensor]:
+        """It knows no places, so that chunks need not be counted."""
+        start, end = CHUNK * window.sink, CHUNK * window.recent
+        k, v = (torch.cat([x[:, :start], x[:, start:][:, -end:]], 1) for x in (k, v))
+        return k, v
+
+    def bound(self, window: Window) -> None:
+        if not self.spec.causal:
+            super().bound(window)
+        self.window = window
 
     def packed(self, x: Latent, cond: Cond) -> Cond | None:
         return {**cond, "clean": x} if self.spec.causal else None

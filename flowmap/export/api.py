@@ -71,9 +71,17 @@ class Export:
         final = Path(out)
         require_free(final)
         if form is not None:
-            unread = {"sizes": sizes, "example": example, "compile": compile, "rollouts": rollouts}
+            unread = {
+                "sizes": sizes,
+                "example": example,
+                "compile": compile,
+                "rollouts": rollouts,
+                "backbone": backbone,
+            }
             if given := next((name for name, value in unread.items() if value is not None), None):
-                raise ExportError(f"{to} does not read {given}: it writes files for any size, and no graph to call")
+                raise ExportError(
+                    f"{to} does not read {given}: it writes what a directory has, for any size, and no graph to call"
+                )
             return Report(final, *forms.write(to, *form, asked, final))
         exporter: Exporter = named(pm, "flowmap_exporters", to, listed.names(pm))
         walks = compared(rollouts, compile, check)

@@ -183,12 +183,12 @@ DEFECTS: list[Defect] = [
     ),
     (
         "states after their step",
-        *(SELF_FORCING, "states += [z] if t in stops else []", "states += [z] if r in stops or not states else []"),
+        *(SELF_FORCING, "if t in stops:", "if r in stops or t == 1:"),
         test_self_forcing.test_the_trajectory_passes_through_every_listed_time,
     ),
     (
         "an unguided trajectory",
-        *(SELF_FORCING, "guided_euler_step(self.w, batch.null)", "guided_euler_step(1.0, batch.null)"),
+        *(SELF_FORCING, "Guided(teacher, self.w, batch.null)", "Guided(teacher, 1.0, batch.null)"),
         test_self_forcing.test_the_teacher_is_guided,
     ),
     (

@@ -154,7 +154,7 @@ def test_an_adapter_that_is_not_activated_again_fails_its_check(monkeypatch: pyt
     from flowmap_diffusers import build
     from torch.utils.checkpoint import checkpoint
 
-    def forgetful(running: Any) -> Any:
+    def forgetful(running: Any, checkpointing: Any) -> Any:
         return lambda block, *args: checkpoint(block, *args, use_reentrant=False, context_fn=running.clock.contexts)
 
     check = roles.check_checkpointing_leaves_the_gradient

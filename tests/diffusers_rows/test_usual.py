@@ -53,9 +53,9 @@ def test_data_takes_them_where_it_is_told_nothing() -> None:
     assert (asked.settled(flux).shape, asked.settled(flux).guidance) == ((1, 1024, 1024), 1.0)
     assert VideoFolder("clips", width=96)._settled(ltx).size == (161, 512, 96)
     own = ModuleSpec(nn.Linear(2, 2), time=None)
-    with pytest.raises(DataError, match=r"ModuleSpec says no size of its videos: give one \(Synthesis.shape, --size\)"):
+    with pytest.raises(DataError, match=r"Linear says no size of its videos: give one \(Synthesis.shape, --size\)"):
         asked.settled(own)
-    with pytest.raises(DataError, match="ModuleSpec says no guidance of its sampler: give one, 1 for none"):
+    with pytest.raises(DataError, match="Linear says no guidance of its sampler: give one, 1 for none"):
         Synthesis(("a seven",), (9, 32, 32)).settled(own)
-    with pytest.raises(DataError, match="ModuleSpec says no size of its videos, and neither does the folder: give one"):
+    with pytest.raises(DataError, match="Linear says no size of its videos, and neither does the folder: give one"):
         VideoFolder("clips").encode(own, Path("nowhere"), device=torch.device("cpu"))

@@ -80,7 +80,13 @@ def comfy(saved: Path, out: Path, **options: Any) -> Path:
 
 
 # ---------------------------------------------------------------------- what is asked of a form
-UNREAD: dict[str, Any] = {"sizes": {"frames": 5}, "example": (NOISE, {}), "compile": True, "rollouts": (1, 8)}
+UNREAD: dict[str, Any] = {
+    "sizes": {"frames": 5},
+    "example": (NOISE, {}),
+    "compile": True,
+    "rollouts": (1, 8),
+    "backbone": LORA,
+}
 
 
 @pytest.mark.parametrize("to", ["diffusers", "lora", "comfyui"])

@@ -226,7 +226,7 @@ def test_an_option_that_is_wrong(to: str, options: dict[str, Any], said: str, ru
 
 def test_what_a_form_does_not_take(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(ExportError, match="lora does not read sizes: it writes files for any size"):
+    with pytest.raises(ExportError, match="lora does not read sizes: it writes what a directory has"):
         flowmap.export(run, "lora", out, sizes={"batch": 1})
     with pytest.raises(ExportError, match="diffusers is files for any machine"):
         flowmap.export(run, "diffusers", out, target=Target("cuda"))

@@ -47,6 +47,10 @@ class Window(ToyFlowMap):
         mask[:-CHUNK, :clean] = False
         return mask
 
+    def packed(self, x: Latent, cond: Cond) -> Cond | None:
+        """None of its calls gives every chunk all of its history."""
+        return None
+
 
 class Own(FlowMap):
     """u of a width of its own."""
@@ -398,6 +402,17 @@ class MissesAChunk(ToyFlowMap):
         return mask
 
 
+class RemembersWithoutAGraph(ToyFlowMap):
+    def extend(self, cache: Cache, x: Latent, cond: Cond) -> Cache:
+        with torch.no_grad():
+            return super().extend(cache, x, cond)
+
+
+class KeepsAChunkTooFew(ToyFlowMap):
+    def bound(self, window: Any) -> None:
+        super().bound(attrs.evolve(window, recent=window.recent - 1))
+
+
 class KeepsHalfAChunk(ToyFlowMap):
     def teacher_forcing(self, x: Latent, cond: Cond, rng: Rng) -> tuple[Latent, Cond]:
         kept, forced = super().teacher_forcing(x, cond, rng)
@@ -450,6 +465,9 @@ NETWORKS: list[tuple[str, Toy]] = [
     ("cached_generation_is_what_was_trained", Long(network=ForgetsTheFirstChunk, causal=True)),
     ("cached_generation_is_what_was_trained", Long(network=MissesAChunk, causal=True)),
     ("cached_generation_is_what_was_trained", Toy(network=KeepsHalfAChunk, causal=True)),
+    ("a_packed_pass_is_cached_generation", Long(network=MissesAChunk, causal=True)),
+    ("a_gradient_through_the_history_is_one_in_every_form", Toy(network=RemembersWithoutAGraph, causal=True)),
+    ("a_window_is_the_whole_history_until_it_drops_some", Long(network=KeepsAChunkTooFew, causal=True)),
     ("a_thawed_teacher_trains_what_a_critic_trains", Toy(network=ThawsSomethingElse)),
 ]
 

@@ -159,5 +159,5 @@ def test_a_plan_of_a_large_teacher_with_a_small_critic() -> None:
     assert f"critic   {sizes['critic']}, random weights, built with the student" in lines
     assert f"teacher  {sizes['teacher']}, random weights" in lines
     assert "built with" not in "".join(report._parameters(outlined(evolve(recipe, teacher=None, critic=None))))
-    assert report._checkpointing(shared) is True
-    assert report._checkpointing(outlined(evolve(recipe, critic=spec(checkpointing=False)))) is False
+    assert report._recomputed(shared) == "; blocks are recomputed"
+    assert report._recomputed(outlined(evolve(recipe, critic=spec(checkpointing=False)))) == "; nothing is recomputed"
