@@ -62,6 +62,25 @@ def test_of_a_velocity_the_defect_is_what_one_euler_step_misses() -> None:
     assert found == pytest.approx(0.25, abs=1e-6)
 
 
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_the_grid_and_the_times_of_an_inspection_are_shifted(shift: float) -> None:
+    """Two steps by s = shift / (1 + shift): the second ends at f z, f = s (1 - s a), a = v(z, s) / z."""
+    asked: list[Tensor] = []
+
+    class Asked(Velocity):
+        def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
+            asked.append(t)
+            return super().forward(z, t, r, cond, cache)
+
+    c, s = 0.5, shift / (1 + shift)
+    f = s * (1 - s * (s - (1 - s) * c**2) / ((1 - s) ** 2 * c**2 + s**2))
+    found = inspect(Asked(GaussianFlowMap(0.0, c)), noise(), {}, shift=shift, steps=(2,), x=noise(seed=1))
+    assert found.defects == {2: pytest.approx(f / (1 - f), abs=1e-6)}
+    drawn = 0.02 + 0.96 * Rng.seeded(0).uniform(N, noise())
+    expected = shift * drawn / (1 + (shift - 1) * drawn)
+    assert any(torch.allclose(t.double(), expected.double(), atol=1e-6) for t in asked if t.shape == expected.shape)
+
+
 def test_whether_r_is_read() -> None:
     assert reads_r(Velocity(GaussianFlowMap()), noise(), times(), {}) == 0.0
     z, t, u = noise(), times(), GaussianFlowMap(0.0, 1.0)  # u(z, t, 0) = (t - sqrt(...)...)
