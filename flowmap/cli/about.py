@@ -50,12 +50,8 @@ def check(options: Namespace) -> int:
     from ..testing import check_backbone
 
     found = check_backbone(backbone(options.backbone))
-    width = max(len(name) for name, _, _ in found)
-    for name, outcome, message in found:
-        print(f"{outcome:7}  {name:{width}}  {message}".rstrip())
-    outcomes = [outcome for _, outcome, _ in found]
-    print(", ".join(f"{outcomes.count(o)} {o}" for o in dict.fromkeys(outcomes)))
-    return 1 if "failed" in outcomes else 0
+    print(found)
+    return 1 if any(each.outcome == "failed" for each in found) else 0
 
 
 def cite(options: Namespace) -> None:

@@ -28,9 +28,19 @@ class Result(NamedTuple):
     message: str
 
 
-def run(spec: FlowMapSpec, checks: Iterable[Check]) -> list[Result]:
+class Results(list[Result]):
+    """Of every check, in order; as text a line each, and how many there are of each outcome."""
+
+    def __str__(self) -> str:
+        width = max((len(each.check) for each in self), default=0)
+        lines = [f"{outcome:7}  {check:{width}}  {message}".rstrip() for check, outcome, message in self]
+        outcomes = [each.outcome for each in self]
+        return "\n".join([*lines, ", ".join(f"{outcomes.count(o)} {o}" for o in dict.fromkeys(outcomes))])
+
+
+def run(spec: FlowMapSpec, checks: Iterable[Check]) -> Results:
     """Every check on one backbone; a check that raises anything has failed."""
-    return [_run(spec, check) for check in checks]
+    return Results(_run(spec, check) for check in checks)
 
 
 def _run(spec: FlowMapSpec, check: Check) -> Result:

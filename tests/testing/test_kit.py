@@ -761,7 +761,15 @@ def test_results_name_the_check_the_outcome_and_the_message(monkeypatch: pytest.
 
     checks = (check_that_passes, check_that_fails, check_that_skips, check_that_breaks)
     monkeypatch.setattr("flowmap.testing.kit_checks.BACKBONE_CHECKS", checks)
-    assert check_backbone(Toy()) == [
+    found = check_backbone(Toy())
+    assert str(found).splitlines() == [
+        "passed   that_passes",
+        "failed   that_fails   one is not two",
+        "skipped  that_skips   it is Monday",
+        "failed   that_breaks  KeyError: 'text'",
+        "1 passed, 2 failed, 1 skipped",
+    ]
+    assert found == [
         ("that_passes", "passed", ""),
         ("that_fails", "failed", "one is not two"),
         ("that_skips", "skipped", "it is Monday"),

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ...model import FlowMapSpec
-from ..kit_helpers import Check, Result, run
+from ..kit_helpers import Check, Results, run
 from . import causal, network, reference, roles, spec
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ BACKBONE_CHECKS: tuple[Check, ...] = tuple(
 )
 
 
-def check_backbone(backbone: FlowMapSpec) -> list[Result]:
-    """(check, outcome, message) of every check; outcome is "passed", "failed" or "skipped"."""
+def check_backbone(backbone: FlowMapSpec) -> Results:
+    """(check, outcome, message) of every check; outcome is "passed", "failed" or "skipped". Printed, a line each."""
     return run(backbone, BACKBONE_CHECKS)
 
 
