@@ -23,6 +23,7 @@ from flowmap.evaluation.records import Record
 from flowmap.methods.citations import ANYFLOW, WAN
 from flowmap.model import FlowMapSpec
 from flowmap.objectives import Networks
+from flowmap.testing.kit_helpers import Result, Results
 from tests.test_students import code_of
 
 RECIPE = """
@@ -295,9 +296,9 @@ def test_cite_prints_each_entry_once(recipe: Path, capsys: pytest.CaptureFixture
 
 
 def test_check_fails_when_a_check_does(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    found = [("samples_do_not_mix", "passed", ""), ("it_exports", "failed", "complex numbers")]
+    found = Results([Result("samples_do_not_mix", "passed", ""), Result("it_exports", "failed", "complex numbers")])
     monkeypatch.setattr("flowmap.testing.check_backbone", lambda spec: found)
     assert main(["check", "wan21"]) == 1
     assert "failed   it_exports          complex numbers" in capsys.readouterr().out
-    monkeypatch.setattr("flowmap.testing.check_backbone", lambda spec: found[:1])
+    monkeypatch.setattr("flowmap.testing.check_backbone", lambda spec: Results(found[:1]))
     assert main(["check", "wan21"]) == 0

@@ -43,7 +43,7 @@ def test_a_finished_run_has_a_hash_and_its_student_can_be_sampled(
     student = distill(RECIPE, out=tmp_path, device="cpu", pm=QUIET)
     found = told(tmp_path, capsys)
     assert found["state"] == "finished"
-    assert found["stage"] == "0 of 1 (anyflow_forward), counted from 0"
+    assert found["stage"] == "1 of 1 done"
     assert found["step"] == "2 of 2"
     assert found["checkpoint"] == "step_00_00000002"
     assert found["hash"] == sha256({f"student/{name}": p for name, p in student.trained().items()})

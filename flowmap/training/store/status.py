@@ -104,7 +104,8 @@ def lines(run: Path) -> dict[str, str]:
     status = read(run)
     told = {"state": _state(status)}
     if status.stage is not None:
-        told["stage"] = f"{status.stage} of {status.stages} ({status.method}), counted from 0"
+        last = f"{status.stage} of {status.stages} ({status.method}), counted from 0"
+        told["stage"] = f"{status.stages} of {status.stages} done" if status.state == "finished" else last
         told["step"] = f"{status.step} of {status.steps}"
     there = sorted(p.name for p in (run / "checkpoints").glob("step_*") if p.suffix != ".corrupt")
     told["checkpoint"] = status.checkpoint or (f"{there[-1]}, of an earlier start" if there else "none yet")
