@@ -25,6 +25,8 @@ Attention: TypeAlias = Literal["torch", "fastest", "fa4", "fa3", "cudnn", "fa2"]
 PACKAGES: Mapping[str, tuple[str, int]] = {"fa4": ("flash_attn.cute.interface", 9), "fa3": ("flash_attn_interface", 9)}
 """Of kernels that torch takes from elsewhere: the module, and the least major capability of a GPU."""
 
+FULL = ("ieee", "none")
+"""Of torch's `fp32_precision`: no TF32 in products."""
 BACKEND = "inductor"
 VARIANTS = 64
 """Of one block, that may be compiled: a call with another role's adapters, with or without a graph, of another size."""
@@ -81,19 +83,47 @@ def exact() -> AbstractContextManager[None]:
 
     if torch.compiler.is_compiling():
         return nullcontext()
-    before = torch.get_float32_matmul_precision()
-    return nullcontext() if before == "highest" else _in_full(before)
+    return nullcontext() if _matmul() in ("highest", *FULL) else _in_full()
 
 
 @contextmanager
-def _in_full(before: str) -> Iterator[None]:
+def _in_full() -> Iterator[None]:
     import torch
 
+    before = _matmul()
     torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        _put_back(before)
+
+
+def _matmul() -> str:
+    """How products of float32 are made, in the words in which it was set: torch's older name raises for the newer."""
+    import torch
+
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return str(torch.backends.cuda.matmul.fp32_precision)
+
+
+def _put_back(matmul: str) -> None:
+    import torch
+
+    if matmul in ("tf32", *FULL):
+        torch.backends.cuda.matmul.fp32_precision = matmul
+    else:
+        torch.set_float32_matmul_precision(matmul)
+
+
+def _convolutions() -> bool | str:
+    import torch
+
+    try:
+        return bool(torch.backends.cudnn.allow_tf32)
+    except RuntimeError:
+        return str(torch.backends.cudnn.conv.fp32_precision)  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -101,7 +131,7 @@ def _products(kind: Float32, device: torch.device) -> Iterator[str]:
     """By the setters that torch's own compiler reads: it raises where `fp32_precision` of one operator was set."""
     import torch
 
-    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    before, convolutions = _matmul(), _convolutions()
     torch.set_float32_matmul_precision("high" if kind == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = kind == "tf32"  # torch's own default is True
     try:
@@ -112,8 +142,11 @@ def _products(kind: Float32, device: torch.device) -> Iterator[str]:
         else:
             yield 'products of float32 are in full; Kernels(float32="tf32"), --tf32, is faster'
     finally:
-        torch.set_float32_matmul_precision(before)
-        torch.backends.cudnn.allow_tf32 = convolutions
+        _put_back(before)
+        if isinstance(convolutions, bool):
+            torch.backends.cudnn.allow_tf32 = convolutions
+        else:
+            torch.backends.cudnn.conv.fp32_precision = convolutions  # type: ignore[attr-defined]
 
 
 @contextmanager

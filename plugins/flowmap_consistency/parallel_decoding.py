@@ -61,7 +61,7 @@ class ParallelDecoding:
     def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
         u, z = nets["student"], rng.noise_like(batch.x)
         τ = to_device(self._times(u, z.shape[1]), z.device)
-        n, last, raws = 0, len(τ) - 1, []
+        n, last, raws, asked = 0, len(τ) - 1, [], []
         while n < last:
             end = min(n + self.least * (1 + rng.randint(self.most // self.least)), last)
             k = n + (rng.uniform(len(z), z) * min(self.most, last - n)).long()
@@ -70,10 +70,11 @@ class ParallelDecoding:
             head, before, block = u(z, t, t, batch.cond, spans)
             with torch.no_grad():
                 y = self._step(nets["teacher"], z - expand(t - τ[k], z) * before, τ[k], τ[k + 1], batch)
+            asked.append(y)
             raws.append((head - y).square().flatten(1).mean(1))
             z, n = z - (τ[n] - τ[end]) * block.detach(), end
         raw = torch.stack(raws).mean(0)
-        bad = nonfinite(teacher=y, student=raw)
+        bad = nonfinite(teacher=torch.stack(asked, 1), student=raw)
         return Loss(raw.mean(), {"loss": Mean.of(raw)}, raw.detach().isfinite(), bad)
 
     def _step(self, teacher: FlowMap, z: torch.Tensor, t: torch.Tensor, r: torch.Tensor, batch: Batch) -> torch.Tensor:

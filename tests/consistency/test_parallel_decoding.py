@@ -124,6 +124,23 @@ def test_a_block_begins_where_the_one_before_ended_without_its_graph(monkeypatch
     assert number > 3
 
 
+class BrokenAtFirst(GaussianFlowMap):
+    """Its first call gives no numbers."""
+
+    calls = 0
+
+    def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
+        self.calls += 1
+        return super().forward(z, t, r, cond, cache) * (torch.nan if self.calls == 1 else 1.0)
+
+
+def test_a_teacher_that_breaks_in_an_early_block_is_named() -> None:
+    teacher = BrokenAtFirst().requires_grad_(False)
+    found = loss(solved(GaussianFlowMap(), "euler"), teacher, "euler").nonfinite
+    assert teacher.calls > 1
+    assert (float(found["teacher"].value), float(found["student"].value)) == (1.0, 0.0)
+
+
 def test_each_head_is_pulled_to_the_teacher_alone() -> None:
     """From zero heads, gradient descent in the table ends at the teacher's steps."""
     teacher = GaussianFlowMap().requires_grad_(False)

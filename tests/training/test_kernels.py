@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from attrs import evolve
@@ -142,3 +145,23 @@ def test_what_is_wrong_is_said_before_anything_is_built(monkeypatch, capsys):
         distill(recipe, kernels=Kernels(compile=True), device="cpu")
     assert main(["distill", "anyflow_wan1b", "--plan", "--compile"]) == 2
     assert "--compile changes no plan" in capsys.readouterr().err
+
+
+BY_ITS_NEW_NAME = """
+import torch
+from torch.backends import cuda, cudnn
+from flowmap.kernels import Kernels, exact
+
+cuda.matmul.fp32_precision, cudnn.conv.fp32_precision = "tf32", "ieee"
+with exact():
+    assert cuda.matmul.fp32_precision == "ieee" and torch.get_float32_matmul_precision() == "highest"
+assert cuda.matmul.fp32_precision == "tf32"
+with Kernels(float32="ieee").running({}, torch.device("cpu"), print):
+    assert cuda.matmul.fp32_precision == "ieee"
+assert (cuda.matmul.fp32_precision, cudnn.conv.fp32_precision) == ("tf32", "ieee")
+"""
+
+
+def test_a_program_may_have_set_tf32_by_its_new_name() -> None:
+    """torch's older names then raise where they are read. In a process of its own, for the setting is the process's."""
+    subprocess.run([sys.executable, "-c", BY_ITS_NEW_NAME], check=True)
