@@ -11,7 +11,8 @@
 
 The shipped teacher at guidance 1 is far from real clips in few steps and near to them in many, so whether a student
 gains from more steps can be seen. The measures are unbiased at every number of samples: energy distances of latents and
-of features to real clips of the same prompts, and variety. Every result is a file under --cache, written as it ends.
+of features to real clips of the same prompts, and variety. Every result is a file under --cache, written as it ends; the
+report has them all in law_jobs.json, which the command begins with, so that another machine goes on.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 
 from attrs import evolve
 
+from . import kept
 from . import law_report as report
 from .jobs import ROOT
 from .law_jobs import FULL, SMOKE, Judging, Settings, jobs_of
@@ -35,6 +37,7 @@ from .law_tuning import rated, timed, trials
 
 RESULTS, PICTURES, CACHE = ROOT / "benchmarks" / "results", ROOT / "docs" / "images", ROOT / "runs" / "law"
 SMOKED = ("anyflow_1",)
+JOBS, KINDS = "law_jobs.json", ("records", "trials")
 
 
 def complete(jobs: Iterable[Judging], seconds: float = math.inf) -> list[str]:
@@ -83,10 +86,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ["TQDM_DISABLE"] = "1"
     seeds = tuple(dict.fromkeys(options.seeds))
     failed = []
+    if not options.smoke:
+        kept.unpack(RESULTS / JOBS, folder)
     if not options.report:
         failed = complete(_jobs(options, seeds, settings, folder), 60 * options.minutes)
     found = report.summarise(settings if options.smoke else evolve(settings, steps=COUNTS), folder)
     report.write(found, options.out or RESULTS, options.out or PICTURES)
+    kept.pack(folder, KINDS, (options.out or RESULTS) / JOBS)
     print(report.markdown(found))
     if failed:
         print("\n".join(["failed:", *failed]), file=sys.stderr)

@@ -37,7 +37,7 @@ from flowmap.evaluation.curve import Bench
 from flowmap.evaluation.records import Point
 from flowmap.model import Kind
 
-from . import jobs
+from . import jobs, kept
 from .curves import table
 from .drift import edges
 from .law import CACHE, RESULTS, complete
@@ -51,6 +51,7 @@ MODELS = {
     "self_forcing": ("Self-Forcing, causal", "self_forcing", 2),
 }
 REAL, REAL_SEED = "real clips through the VAE", 20250604
+JOBS, KINDS = "law_drift_jobs.json", ("drift",)
 SAMPLES, STEPS, LONGER = 64, (4, 32), (1, 3)
 
 
@@ -217,9 +218,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = options.cache or (options.out / "cache" if options.smoke else CACHE)
     steps, samples, settings = ((1,), 16, SMOKE) if options.smoke else (STEPS, SAMPLES, FULL)
     some = jobs_of(tuple(dict.fromkeys(options.seeds)), steps, samples, settings, folder)
+    if not options.smoke:
+        kept.unpack(RESULTS / JOBS, folder)
     failed = [] if options.report else complete(some, 60 * options.minutes)
     records, out = summarise(some), options.out or RESULTS
     jobs.write(out / "law_drift.json", records)
+    kept.pack(folder, KINDS, out / JOBS)
     (out / "law_drift.md").write_text(markdown(records))
     print(markdown(records))
     if failed:

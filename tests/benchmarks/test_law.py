@@ -7,7 +7,7 @@ from statistics import stdev
 import pytest
 import torch
 
-from benchmarks import law, law_jobs, law_tuning
+from benchmarks import kept, law, law_jobs, law_tuning
 from benchmarks.curves import interval, reading
 from benchmarks.law_jobs import FULL, SMOKE, Judging, calls, recipe
 from benchmarks.law_lines import Line, jackknife, lines
@@ -76,6 +76,21 @@ def test_what_is_finished_is_not_done_again_and_what_is_lost_is(out, monkeypatch
     assert not trained  # its student is there: judged again, to the same
     assert lost.found["values"] == before["values"] and lost.found["without"] == before["without"]
     assert others == {path: path.stat().st_mtime_ns for path in others}
+
+
+def test_another_machine_goes_on_with_what_was_committed(out, tmp_path, monkeypatch):
+    here, there = out / "cache", tmp_path / "cache"
+    kept.unpack(out / law.JOBS, there)
+    records = {file.name: json.loads(file.read_text()) for file in (here / "records").iterdir()}
+    assert records == {file.name: json.loads(file.read_text()) for file in (there / "records").iterdir()}
+    monkeypatch.setattr(law_jobs, "distill", lambda *a, **k: pytest.fail("was trained again"))
+    rows = (NAMES["anyflow_1"],)
+    assert all(job.found is not None for job in law_jobs.jobs_of(rows, (0,), SMOKE, there))
+    newer = {"values": {}}
+    changed = there / "records" / next(iter(records))
+    changed.write_text(json.dumps(newer))
+    kept.unpack(out / law.JOBS, there)
+    assert json.loads(changed.read_text()) == newer  # what is there is not put back
 
 
 def test_when_the_time_is_over_no_job_is_begun(out, capsys):
