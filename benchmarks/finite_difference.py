@@ -37,11 +37,12 @@ from flowmap.atomic import write_text
 from flowmap.cli import recipes
 from flowmap.data import Data
 from flowmap.derivative import CentralDifference, Derivative, ForwardMode
+from flowmap.guidance import guided_euler_step
 from flowmap.model import sha256
 from flowmap.objectives.flow_map_matching import FlowMapMatching
 from flowmap.path import expand, interpolate
 from flowmap.recipe import Precision, describe, digest
-from flowmap.rollout import guided_euler_step, sample
+from flowmap.rollout import sample
 from flowmap.training.run import environment
 
 from . import budget, jobs

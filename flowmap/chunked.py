@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from itertools import accumulate
 from typing import Any, Literal, TypeAlias
@@ -14,7 +14,7 @@ from torch import Tensor
 from . import validators
 from ._types import Cache, Cond, Latent, Rng, Time
 from .model import FlowMap
-from .times import ALL
+from .times import ALL, Grid, Span
 
 BETWEEN = 1e-6
 """Times in float32 that are the same."""
@@ -48,10 +48,64 @@ def chunks_after(u: FlowMap, frames: int, given: int) -> tuple[tuple[int, ...], 
     raise ValueError(f"context frames = {given}: must be {allowed}, where a chunk ends and another is left to make")
 
 
-def serves(u: FlowMap, grid: Tensor) -> None:
-    """A ValueError where the grid leaves the times of a network that has not all of them."""
+def nested(values: Sequence[Any]) -> tuple[Any, ...]:
+    """A tuple, and tuples in it of what is in rows there: of a number for all chunks, and of one for each."""
+    return tuple(tuple(v) if isinstance(v, Sequence) else v for v in values) if isinstance(values, Sequence) else values
+
+
+def budgets(instance: object, attribute: Any, steps: Any) -> None:
+    """The validator of numbers of steps of a walk, each one for all chunks, or one a chunk."""
+    each = [n for part in steps for n in (part if isinstance(part, tuple) else (part,))]
+    if not steps or () in steps or not all(type(n) is int and n >= 1 for n in each):
+        name = f"{type(instance).__name__}.{attribute.name}"
+        raise ValueError(f"{name} = {steps}: must name at least one budget, each at least 1, or (4, 2) of chunks")
+
+
+def require_one_time(history_grad: HistoryGrad, values: Sequence[Any], name: str) -> None:
+    """A ValueError where chunks in one call would be at times of their own."""
+    if history_grad == "packed" and any(isinstance(v, tuple) for v in values):
+        raise ValueError(
+            f"{name} = {values} with history_grad = 'packed': one call for all chunks is at one time: must be the same "
+            "for all chunks, or history_grad = True"
+        )
+
+
+def require_expert(u: FlowMap, frames: int, within: Span) -> None:
+    """A ValueError where u is not what `within` a walk of one of two experts needs."""
+    low, high = within
+    if low and len(chunks := u.chunks(frames)) > 1:
+        raise ValueError(
+            f"FlowMapBackwardSimulation.within = {within}: the network makes chunks of {chunks} frames, whose "
+            f"history would be of samples at t = {low:g}: must make all frames at once"
+        )
+    if high < 1.0 and u.boundary != high:
+        has = "is one network" if u.boundary is None else f"has its boundary at {u.boundary:g}"
+        raise ValueError(
+            f"FlowMapBackwardSimulation.within = {within}: the student {has}: must be the pair of a high "
+            f"expert, which makes the samples at t = {high:g}, and of the one that learns"
+        )
+
+
+def one_for_all(grid: Grid) -> Tensor:
+    """The times of all chunks; a ValueError where each has its own."""
+    if isinstance(grid, Tensor):
+        return grid
+    raise ValueError(
+        "history_grad = 'packed' with a grid for each chunk: one call for all is at one time: must be True"
+    )
+
+
+def serves(u: FlowMap, grid: Grid, chunks: int) -> None:
+    """A ValueError where the grid leaves the times of a network that has not all of them, or is of more `chunks` than
+    there are."""
     low, high = u.within
-    if (low, high) != ALL and not (low <= float(grid[-1]) + BETWEEN and float(grid[0]) <= high + BETWEEN):
+    if not isinstance(grid, Tensor):
+        if not 1 <= len(grid) <= chunks:
+            has = "one chunk, all frames at once" if chunks == 1 else f"{chunks} chunks"
+            raise ValueError(f"steps of {len(grid)} chunks, one by one: this video has {has}: must be 1 to {chunks}")
+        for own in grid:
+            serves(u, own, chunks)
+    elif (low, high) != ALL and not (low <= float(grid[-1]) + BETWEEN and float(grid[0]) <= high + BETWEEN):
         raise ValueError(
             f"this is one of two experts alone, for t from {low:g} to {high:g}, and the walk goes from {grid[0]:g} to "
             f"{grid[-1]:g}: take the pair of both"

@@ -13,11 +13,23 @@ from torch.utils.checkpoint import checkpoint
 
 from . import validators
 from ._types import Cache, Cond, Latent, Rng, Time, to_device
-from .chunked import HistoryGrad, chunks_after, graph_of_history, matching, packed, serves
+from .chunked import (
+    HistoryGrad,
+    budgets,
+    chunks_after,
+    graph_of_history,
+    matching,
+    nested,
+    one_for_all,
+    packed,
+    require_expert,
+    require_one_time,
+    serves,
+)
 from .experts import phased_step
-from .model import FlowMap, Kind
+from .model import FlowMap, Kind, Sampling
 from .path import renoise
-from .times import ALL, Span, euler_grid, parting, span
+from .times import ALL, Grid, Span, Steps, corners_of, euler_grid, grids_of, of_chunk, parting, span
 
 CHUNK = 0xC4A2
 """Before the number of a chunk in the key of its stream: forks by a small number are anybody's."""
@@ -59,28 +71,11 @@ STEPS: Mapping[Kind, Step] = {
 """By `Sampling.kind`."""
 
 
-def guided_euler_step(w: float, null: Cond) -> Step:
-    """An Euler step of the teacher's ODE under classifier-free guidance: two calls, batched as one.
-
-    For a network that makes all frames at once: each branch needs a history of its own, which `Guided` keeps.
-    """
-
-    def step(u: FlowMap, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache, rng: Rng) -> Latent:
-        if cache is not None:
-            raise ValueError(
-                "guided_euler_step was given a history, which is of one branch of guidance and not of both: walk "
-                "Guided(u, w, null) of flowmap.guidance with euler_step instead"
-            )
-        return z - (t - r).reshape(-1, *(1,) * (z.ndim - 1)) * u.velocity(z, t, cond, null, w)
-
-    return step
-
-
 def generate(
     u: FlowMap,
     noise: Iterable[Latent],
     cond: Cond,
-    grid: Tensor,
+    grid: Grid,
     rng: Rng | None,
     *,
     given: Sequence[Latent] = (),
@@ -91,6 +86,7 @@ def generate(
 ) -> Iterator[Latent]:
     """Take the `noise` of chunk after chunk down `grid` = (1, ..., 0); yield each chunk as soon as it is finished.
 
+    grid: of all chunks, or one for each of the video, those given among them, of which the last repeats.
     given: finished chunks that come before. grad_last: how many steps of each chunk, the last ones, carry gradients;
     None is all. Between chunks gradients stop: the history is a snapshot of finished, detached chunks, and is extended
     when the next chunk is asked for. history_grad: with a graph, so that a chunk teaches how what it read is written,
@@ -109,8 +105,9 @@ def generate(
 
     def run(z: Latent, cache: Cache, chunks: Sequence[Latent], k: int) -> Latent:
         cache = remembered(cache, chunks)
-        steps, own = len(grid) - 1, Rng.of(z, CHUNK, k) if rng is None else rng.fork(CHUNK, k)
-        for i, (t, r) in enumerate(pairwise(grid)):
+        times, own = of_chunk(grid, k), Rng.of(z, CHUNK, k) if rng is None else rng.fork(CHUNK, k)
+        steps = len(times) - 1
+        for i, (t, r) in enumerate(pairwise(times)):
             with torch.set_grad_enabled(torch.is_grad_enabled() and (grad_last is None or i >= steps - grad_last)):
                 z = step(u, z, t.expand(len(z)), r.expand(len(z)), cond, cache, own)
         return z
@@ -135,7 +132,7 @@ def walk(
     u: FlowMap,
     noise: Latent,
     cond: Cond,
-    grid: Tensor,
+    grid: Grid,
     rng: Rng | None,
     *,
     context: Latent | None = None,
@@ -148,13 +145,15 @@ def walk(
 
     context: clean latents of the first frames [B, F0, C, H, W], one for image-to-video, more to go on from a clip. They
     come back as they are, and the noise of these frames is not used. history_grad: as in `generate`; "packed" is a walk
-    without a graph and then one call a step for all chunks, the same numbers and the same gradient.
+    without a graph and then one call a step for all chunks, the same numbers and the same gradient. A ValueError where
+    there are grids of more chunks than the video has.
     """
-    serves(u, grid)
     past, rest = chunks_after(u, noise.shape[1], 0 if context is None else matching(context, noise).shape[1])
+    serves(u, grid, len(past) + len(rest))
     given = () if context is None else context.to(noise).split(past, dim=1)
     chunks = noise.split((*past, *rest), dim=1)[len(past) :]
     if history_grad == "packed" and context is None and torch.is_grad_enabled() and len(chunks) > 1:
+        grid = one_for_all(grid)
         first = 0 if grad_last is None else max(0, len(grid) - 1 - grad_last)
 
         def made(step: Step) -> Latent:
@@ -171,23 +170,25 @@ def sample(
     u: FlowMap,
     noise: Latent,
     cond: Cond,
-    steps: int = 4,
+    steps: Steps = 4,
     *,
     shift: float = 1.0,
     step: Step = ode_step,
     rng: Rng | None = None,
     context: Latent | None = None,
-    grid: Tensor | None = None,
+    grid: Grid | None = None,
 ) -> Latent:
     """Any-step sampling: z_1 -> x in `steps` jumps on the shifted grid; the state is float32 throughout. Of two
-    experts it takes at least two, and one of them ends at the boundary.
+    experts it takes at least two, and one of them ends at the boundary. Several numbers, [4, 2], are of the chunks one
+    by one, and the last repeats: the first chunk sets the scene.
 
-    grid: (1, ..., 0) in place of that one, for a student of fixed noise levels, `flowmap.times.grid_of`.
+    grid: (1, ..., 0) in place of that one, for a student of fixed noise levels, `flowmap.times.grids_of`.
     rng: of a step that draws, such as `consistency_step`. By default each sample draws by its own noise: the same noise
     gives the same sample in any batch, and other noise another. context: the clean latents of the first frames, where
     the video is to go on from them; see `walk`.
     """
-    grid = (euler_grid(steps, shift, u.boundary) if grid is None else grid).to(noise.device)
+    found = grids_of(Sampling(), steps, shift, u.boundary) if grid is None else grid
+    grid = found.to(noise.device) if isinstance(found, Tensor) else [own.to(noise.device) for own in found]
     noise = noise.to(torch.promote_types(noise.dtype, torch.float32))
     return walk(u, noise, cond, grid, rng, context=context, step=step)
 
@@ -196,94 +197,85 @@ class Rollout(Protocol):
     def __call__(self, u: FlowMap, noise: Latent, cond: Cond, rng: Rng) -> Latent: ...
 
 
-def _grid(steps: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(steps)
-
-
-def _budgets(instance: object, attribute: object, steps: tuple[int, ...]) -> None:
-    if not steps or min(steps) < 1:
-        name = type(instance).__name__
-        raise ValueError(f"{name}.steps = {steps}: must name at least one budget, each at least 1")
-
-
 @frozen
 class FlowMapBackwardSimulation:
     """An n-step walk collapsed into 1 -> t_i -> t_{i+1} -> 0: at most three jumps, all differentiable.
 
     n from `steps` and i < n are drawn anew each time, the same on every rank; the jumps before and after the i-th
     step stand in for the steps that a full walk would take, so the cost does not grow with n. E[calls] = 3 - 2 / n
-    for n >= 2. replay: hold the graph of one chunk at a time, for twice the forward passes; history_grad: let the
-    gradient reach how history is written; see `generate` and `walk`. AnyFlow, arXiv:2605.13724.
+    for n >= 2. A budget may name the steps of each chunk, (4, 2), of which the last repeats: i is then drawn as a part
+    of the way, each of a chunk's own steps as often. replay: hold the graph of one chunk at a time, for twice the
+    forward passes; history_grad: let the gradient reach how history is written; see `generate` and `walk`. AnyFlow,
+    arXiv:2605.13724.
 
     within: of two experts that part at b, the times of the one that learns; n are the steps of both. The high one's
     walk goes 1 -> t_i -> t_{i+1} -> b, and its samples are noisy, z_b. The low one's begins with what the high one
     makes of noise by such jumps of its own, which carry no gradient: u is then the pair of them.
     """
 
-    steps: tuple[int, ...] = field(default=(2, 4, 8, 16, 50), converter=_grid, validator=_budgets)
+    steps: tuple[int | tuple[int, ...], ...] = field(default=(2, 4, 8, 16, 50), converter=nested, validator=budgets)
     shift: float = field(default=5.0, validator=validators.gt(0.0))
     replay: bool = False
     within: Span = field(default=ALL, validator=span)
     history_grad: HistoryGrad = field(default=False, validator=graph_of_history)
 
     def __attrs_post_init__(self) -> None:
-        if self.within != ALL and min(self.steps) < 2:
+        if self.within != ALL and not all(isinstance(n, int) and n > 1 for n in self.steps):
             raise ValueError(
                 f"FlowMapBackwardSimulation.steps = {self.steps}: must each be at least 2, one for each of two experts"
             )
+        require_one_time(self.history_grad, self.steps, "FlowMapBackwardSimulation.steps")
 
     def __call__(self, u: FlowMap, noise: Latent, cond: Cond, rng: Rng) -> Latent:
         low, high = self.within
-        grid = euler_grid(self.steps[rng.randint(len(self.steps))], self.shift, parting(self.within))
-        corners, last = self._corners(grid[(grid >= low) & (grid <= high)], rng), None
+        n, last = self.steps[rng.randint(len(self.steps))], None
+        grids = [euler_grid(k, self.shift, parting(self.within)) for k in ((n,) if isinstance(n, int) else n)]
+        corners = corners_of([grid[(grid >= low) & (grid <= high)] for grid in grids], rng)
         if self.within != ALL:
-            self._check(u, noise.shape[1])
+            require_expert(u, noise.shape[1], self.within)
         if high < 1.0:
-            last = len(corners) - 1
-            corners = torch.cat([self._corners(grid[grid >= high], rng)[:-1], corners])
+            last = len(corners[0]) - 1
+            corners = [torch.cat([corners_of([grids[0][grids[0] >= high]], rng)[0][:-1], corners[0]])]
         how: dict[str, Any] = {"replay": self.replay, "history_grad": self.history_grad}
-        return walk(u, noise, cond, to_device(corners, noise.device), rng, grad_last=last, **how)
-
-    @staticmethod
-    def _corners(grid: Tensor, rng: Rng) -> Tensor:
-        """Its first time, a random step of it, its last time."""
-        i = rng.randint(len(grid) - 1)
-        return torch.stack([grid[0], grid[i], grid[i + 1], grid[-1]]).unique().flip(0)
-
-    def _check(self, u: FlowMap, frames: int) -> None:
-        low, high = self.within
-        if low and len(chunks := u.chunks(frames)) > 1:
-            raise ValueError(
-                f"FlowMapBackwardSimulation.within = {self.within}: the network makes chunks of {chunks} frames, whose "
-                f"history would be of samples at t = {low:g}: must make all frames at once"
-            )
-        if high < 1.0 and u.boundary != high:
-            has = "is one network" if u.boundary is None else f"has its boundary at {u.boundary:g}"
-            raise ValueError(
-                f"FlowMapBackwardSimulation.within = {self.within}: the student {has}: must be the pair of a high "
-                f"expert, which makes the samples at t = {high:g}, and of the one that learns"
-            )
+        corners = [to_device(grid, noise.device) for grid in corners]
+        return walk(u, noise, cond, corners[0] if isinstance(n, int) else corners, rng, grad_last=last, **how)
 
 
 @frozen
 class ConsistencySimulation:
     """Stop at a random step of a fixed schedule and jump to data; only that jump is differentiable.
 
-    `times` are the noise levels before the final 0, decreasing from 1. replay, history_grad: as in
-    `FlowMapBackwardSimulation`. DMD2, arXiv:2405.14867; Self-Forcing, arXiv:2506.08009, algorithm 1; Self Gradient
-    Forcing, arXiv:2607.20368.
+    `times` are the noise levels before the final 0, decreasing from 1; or those of each chunk, of which the last
+    repeat. Each chunk then stops at the same step, or at its last where it has fewer: (1, 1), (2, 2), (3, 2), (4, 2)
+    of four and two. replay, history_grad: as in `FlowMapBackwardSimulation`. DMD2, arXiv:2405.14867; Self-Forcing,
+    arXiv:2506.08009, algorithm 1; Self Gradient Forcing, arXiv:2607.20368.
     """
 
-    times: tuple[float, ...] = field(default=(1.0, 0.9375, 0.8333, 0.625), converter=tuple)
+    times: tuple[float, ...] | tuple[tuple[float, ...], ...] = field(
+        default=(1.0, 0.9375, 0.8333, 0.625), converter=nested
+    )
     replay: bool = False
     history_grad: HistoryGrad = field(default=False, validator=graph_of_history)
 
     @times.validator
-    def _decreasing(self, attribute: object, times: tuple[float, ...]) -> None:
-        if not times or times[0] != 1.0 or any(a <= b for a, b in pairwise((*times, 0.0))):
-            raise ValueError(f"ConsistencySimulation.times = {times}: must decrease strictly from 1.0 and stay above 0")
+    def _decreasing(self, attribute: object, times: Any) -> None:
+        for own in self._each or ((),):
+            if not own or own[0] != 1.0 or any(a <= b for a, b in pairwise((*own, 0.0))):
+                must = "must decrease strictly from 1.0 and stay above 0"
+                raise ValueError(f"ConsistencySimulation.times = {times}: {must}")
+
+    def __attrs_post_init__(self) -> None:
+        require_one_time(self.history_grad, self.times, "ConsistencySimulation.times")
+
+    @property
+    def _each(self) -> tuple[tuple[float, ...], ...]:
+        """The levels by chunk."""
+        levels: Any = self.times
+        return levels if levels and isinstance(levels[0], tuple) else (levels,)
 
     def __call__(self, u: FlowMap, noise: Latent, cond: Cond, rng: Rng) -> Latent:
-        grid = torch.tensor([*self.times[: rng.randint(len(self.times)) + 1], 0.0])
+        last = rng.randint(max(map(len, self._each))) + 1
+        grids = [to_device(torch.tensor([*own[:last], 0.0]), noise.device) for own in self._each]
+        grid: Grid = grids if len(grids) > 1 else grids[0]
         how: dict[str, Any] = {"replay": self.replay, "history_grad": self.history_grad}
-        return walk(u, noise, cond, to_device(grid, noise.device), rng, step=consistency_step, grad_last=1, **how)
+        return walk(u, noise, cond, grid, rng, step=consistency_step, grad_last=1, **how)

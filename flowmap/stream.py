@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from ._types import Cond, Latent, Rng
-from .chunked import chunks_after
+from .chunked import chunks_after, serves
 from .evaluation.sampling import encode_context, encode_image, latent_shape
 from .model import Codec, FlowMap, Sampling
 from .plugins import backbone
 from .rollout import CHUNK, STEPS, Step, generate
-from .times import grid_of
+from .times import Grid, Steps, grids_of
 from .window import Window
 
 MANY = 256
@@ -28,7 +28,7 @@ def stream(
     student: str | Path,
     prompt: str,
     *,
-    steps: int | None = None,
+    steps: Steps | None = None,
     frames: float | None = None,
     size: tuple[int, int] | None = None,
     context: Tensor | None = None,
@@ -41,10 +41,11 @@ def stream(
     """The frames [n, 3, H, W] in [0, 1] of a video, chunk after chunk, each chunk's as soon as it is made.
 
     student: a directory that `distill` or `flowmap import` wrote. steps: 4, or as many levels as the student was made
-    for. frames, size: of the video, size as (height, width); as in training by
-    default. context: frames [n, 3, H, W] in [0, 1] to go on from, one for image-to-video; they come first, through the
-    codec like the rest. A student that makes all frames at once is told of its image instead. Concatenated, the video
-    that `flowmap sample` makes from the same seed. A ValueError for what the student cannot do, before any is made.
+    for; several, [4, 2], are of the chunks one by one, and the last repeats. frames, size: of the video, size as
+    (height, width); as in training by default. context: frames [n, 3, H, W] in [0, 1] to go on from, one for
+    image-to-video; they come first, through the codec like the rest. A student that makes all frames at once is told of
+    its image instead. Concatenated, the video that `flowmap sample` makes from the same seed. A ValueError
+    for what the student cannot do, before any is made.
 
     window: what is remembered of chunks long ago, `flowmap.window.Window`; then a video may be as long as one likes,
     and frames = math.inf is without end, its noise drawn chunk by chunk.
@@ -56,7 +57,7 @@ def stream(
         raise FileNotFoundError(f"{path}: there is no such directory")
     spec = backbone(str(path), pm)
     own = Sampling.of(path)
-    grid_of(own, steps, spec.shift)  # a wrong number is said before anything is loaded
+    grids_of(own, steps, spec.shift)  # a wrong number is said before anything is loaded
     if context is not None:
         _check(context)
     endless = frames == math.inf
@@ -74,15 +75,17 @@ def stream(
         u.bound(window)
     image = encode_image(spec, codec, shape, context)
     given = encode_context(codec, u, shape, None if image else context).to(device)
-    grid = grid_of(own, steps, spec.shift, u.boundary)
+    grid = grids_of(own, steps, spec.shift, u.boundary)
     past, rest = chunks_after(u, shape[0], given.shape[1])
+    serves(u, grid, len(past) + len(rest))
+    grid = grid.to(device) if isinstance(grid, Tensor) else [each.to(device) for each in grid]
     like, rng = torch.zeros(1, *shape, device=device), Rng.seeded(seed)
     noise: Iterable[Latent] = rng.noise_like(like).split((*past, *rest), dim=1)[len(past) :]
     if endless:  # the last of the sizes is cut to fit
         numbered = zip(count(), chain(rest[:-1], repeat(rest[-2])), strict=False)
         noise = (rng.fork(CHUNK, k).noise_like(like[:, :n]) for k, n in numbered)
     cond = {**codec.encode_prompts([prompt]), **image}
-    return _frames(codec, u, noise, cond, grid.to(device), given.split(past, dim=1), STEPS[own.kind])
+    return _frames(codec, u, noise, cond, grid, given.split(past, dim=1), STEPS[own.kind])
 
 
 @torch.no_grad()
@@ -91,7 +94,7 @@ def _frames(
     u: FlowMap,
     noise: Iterable[Latent],
     cond: Cond,
-    grid: Tensor,
+    grid: Grid,
     given: Sequence[Latent],
     step: Step,
 ) -> Iterator[Tensor]:

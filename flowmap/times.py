@@ -5,6 +5,8 @@ And where to sample: `euler_grid`.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -213,6 +215,41 @@ def euler_grid(steps: int, s: float = 1.0, boundary: float | None = None) -> Ten
 
 STEPS = 4
 """Of sampling, where neither a user nor the student says."""
+
+
+Steps: TypeAlias = int | Sequence[int]
+"""A number of steps for every chunk of a video; or one a chunk, [4, 2], of which the last repeats."""
+Grid: TypeAlias = Tensor | Sequence[Tensor]
+"""Times (1, ..., 0) for every chunk of a video; or those of each chunk, of which the last repeat."""
+
+
+def of_chunk(grid: Grid, k: int) -> Tensor:
+    """The times of chunk k, counted from 0."""
+    return grid if isinstance(grid, Tensor) else grid[min(k, len(grid) - 1)]
+
+
+def corners_of(grids: Sequence[Tensor], rng: Rng) -> list[Tensor]:
+    """Of each grid its first time, a step of it, its last time. The step is drawn once, as a part of the way: each of
+    a grid's own is as likely, and of grids alike it is the same."""
+    steps = [len(grid) - 1 for grid in grids]
+    most = math.lcm(*steps)
+    place = rng.randint(most)
+    at = [place * n // most for n in steps]
+    return [torch.stack([g[0], g[i], g[i + 1], g[-1]]).unique().flip(0) for g, i in zip(grids, at, strict=True)]
+
+
+def told(steps: Steps) -> str:
+    """`4`, or `4, 2` of each chunk."""
+    return str(steps) if isinstance(steps, int) else ", ".join(map(str, steps))
+
+
+def grids_of(own: Sampling, steps: Steps | None, s: float, boundary: float | None = None) -> Grid:
+    """`grid_of`, of each chunk where `steps` names several numbers. A ValueError where it names none."""
+    if steps is None or isinstance(steps, int):
+        return grid_of(own, steps, s, boundary)
+    if not steps:
+        raise ValueError(f"steps = {steps}: must be a number, or one a chunk, such as [4, 2]")
+    return tuple(grid_of(own, n, s, boundary) for n in steps)
 
 
 def grid_of(own: Sampling, steps: int | None, s: float, boundary: float | None = None) -> Tensor:

@@ -16,14 +16,13 @@ from flowmap_wan21 import Wan21
 
 from flowmap import AdamW, Recipe, Rng, Stage, distill
 from flowmap.evaluation import card
-from flowmap.guidance import Guided
+from flowmap.guidance import Guided, guided_euler_step
 from flowmap.method import Method
 from flowmap.methods import anyflow, finetune, meanflow
 from flowmap.model import Sampling
 from flowmap.objectives import Guides
 from flowmap.plugins import collect, installed
 from flowmap.recipe import RecipeError
-from flowmap.rollout import guided_euler_step
 from tests.evaluation.exact import curve
 from tests.methods.test_methods import GIVEN
 from tests.toys import Toy, data

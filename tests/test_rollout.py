@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flowmap import FlowMap, Rng, sample
 from flowmap._types import Cache, Cond, Latent, Time
-from flowmap.guidance import Guided
+from flowmap.guidance import Guided, guided_euler_step
 from flowmap.rollout import (
     ConsistencySimulation,
     FlowMapBackwardSimulation,
@@ -23,7 +23,6 @@ from flowmap.rollout import (
     consistency_step,
     euler_step,
     generate,
-    guided_euler_step,
     ode_step,
     restart_step,
     walk,

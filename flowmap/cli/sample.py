@@ -27,8 +27,9 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--backbone", metavar="NAME", help=BACKBONE)
     parser.add_argument("--prompt", action="append", default=[], help="may be given several times: a row each")
     parser.add_argument("--prompts", metavar="FILE", help="a text file with a prompt a line, after those of --prompt")
-    told = "of sampling; 4 by default, or as many as the student was made for; several: a column each"
-    parser.add_argument("--steps", type=positive, nargs="+", metavar="N", help=told)
+    told = "of sampling; 4 by default, or as many as the student was made for; several: a column each. Of a student "
+    told += "that makes chunk after chunk also of each chunk its own, of which the last repeats: --steps 4,2"
+    parser.add_argument("--steps", type=steps, nargs="+", metavar="N", help=told)
     parser.add_argument("--seed", type=whole, default=0, metavar="N", help="of the noise, 0 by default")
     parser.add_argument("--size", type=size, metavar="FxHxW", help="frames, height, width; as in training by default")
     parser.add_argument(
@@ -131,7 +132,8 @@ def _asked(options: Namespace) -> tuple[tuple[str, ...], Path, int | None]:
             raise UsageError(f"--samples is for a directory, a file each, and {out} is one file")
         each = None
     elif len(options.steps or ()) > 1:
-        raise UsageError(f"--steps {' '.join(map(str, options.steps))}: a directory has samples of one number of steps")
+        asked = " ".join(str(n) if isinstance(n, int) else ",".join(map(str, n)) for n in options.steps)
+        raise UsageError(f"--steps {asked}: a directory has samples of one number of steps")
     more: tuple[str, ...] = ()
     if options.prompts is not None:
         from ..data.synth import read_prompts
@@ -220,6 +222,12 @@ def _outside(error: ProfileError, size: tuple[int, int, int] | None) -> str:
     else:
         told = f"{error}, in latents"
     return f"{told}; leave --size out for the size that it was made for"
+
+
+def steps(text: str) -> int | tuple[int, ...]:
+    if "," not in text:
+        return positive(text)
+    return tuple(positive(part) for part in text.split(","))
 
 
 def size(text: str) -> tuple[int, int, int]:

@@ -19,10 +19,11 @@ from .. import validators
 from .._types import Cond, Latent, Rng, Role, concat, select
 from ..atomic import write_json, write_text
 from ..data.video_folder import frames_of
+from ..guidance import guided_euler_step
 from ..model import Codec, FlowMapSpec, Kind, Sampling
 from ..objectives import Networks
 from ..recipe import describe
-from ..rollout import STEPS, guided_euler_step, sample
+from ..rollout import STEPS, sample
 from ..times import grid_of
 from ..training.run import environment
 from . import album, plots, previews, records

@@ -96,9 +96,10 @@ def _write_mp4(pictures: Picture, path: Path, fps: float) -> None:
         file.mux(stream.encode())
 
 
-def write_labelled(videos: Mapping[int, Tensor], prompts: Sequence[str], path: Path, fps: float | None = None) -> None:
-    """videos: [N, F, 3, H, W] by the number of steps. A row a prompt, which stands above it, a column a number of
-    steps, every pixel as it is, or enlarged by a whole factor. In a .png the frames are side by side in a cell."""
+def write_labelled(videos: Mapping[Any, Tensor], prompts: Sequence[str], path: Path, fps: float | None = None) -> None:
+    """videos: [N, F, 3, H, W] by the number of steps, or what is said of several. A row a prompt, which stands above
+    it, a column a number of steps, every pixel as it is, or enlarged by a whole factor. In a .png the frames are side
+    by side in a cell."""
     n, frames, _, height, width = next(iter(videos.values())).shape
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".png":
@@ -112,7 +113,7 @@ def write_labelled(videos: Mapping[int, Tensor], prompts: Sequence[str], path: P
     _write_pictures(np.stack([np.asarray(page) for page in pages]), path, fps or FPS, SECONDS)
 
 
-def _page(steps: Sequence[int], cells: Sequence[Sequence[Picture]], prompts: Sequence[str]) -> Any:
+def _page(steps: Sequence[Any], cells: Sequence[Sequence[Picture]], prompts: Sequence[str]) -> Any:
     """A picture of all cells, by column and row, with their labels."""
     from matplotlib.font_manager import findfont
     from PIL import Image, ImageDraw, ImageFont
@@ -124,7 +125,7 @@ def _page(steps: Sequence[int], cells: Sequence[Sequence[Picture]], prompts: Seq
     draw = ImageDraw.Draw(page)
     for i, (count, column) in enumerate(zip(steps, cells, strict=True)):
         x = i * (wide + BETWEEN)
-        draw.text((x + wide / 2, line / 2), f"{count} step{'s' * (count > 1)}", "black", font, anchor="mm")
+        draw.text((x + wide / 2, line / 2), f"{count} step{'s' * (str(count) != '1')}", "black", font, anchor="mm")
         for k, picture in enumerate(column):
             page.paste(Image.fromarray(picture), (x, line + k * row + line))
     for k, prompt in enumerate(prompts):

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from .._types import Cond, Latent, Rng
 from ..atomic import partial
-from ..chunked import chunks_after
+from ..chunked import chunks_after, serves
 from ..model import Codec, FlowMap, FlowMapSpec, Sampling, conditions_of_images
 from ..rollout import STEPS, sample
-from ..times import grid_of
+from ..times import Grid, Steps, grids_of, of_chunk, told
 from ..window import Window
 from .previews import write_labelled, write_video
 
@@ -91,20 +91,28 @@ class Maker:
     def noise(self, seed: int, samples: int) -> Latent:
         return Rng.seeded(seed).noise_like(torch.zeros(samples, *self.shape, device=self.device))
 
-    def grid(self, steps: int | None) -> Tensor:
-        """steps: None is the student's own number."""
-        return grid_of(self.own, steps, self.shift, self.u.boundary)
+    def grid(self, steps: Steps | None) -> Grid:
+        """steps: None is the student's own number; several are of the chunks one by one, and the last repeats. A
+        ValueError where they are of more chunks than a video has."""
+        grid = grids_of(self.own, steps, self.shift, self.u.boundary)
+        serves(self.u, grid, sum(map(len, self._chunks)))
+        return grid
 
-    def calls(self, samples: int, grid: Tensor) -> int:
+    def calls(self, samples: int, grid: Grid) -> int:
         """Steps of the network for so many samples."""
-        given = chunks_after(self.u, self.shape[0], self.given.shape[1])[1]
-        return math.ceil(samples / self.rows[1]) * len(given) * (len(grid) - 1)
+        past, rest = self._chunks
+        steps = sum(len(of_chunk(grid, k)) - 1 for k in range(len(past), len(past) + len(rest)))
+        return math.ceil(samples / self.rows[1]) * steps
+
+    @property
+    def _chunks(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return chunks_after(self.u, self.shape[0], self.given.shape[1])
 
     def conditions(self, prompts: Sequence[str]) -> Cond:
         image = {name: value.expand(len(prompts), *value.shape[1:]) for name, value in self.image.items()}
         return {**self.codec.encode_prompts(prompts), **image}
 
-    def videos(self, cond: Cond, noise: Latent, grid: Tensor, tick: Tick = lambda n: None) -> Tensor:
+    def videos(self, cond: Cond, noise: Latent, grid: Grid, tick: Tick = lambda n: None) -> Tensor:
         """[N, frames, 3, height, width] in [0, 1], on the CPU. tick: is told of every step of the network."""
         given = self.given.expand(len(noise), *self.given.shape[1:])
         step = STEPS[self.own.kind]
@@ -129,7 +137,7 @@ class Maker:
 def grid_of_samples(
     maker: Maker,
     prompts: Sequence[str],
-    steps: Sequence[int] | None,
+    steps: Sequence[Steps] | None,
     seed: int,
     out: str | Path,
     fps: float | None = None,
@@ -138,9 +146,9 @@ def grid_of_samples(
     """One picture or video with a row a prompt and a column a number of steps, which have labels where there are
     several; along a row the noise is the same. steps: None is the student's own number. fps: frames a second."""
     cond, noise = maker.conditions(prompts), maker.noise(seed, len(prompts))
-    grids = [maker.grid(n) for n in steps or (None,)]
-    with bar(sum(maker.calls(len(prompts), grid) for grid in grids)) as tick:
-        made = {len(grid) - 1: maker.videos(cond, noise, grid, tick) for grid in grids}
+    grids = {told(n): maker.grid(n) for n in steps or (len(of_chunk(maker.grid(None), 0)) - 1,)}
+    with bar(sum(maker.calls(len(prompts), grid) for grid in grids.values())) as tick:
+        made = {label: maker.videos(cond, noise, grid, tick) for label, grid in grids.items()}
     if len(prompts) * len(grids) > 1:
         write_labelled(made, prompts, Path(out), fps)
     else:
@@ -150,7 +158,7 @@ def grid_of_samples(
 def one_each(
     maker: Maker,
     prompts: Sequence[str],
-    steps: int | None,
+    steps: Steps | None,
     seed: int,
     samples: int,
     out: Path,

@@ -60,7 +60,7 @@ def on_policy(
     diagonal: float = 0.5,
     edge: float = 0.25,
     velocity: Literal["data", "teacher"] = "data",
-    steps: tuple[int, ...] = (2, 4, 8, 16, 50),
+    steps: tuple[int | tuple[int, ...], ...] = (2, 4, 8, 16, 50),
     dmd: float = 1.0,
     cotrain: float = 1.0,
     critic_every: int = 1,
@@ -73,6 +73,7 @@ def on_policy(
 ) -> Method:
     """Stage 2, section 3.3: match the teacher's distribution on the student's own rollouts, stage 1 kept on.
 
+    `steps`: the budgets of rollouts, each a number, or one a chunk, (4, 2), of which the last repeats.
     `teacher_guidance` is the standard w (the reference's "3.0" is w = 4). `share_rollout`: the critic learns from the
     samples that the student's update made, where there is one whenever the critic learns; False rolls out again, as
     the reference does. `parity=True`: that, t over the whole of [0, 1], no floor under the normaliser, and stage 1's

@@ -22,7 +22,7 @@ OPTIMIZER: Mapping[Role, AdamW] = {role: AdamW(3e-6, (0.0, 0.9)) for role in ("s
 HEADS = Heads(depths=(16 / 36, 26 / 36, 1.0), pool="query")
 """Layers 16, 26 and 36 of 36."""
 
-ONE_STEP = ConsistencySimulation((1.0,))  # type: ignore[arg-type]  # converter=tuple
+ONE_STEP = ConsistencySimulation((1.0,))
 """x = ε - u(ε, 1, 0)."""
 
 

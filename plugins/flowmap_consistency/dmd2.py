@@ -53,7 +53,7 @@ def dmd2(
     Calls a sample and `every` = 5 iterations: 1 G + 1.5 F and 5 · 2.5 F of the student, 2 F of the teacher, 1 F + 1 G
     and 5 · (1 + 2) G of the critic (5 · (1 + 3) with R1); without the GAN 1 F and 5 G.
     """
-    rollout = ConsistencySimulation(step_list(number, shift), replay)  # type: ignore[arg-type]  # converter=tuple
+    rollout = ConsistencySimulation(step_list(number, shift), replay)
     matching = DistributionMatching(rollout, Diagonal(shift=shift, low=0.02, high=0.98), w, floor=0.0)
     critic = CriticMatching(rollout, Diagonal(shift=shift))
     learns: tuple[float, Objective] = (0.5, matching)

@@ -17,7 +17,7 @@ from flowmap.methods.citations import DMD
 from flowmap.objectives import Loss, Networks, nonfinite
 from flowmap.objectives.distribution_matching import CriticMatching, DistributionMatching
 from flowmap.rollout import ConsistencySimulation, euler_step
-from flowmap.times import Diagonal, euler_grid
+from flowmap.times import Diagonal, Steps, euler_grid
 
 from .chunked import decreasing, draw, levels, sweep
 from .citations import CAUSVID, DMD2, SELF_FORCING
@@ -111,7 +111,7 @@ def step_list(number: int, shift: float) -> tuple[float, ...]:
 
 def self_forcing(
     *,
-    number: int = 4,
+    number: Steps = 4,
     shift: float = 5.0,
     w: float = 4.0,
     every: int = 5,
@@ -122,18 +122,20 @@ def self_forcing(
 
     A rollout ends at one of its `number` steps, drawn once for all chunks; that jump alone has a gradient, and finished
     chunks become history without one, as published; `history_grad` gives it one, see `self_gradient_forcing`.
-    w = 4 is the reference's "3.0". The critic learns in every iteration from samples of its own, the student in one of
+    number: or of each chunk its own, (4, 2), of which the last repeats (Causal-rCM, arXiv:2606.25473). w = 4 is the
+    reference's "3.0". The critic learns in every iteration from samples of its own, the student in one of
     `every`. `replay`: hold the graph of one chunk at a time, for a second forward pass.
 
     Calls a sample and `every` = 5 iterations: 1 G + 1.5 F and 5 · 2.5 F of the student, 2 F of the teacher, 1 F + 5 G
     of the critic, and 6 times a sweep that encodes finished chunks, without the last.
     """
-    rollout = ConsistencySimulation(step_list(number, shift), replay, history_grad)  # type: ignore[arg-type]  # converter
-    times = Diagonal(shift=shift, low=0.02, high=0.98)
-    matching = DistributionMatching(rollout, times, w, floor=0.0)
+    times = step_list(number, shift) if isinstance(number, int) else tuple(step_list(n, shift) for n in number)
+    rollout = ConsistencySimulation(times, replay, history_grad)
+    asked = Diagonal(shift=shift, low=0.02, high=0.98)
+    matching = DistributionMatching(rollout, asked, w, floor=0.0)
     updates = (
         Update("student", ((0.5, matching),), every=every),
-        Update("critic", ((1.0, CriticMatching(rollout, times)),)),
+        Update("critic", ((1.0, CriticMatching(rollout, asked)),)),
     )
     return Method("self_forcing", updates, (SELF_FORCING, DMD2, DMD), sampler="consistency", guidance=w)
 

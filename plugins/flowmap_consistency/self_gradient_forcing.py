@@ -9,6 +9,7 @@ from flowmap.chunked import HistoryGrad
 from flowmap.method import Method
 from flowmap.methods.citations import SELF_GRADIENT_FORCING
 from flowmap.methods.flow_matching import flow_matching
+from flowmap.times import Steps
 
 from .scale import Scale
 from .self_forcing import OPTIMIZER, self_forcing
@@ -29,7 +30,7 @@ def initialisation(*, shift: float = 5.0, drop: float = 0.1) -> Method:
 
 def self_gradient_forcing(
     *,
-    number: int = 4,
+    number: Steps = 4,
     shift: float = 5.0,
     w: float = 4.0,
     every: int = 5,

@@ -21,7 +21,8 @@ from flowmap import Rng
 from flowmap.cli import main
 from flowmap.data import DataError, LatentFolder, LatentShards
 from flowmap.data.synth import SYNTH, Synthesis, read_prompts
-from flowmap.rollout import consistency_step, guided_euler_step, ode_step, sample
+from flowmap.guidance import guided_euler_step
+from flowmap.rollout import consistency_step, ode_step, sample
 from tests.wan21.test_network import shake
 
 from .made import content

@@ -27,8 +27,8 @@ from safetensors.torch import load_file, save_file
 
 from flowmap import FlowMap, Recipe, Rng, Stage, backbone, sample
 from flowmap.evaluation import card
+from flowmap.guidance import guided_euler_step
 from flowmap.methods import anyflow
-from flowmap.rollout import guided_euler_step
 from flowmap.times import euler_grid
 from tests.wan21.test_network import CPU, LORA, R, T, build, shake
 
