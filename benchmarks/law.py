@@ -10,9 +10,9 @@
     python -m benchmarks.law --smoke --out DIR          # the same path through the code; means nothing
 
 The shipped teacher at guidance 1 is far from real clips in few steps and near to them in many, so whether a student
-gains from more steps can be seen. The measures are unbiased at every number of samples: energy distances of latents and
-of features to real clips of the same prompts, and variety. Every result is a file under --cache, written as it ends; the
-report has them all in law_jobs.json, which the command begins with, so that another machine goes on.
+gains from more steps can be seen. The measures are unbiased at every number of samples: energy distances of latents
+and of features to real clips of the same prompts, and variety. Every result is a file under --cache, written as it
+ends; the report has them all in law_jobs.json, which the command begins with, so that another machine goes on.
 """
 
 from __future__ import annotations
