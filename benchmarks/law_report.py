@@ -1,14 +1,15 @@
-"""The report of `law`: records, slopes seed by seed, tables with what they say by rule, a figure of four families."""
+"""The report of `law`: records, slopes seed by seed, tables with what they say by rule, two figures."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from . import jobs
-from .curves import FEW, MANY, SURE, interval, table
-from .law_jobs import GROUPS, METRICS, Settings
+from .curves import FEW, MANY, SURE, table
+from .law_figures import Record, every, families, wide
+from .law_jobs import METRICS, Settings
 from .law_lines import PRIMARY, Line, lines
 from .law_rows import ABLATIONS, ROWS, Row
 from .law_tuning import FACTORS, score, trials, tried
@@ -19,14 +20,6 @@ TITLES = {
     "variety": "Variety within a prompt, 1 is real",
 }
 SAMPLERS = {"flow_map": "along the flow", "consistency": "re-noised", "euler": "Euler"}
-DRAWN = (
-    ("teacher", "euler", "#777777", "teacher, Euler steps"),
-    ("anyflow_1", "flow_map", "#2ca02c", "AnyFlow, stage 1 alone"),
-    ("anyflow", "flow_map", "#1f77b4", "AnyFlow, stages 1 + 2, along the flow"),
-    ("anyflow", "consistency", "#ff7f0e", "the same weights, re-noised"),
-    ("rcm", "consistency", "#d62728", "rCM, a consistency method"),
-)
-Record: TypeAlias = Mapping[str, Any]
 
 
 def summarise(settings: Settings, folder: Path) -> dict[str, Any]:
@@ -146,11 +139,6 @@ def _cell(one: Record | None, sign: str = "") -> str:
     return "–" if one is None else f"{one['mean']:{sign}.4f} ± {one['se']:.4f}"
 
 
-def wide(one: Record) -> float:
-    """Half of the interval's width."""
-    return interval(one["se"], one["seeds"] if one["se_of"] == "seeds" else GROUPS)
-
-
 def rules(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What was hoped for, and what the numbers say: a slope whose interval is beside 0 goes up or down."""
     for told in found["differences"]:
@@ -185,38 +173,12 @@ def _rules(found: Mapping[str, Any]) -> list[str]:
 
 
 def write(found: Mapping[str, Any], out: Path, pictures: Path) -> None:
-    """law.json, law_slopes.json, law_differences.json, law.md under `out`; law_sweep.json of a sweep; law.png."""
+    """law.json, law_slopes.json, law_differences.json, law.md under `out`; law_sweep.json of a sweep; two pictures."""
     jobs.write(out / "law.json", found["records"])
     jobs.write(out / "law_slopes.json", found["slopes"])
     jobs.write(out / "law_differences.json", found["differences"])
     if found["sweep"]:
         jobs.write(out / "law_sweep.json", found["sweep"])
     (out / "law.md").write_text(markdown(found))
-    plot(found, pictures / "law.png")
-
-
-def plot(found: Mapping[str, Any], path: Path) -> None:
-    """Four families against the number of steps; bands are intervals."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
-    axes = figure.subplots()
-    for method, sampler, colour, label in DRAWN:
-        some = [r for r in found["records"] if (r["method"], r["sampler"], r["metric"]) == (method, sampler, PRIMARY)]
-        if some:
-            steps, mean, half = [r["steps"] for r in some], [r["mean"] for r in some], [wide(r) for r in some]
-            low, high = ([m + k * w for m, w in zip(mean, half, strict=True)] for k in (-1, 1))
-            axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
-            axes.plot(steps, mean, color=colour, marker="o", markersize=4, label=f"{label} (n = {some[0]['seeds']})")
-    real = [r["mean"] for r in found["records"] if (r["method"], r["metric"]) == ("real", PRIMARY)]
-    for level in real:
-        axes.axhline(level, color="black", linewidth=0.8, linestyle="--", label="other real clips, as measured")
-    axes.axhline(0.0, color="black", linewidth=0.8, linestyle=":", label="real clips, on average")
-    shown = sorted({r["steps"] for r in found["records"] if r["steps"]})
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(shown, [str(n) for n in shown])
-    axes.set_xlabel("steps")
-    axes.set_ylabel("energy distance of latents, lower is better")
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=9)
-    figure.savefig(path, dpi=130)
+    families(found, pictures / "law.png")
+    every(found, pictures / "law_all.png")
