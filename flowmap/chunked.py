@@ -14,8 +14,10 @@ from torch import Tensor
 from . import validators
 from ._types import Cache, Cond, Latent, Rng, Time
 from .model import FlowMap
+from .path import interpolate
 from .times import ALL, Grid, Span
 
+HISTORY = 0x415
 BETWEEN = 1e-6
 """Times in float32 that are the same."""
 HistoryGrad: TypeAlias = bool | Literal["packed"]
@@ -61,6 +63,30 @@ def budgets(instance: object, attribute: Any, steps: Any) -> None:
         raise ValueError(f"{name} = {steps}: must name at least one budget, each at least 1, or (4, 2) of chunks")
 
 
+def noise_of_history(instance: Any, attribute: Any, value: float) -> None:
+    """The validator of `history_noise` beside a field `history_grad`."""
+    validators.ge(0.0)(instance, attribute, value)
+    if value >= 1.0:
+        raise validators.wrong(instance, attribute, value, "must be below 1, which is pure noise")
+    if value and instance.history_grad == "packed":
+        raise validators.wrong(instance, attribute, value, "must be 0 with history_grad = 'packed', of clean chunks")
+
+
+def time(x: Latent, t: float) -> Time:
+    """[B], one for all samples of x."""
+    return torch.full((len(x),), t, device=x.device)
+
+
+def seen_later(x: Latent, τ: float, rng: Rng) -> Latent:
+    """A finished chunk, detached; noised to τ again by a stream of its own, forked from that of the chunk."""
+    return interpolate(x.detach(), rng.fork(HISTORY).noise_like(x), time(x, τ))[0] if τ else x.detach()
+
+
+def remembering(rollout: Any) -> dict[str, Any]:
+    """How a rollout of training remembers chunks: what `walk` is given by these names."""
+    return {name: getattr(rollout, name) for name in ("replay", "history_grad", "history_noise")}
+
+
 def require_one_time(history_grad: HistoryGrad, values: Sequence[Any], name: str) -> None:
     """A ValueError where chunks in one call would be at times of their own."""
     if history_grad == "packed" and any(isinstance(v, tuple) for v in values):
@@ -86,8 +112,10 @@ def require_expert(u: FlowMap, frames: int, within: Span) -> None:
         )
 
 
-def one_for_all(grid: Grid) -> Tensor:
-    """The times of all chunks; a ValueError where each has its own."""
+def one_for_all(grid: Grid, history_noise: float | None) -> Tensor:
+    """The times of all chunks; a ValueError where each has its own, or where the history is noised."""
+    if history_noise:
+        raise ValueError(f"history_grad = 'packed' with history_noise = {history_noise:g}: must be 0, of clean chunks")
     if isinstance(grid, Tensor):
         return grid
     raise ValueError(

@@ -134,7 +134,7 @@ def distill(
             del learning, nets, weights  # the networks in pieces make way for those that are written
             nets = whole_again(recipe, tensors, device, dtype, judged=judged)
         if recipe.result == "student":
-            nets["student"].guidance = card.guidance(recipe)
+            nets["student"].guidance, nets["student"].history_noise = card.guidance(recipe), card.history_noise(recipe)
         if path is not None:
             if batches is not None and probe is not None:
                 if found is not None and not _trained(recipe, found):

@@ -62,6 +62,10 @@ class TwoExperts(FlowMap):
         found = self.high.extend(high, x, cond), self.low.extend(low, x, cond)
         return None if found == (None, None) else found
 
+    def extend_noisy(self, cache: Cache, z: Latent, t: Time, cond: Cond) -> Cache:
+        high, low = (None, None) if cache is None else cache
+        return self.high.extend_noisy(high, z, t, cond), self.low.extend_noisy(low, z, t, cond)
+
     def bound(self, window: Window) -> None:
         self.high.bound(window)
         self.low.bound(window)

@@ -151,6 +151,11 @@ class Guided(Wrapped):
             return self.u.extend(cache, x, cond)
         return self.u.extend(cache, torch.cat([x, x]), self._both(cond))
 
+    def extend_noisy(self, cache: Cache, z: Latent, t: Time, cond: Cond) -> Cache:
+        if self._one(cond):
+            return self.u.extend_noisy(cache, z, t, cond)
+        return self.u.extend_noisy(cache, torch.cat([z, z]), torch.cat([t, t]), self._both(cond))
+
     def _one(self, cond: Cond) -> bool:
         """Whether the branches are one: without guidance, or without a condition to compare with its absence."""
         if cond:

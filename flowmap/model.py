@@ -39,12 +39,14 @@ class Sampling:
 
     kind: "euler" of a diffusion model; the others of a student. guidance: what is built in, so that one call a step is
     guided; 1 is none, and None some, of a scale that nobody wrote down. times: the noise levels, decreasing, before 0,
-    that a student was made for, where it was not made for any number of steps.
+    that a student was made for, where it was not made for any number of steps. history_noise: of finished chunks as
+    later ones see them, `flowmap.rollout.generate`.
     """
 
     kind: Kind = "euler"
     guidance: float | None = 1.0
     times: tuple[float, ...] | None = None
+    history_noise: float = 0.0
 
     @classmethod
     def of(cls, student: Path) -> Sampling:
@@ -52,7 +54,8 @@ class Sampling:
         file = student / "flowmap.json"
         facts = json.loads(file.read_text()) if file.is_file() else {}
         times = facts.get("times")
-        return cls(facts.get("sampler", "flow_map"), facts.get("guidance"), None if times is None else tuple(times))
+        levels, noise = None if times is None else tuple(times), facts.get("history_noise", 0.0)
+        return cls(facts.get("sampler", "flow_map"), facts.get("guidance"), levels, noise)
 
 
 def guided_twice(built_in: float | None, w: float) -> str | None:
@@ -82,12 +85,14 @@ class FlowMap(nn.Module, ABC):
 
     On the diagonal r = t it is the instantaneous velocity v_θ, so a teacher and a critic are flow maps too. Only
     `forward` must be written. `chunks`, `extend`, `bound`, `teacher_forcing` and `packed` describe a network that
-    generates all frames at once, and a causal network overrides them; `precision`, `blocks`, `trained` and `thaw` say
-    how the network is built. The rest is final.
+    generates all frames at once, and a causal network overrides them, and `extend_noisy` where it can be told of noise;
+    `precision`, `blocks`, `trained` and `thaw` say how the network is built. The rest is final.
     """
 
     guidance: float | None = 1.0
     """What is built in, `Sampling.guidance`: more of it is an error."""
+    history_noise: float = 0.0
+    """Of finished chunks as later ones see them, `flowmap.rollout.generate`: what a student was made with."""
     boundary: float | None = None
     """A time at which one network gives way to another, `flowmap.experts`: every sampler's grid has it."""
     within: tuple[float, float] = (0.0, 1.0)
@@ -104,6 +109,11 @@ class FlowMap(nn.Module, ABC):
     def extend(self, cache: Cache, x: Latent, cond: Cond) -> Cache:
         """A new snapshot: the history with a finished chunk appended. Never changes `cache`."""
         return None
+
+    def extend_noisy(self, cache: Cache, z: Latent, t: Time, cond: Cond) -> Cache:
+        """`extend` with a finished chunk that was noised again, z_t, whose t [B] the network is told; at t = 0 it is
+        `extend`. A ValueError where the network remembers clean chunks alone."""
+        raise ValueError(f"history_noise: this {type(self).__name__} remembers clean chunks alone: must be 0")
 
     def bound(self, window: Window) -> None:
         """From now on `extend` remembers what `window` keeps, of videos without end. A ValueError where it cannot."""
@@ -181,12 +191,16 @@ class Wrapped(FlowMap, ABC):
     def __init__(self, u: FlowMap) -> None:
         super().__init__()
         self.u, self.guidance, self.boundary, self.within = u, u.guidance, u.boundary, u.within
+        self.history_noise = u.history_noise
 
     def chunks(self, frames: int) -> tuple[int, ...]:
         return self.u.chunks(frames)
 
     def extend(self, cache: Cache, x: Latent, cond: Cond) -> Cache:
         return self.u.extend(cache, x, cond)
+
+    def extend_noisy(self, cache: Cache, z: Latent, t: Time, cond: Cond) -> Cache:
+        return self.u.extend_noisy(cache, z, t, cond)
 
     def bound(self, window: Window) -> None:
         self.u.bound(window)
@@ -397,7 +411,7 @@ class FlowMapSpec(ABC):
         student = self.build(frozenset[Role]({"student"}), device=device, dtype=dtype)["student"]
         require_fit(path / "model.safetensors", student)
         load_model(student, path / "model.safetensors")
-        student.guidance = Sampling.of(path).guidance
+        student.guidance, student.history_noise = (own := Sampling.of(path)).guidance, own.history_noise
         return student
 
     def codec(self, *, device: torch.device, dtype: torch.dtype) -> Codec:

@@ -20,11 +20,15 @@ from .chunked import (
     graph_of_history,
     matching,
     nested,
+    noise_of_history,
     one_for_all,
     packed,
+    remembering,
     require_expert,
     require_one_time,
+    seen_later,
     serves,
+    time,
 )
 from .experts import phased_step
 from .model import FlowMap, Kind, Sampling
@@ -83,6 +87,7 @@ def generate(
     grad_last: int | None = None,
     replay: bool = False,
     history_grad: bool = False,
+    history_noise: float | None = None,
 ) -> Iterator[Latent]:
     """Take the `noise` of chunk after chunk down `grid` = (1, ..., 0); yield each chunk as soon as it is finished.
 
@@ -94,18 +99,26 @@ def generate(
     again in the backward pass, one after the other, so that the graph of one is held at a time: the same gradient for a
     second forward pass, in which a history with a graph is written anew for each.
 
+    history_noise: the time τ that finished chunks are noised to again before they are remembered, (1 - τ) x + τ n,
+    which `FlowMap.extend_noisy` is told; None is the network's own. Those that are yielded stay as they are.
+
     Chunk k of the video draws from `rng.fork(CHUNK, k)`, which no one else forks: the same with frames given, and when
     it is walked again. Where rng is None, each of its samples draws by its own noise.
     """
 
+    τ = u.history_noise if history_noise is None else history_noise
+
+    def stream(z: Latent, k: int) -> Rng:
+        return Rng.of(z, CHUNK, k) if rng is None else rng.fork(CHUNK, k)
+
     def remembered(cache: Cache, chunks: Sequence[Latent]) -> Cache:
         for x in chunks:
-            cache = u.extend(cache, x, cond)
+            cache = u.extend_noisy(cache, x, time(x, τ), cond) if τ else u.extend(cache, x, cond)
         return cache
 
     def run(z: Latent, cache: Cache, chunks: Sequence[Latent], k: int) -> Latent:
         cache = remembered(cache, chunks)
-        times, own = of_chunk(grid, k), Rng.of(z, CHUNK, k) if rng is None else rng.fork(CHUNK, k)
+        times, own = of_chunk(grid, k), stream(z, k)
         steps = len(times) - 1
         for i, (t, r) in enumerate(pairwise(times)):
             with torch.set_grad_enabled(torch.is_grad_enabled() and (grad_last is None or i >= steps - grad_last)):
@@ -113,7 +126,7 @@ def generate(
         return z
 
     cache: Cache = None
-    finished: Sequence[Latent] = [x.detach() for x in given]
+    finished: Sequence[Latent] = [seen_later(x, τ, stream(x, k)) for k, x in enumerate(given)]
     for k, z in enumerate(noise, len(given)):
         again = replay and torch.is_grad_enabled()
         if not (again and history_grad):
@@ -121,11 +134,11 @@ def generate(
                 cache, finished = remembered(cache, finished), ()
         if again:
             # early_stop would leave u in the middle of its last call, by an exception
-            z = checkpoint(run, z, cache, finished, k, use_reentrant=False, early_stop=False)
+            x = checkpoint(run, z, cache, finished, k, use_reentrant=False, early_stop=False)
         else:
-            z = run(z, cache, (), k)
-        yield z
-        finished = (*finished, z.detach())
+            x = run(z, cache, (), k)
+        yield x
+        finished = (*finished, seen_later(x, τ, stream(z, k)))
 
 
 def walk(
@@ -140,27 +153,28 @@ def walk(
     grad_last: int | None = None,
     replay: bool = False,
     history_grad: HistoryGrad = False,
+    history_noise: float | None = None,
 ) -> Latent:
     """`generate` on the whole `noise` [B, F, C, H, W]: all F frames.
 
     context: clean latents of the first frames [B, F0, C, H, W], one for image-to-video, more to go on from a clip. They
     come back as they are, and the noise of these frames is not used. history_grad: as in `generate`; "packed" is a walk
-    without a graph and then one call a step for all chunks, the same numbers and the same gradient. A ValueError where
-    there are grids of more chunks than the video has.
+    without a graph and then one call a step for all chunks, the same numbers and the same gradient. history_noise: as
+    in `generate`; "packed" has none. A ValueError where there are grids of more chunks than the video has.
     """
     past, rest = chunks_after(u, noise.shape[1], 0 if context is None else matching(context, noise).shape[1])
     serves(u, grid, len(past) + len(rest))
     given = () if context is None else context.to(noise).split(past, dim=1)
     chunks = noise.split((*past, *rest), dim=1)[len(past) :]
     if history_grad == "packed" and context is None and torch.is_grad_enabled() and len(chunks) > 1:
-        grid = one_for_all(grid)
+        grid = one_for_all(grid, history_noise)
         first = 0 if grad_last is None else max(0, len(grid) - 1 - grad_last)
 
         def made(step: Step) -> Latent:
-            return torch.cat([*generate(u, chunks, cond, grid, rng, step=step)], dim=1)
+            return torch.cat([*generate(u, chunks, cond, grid, rng, step=step, history_noise=0.0)], dim=1)
 
         return packed(u, cond, grid, first, step, made)
-    settings: dict[str, Any] = {"step": step, "grad_last": grad_last, "replay": replay}
+    settings: dict[str, Any] = {"step": step, "grad_last": grad_last, "replay": replay, "history_noise": history_noise}
     found = generate(u, chunks, cond, grid, rng, given=given, history_grad=bool(history_grad), **settings)
     return torch.cat([*given, *found], dim=1)
 
@@ -177,6 +191,7 @@ def sample(
     rng: Rng | None = None,
     context: Latent | None = None,
     grid: Grid | None = None,
+    history_noise: float | None = None,
 ) -> Latent:
     """Any-step sampling: z_1 -> x in `steps` jumps on the shifted grid; the state is float32 throughout. Of two
     experts it takes at least two, and one of them ends at the boundary. Several numbers, [4, 2], are of the chunks one
@@ -185,12 +200,12 @@ def sample(
     grid: (1, ..., 0) in place of that one, for a student of fixed noise levels, `flowmap.times.grids_of`.
     rng: of a step that draws, such as `consistency_step`. By default each sample draws by its own noise: the same noise
     gives the same sample in any batch, and other noise another. context: the clean latents of the first frames, where
-    the video is to go on from them; see `walk`.
+    the video is to go on from them; see `walk`. history_noise: as in `generate`, the network's own by default.
     """
     found = grids_of(Sampling(), steps, shift, u.boundary) if grid is None else grid
     grid = found.to(noise.device) if isinstance(found, Tensor) else [own.to(noise.device) for own in found]
     noise = noise.to(torch.promote_types(noise.dtype, torch.float32))
-    return walk(u, noise, cond, grid, rng, context=context, step=step)
+    return walk(u, noise, cond, grid, rng, context=context, step=step, history_noise=history_noise)
 
 
 class Rollout(Protocol):
@@ -205,8 +220,8 @@ class FlowMapBackwardSimulation:
     step stand in for the steps that a full walk would take, so the cost does not grow with n. E[calls] = 3 - 2 / n
     for n >= 2. A budget may name the steps of each chunk, (4, 2), of which the last repeats: i is then drawn as a part
     of the way, each of a chunk's own steps as often. replay: hold the graph of one chunk at a time, for twice the
-    forward passes; history_grad: let the gradient reach how history is written; see `generate` and `walk`. AnyFlow,
-    arXiv:2605.13724.
+    forward passes; history_grad: let the gradient reach how history is written; history_noise: of finished chunks as
+    later ones see them; see `generate` and `walk`. AnyFlow, arXiv:2605.13724.
 
     within: of two experts that part at b, the times of the one that learns; n are the steps of both. The high one's
     walk goes 1 -> t_i -> t_{i+1} -> b, and its samples are noisy, z_b. The low one's begins with what the high one
@@ -218,6 +233,7 @@ class FlowMapBackwardSimulation:
     replay: bool = False
     within: Span = field(default=ALL, validator=span)
     history_grad: HistoryGrad = field(default=False, validator=graph_of_history)
+    history_noise: float = field(default=0.0, validator=noise_of_history)
 
     def __attrs_post_init__(self) -> None:
         if self.within != ALL and not all(isinstance(n, int) and n > 1 for n in self.steps):
@@ -236,7 +252,7 @@ class FlowMapBackwardSimulation:
         if high < 1.0:
             last = len(corners[0]) - 1
             corners = [torch.cat([corners_of([grids[0][grids[0] >= high]], rng)[0][:-1], corners[0]])]
-        how: dict[str, Any] = {"replay": self.replay, "history_grad": self.history_grad}
+        how = remembering(self)
         corners = [to_device(grid, noise.device) for grid in corners]
         return walk(u, noise, cond, corners[0] if isinstance(n, int) else corners, rng, grad_last=last, **how)
 
@@ -247,8 +263,8 @@ class ConsistencySimulation:
 
     `times` are the noise levels before the final 0, decreasing from 1; or those of each chunk, of which the last
     repeat. Each chunk then stops at the same step, or at its last where it has fewer: (1, 1), (2, 2), (3, 2), (4, 2)
-    of four and two. replay, history_grad: as in `FlowMapBackwardSimulation`. DMD2, arXiv:2405.14867; Self-Forcing,
-    arXiv:2506.08009, algorithm 1; Self Gradient Forcing, arXiv:2607.20368.
+    of four and two. replay, history_grad, history_noise: as in `FlowMapBackwardSimulation`. DMD2, arXiv:2405.14867;
+    Self-Forcing, arXiv:2506.08009, algorithm 1; Self Gradient Forcing, arXiv:2607.20368.
     """
 
     times: tuple[float, ...] | tuple[tuple[float, ...], ...] = field(
@@ -256,6 +272,7 @@ class ConsistencySimulation:
     )
     replay: bool = False
     history_grad: HistoryGrad = field(default=False, validator=graph_of_history)
+    history_noise: float = field(default=0.0, validator=noise_of_history)
 
     @times.validator
     def _decreasing(self, attribute: object, times: Any) -> None:
@@ -277,5 +294,5 @@ class ConsistencySimulation:
         last = rng.randint(max(map(len, self._each))) + 1
         grids = [to_device(torch.tensor([*own[:last], 0.0]), noise.device) for own in self._each]
         grid: Grid = grids if len(grids) > 1 else grids[0]
-        how: dict[str, Any] = {"replay": self.replay, "history_grad": self.history_grad}
+        how = remembering(self)
         return walk(u, noise, cond, grid, rng, step=consistency_step, grad_last=1, **how)

@@ -41,6 +41,10 @@ class Chain(FlowMap):
         h = self.write * x
         return h if cache is None else h + self.keep * cache
 
+    def extend_noisy(self, cache: Cache, z: Latent, t: Time, cond: Cond) -> Cache:
+        """What is left of z_t is (1 - t) x: it is told t, and undoes that."""
+        return self.extend(cache, z / (1 - t.to(z).reshape(-1, *(1,) * (z.ndim - 1))), cond)
+
     def packed(self, x: Latent, cond: Cond) -> Cond | None:
         return {**cond, "clean": x}
 

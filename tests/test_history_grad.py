@@ -244,10 +244,11 @@ def test_what_cannot_be_is_said() -> None:
 
 
 ROLLOUT, CHUNKED = "flowmap.rollout", "flowmap.chunked"
+LAST = "(seen_later(x, τ, stream(z, k)),)"
 DEFECTS = [
-    ("a graph through the frames, too", ROLLOUT, "(*finished, z.detach())", "(*finished, z)"),
+    ("a graph through the frames, too", CHUNKED, "else x.detach()", "else x"),
     ("the history is a snapshot all the same", ROLLOUT, "torch.is_grad_enabled() and history_grad):", "False):"),
-    ("a replay forgets all but the last chunk", ROLLOUT, "(*finished, z.detach())", "(z.detach(),)"),
+    ("a replay forgets all but the last chunk", ROLLOUT, "(*finished, seen_later(x, τ, stream(z, k)))", LAST),
     ("a packed pass begins at the noise", CHUNKED, "made % (len(grid) - 1) == first", "made % (len(grid) - 1) == 0"),
     ("a packed pass has other clean frames", CHUNKED, "u.packed(x, cond)", "u.packed(torch.cat(entered, 1), cond)"),
 ]

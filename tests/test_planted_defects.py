@@ -369,8 +369,8 @@ DEFECTS: list[Defect] = [
         "a chunk that is encoded for nobody",
         *(
             ROLLOUT,
-            "        yield z\n        finished = (*finished, z.detach())",
-            "        cache = u.extend(cache, z.detach(), cond)\n        yield z",
+            "        yield x\n        finished = (*finished, seen_later(x, τ, stream(z, k)))",
+            "        cache = u.extend(cache, x.detach(), cond)\n        yield x",
         ),
         test_rollout.test_the_cache_is_extended_between_chunks_only,
     ),

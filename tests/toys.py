@@ -119,9 +119,11 @@ class ToyFlowMap(FlowMap):
     def extend(self, cache: Cache, x: Latent, cond: Cond) -> Cache:
         if not self.spec.causal:
             return None
+        return self.extend_noisy(cache, x, x.new_zeros(len(x)), cond)
+
+    def extend_noisy(self, cache: Cache, z: Latent, t: Time, cond: Cond) -> Cache:
         self.activate()
-        zero = x.new_zeros(len(x))
-        k, v = self.keys(x, self.embed(zero, zero), cond)
+        k, v = self.keys(z, self.embed(t, t), cond)
         both = (k, v) if cache is None else (torch.cat([cache[0], k], 1), torch.cat([cache[1], v], 1))
         return both if self.window is None else self.kept(*both, self.window)
 

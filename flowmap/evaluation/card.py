@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+from .. import values
 from .._types import Role
 from ..atomic import write_text
 from ..data import Data
@@ -51,7 +52,14 @@ def facts(recipe: Recipe, data: Data) -> dict[str, Any]:
         "shift": recipe.backbone.shift,
         "guidance": guidance(recipe),
         "sampler": sampler(recipe),
+        **({"history_noise": noise} if (noise := history_noise(recipe)) else {}),
     }
+
+
+def history_noise(recipe: Recipe) -> float:
+    """Of finished chunks as later ones see them: that of the last stage in which the student makes its own."""
+    found = [levels for stage in recipe.stages if (levels := [*values.found(stage, "history_noise")])]
+    return max(found[-1]) if found else recipe.backbone.sampling().history_noise
 
 
 def guidance(recipe: Recipe) -> float | None:

@@ -68,6 +68,7 @@ def on_policy(
     share_rollout: bool = True,
     replay: bool = False,
     history_grad: HistoryGrad = False,
+    history_noise: float = 0.0,
     parity: bool = False,
     within: Span = ALL,
 ) -> Method:
@@ -79,10 +80,11 @@ def on_policy(
     the reference does. `parity=True`: that, t over the whole of [0, 1], no floor under the normaliser, and stage 1's
     parity. `replay`: hold the graph of one chunk of the rollout at a time, for a second forward pass. `history_grad`:
     of a student in chunks, let a chunk's gradient reach how the history that it read is written, in the form True or
-    "packed" (`flowmap.chunked.HistoryGrad`), Self Gradient Forcing, arXiv:2607.20368. `within`: of the high expert
-    distributions are matched at its end; the low one's samples begin with what the high student makes.
+    "packed" (`flowmap.chunked.HistoryGrad`), Self Gradient Forcing, arXiv:2607.20368. `history_noise`: the time that
+    finished chunks are noised to again before later ones see them, in training and then in every sample. `within`: of
+    the high expert distributions are matched at its end; the low one's samples begin with what the high student makes.
     """
-    rollout = FlowMapBackwardSimulation(steps, shift, replay, within, history_grad)
+    rollout = FlowMapBackwardSimulation(steps, shift, replay, within, history_grad, history_noise)
     shared = share_rollout and not parity and critic_every % student_every == 0
     end = within[0]
     times = Diagonal(shift=shift) if parity else Diagonal(shift=shift, low=0.02, high=0.98, within=within)

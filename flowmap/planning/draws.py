@@ -56,6 +56,9 @@ class Sketch(Wrapped):
             self.till.spent += len(x) * self.price(Call(self.role, "extend", x.shape[1], past=past))
         return past + x.shape[1]
 
+    def extend_noisy(self, cache: Cache, z: Latent, t: Time, cond: Cond) -> Cache:
+        return self.extend(cache, z, cond)
+
     def keeping(self, samples: Tensor) -> Kept | None:
         return self.u.keeping(samples)
 

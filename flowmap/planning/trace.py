@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -175,21 +175,27 @@ def _priced(role: Role, u: FlowMap, ledger: Ledger, calls: Calls) -> Iterator[No
 
 @contextmanager
 def _remembered(role: Role, u: FlowMap, meter: Meter, ledger: Ledger, calls: Calls) -> Iterator[None]:
-    inner = u.extend
+    clean, noisy = u.extend, u.extend_noisy
 
-    def extend(cache: Cache, x: Latent, cond: Cond) -> Cache:
+    def watched(cache: Cache, x: Latent, encode: Callable[[], Cache]) -> Cache:
         before = ledger.flops
         with meter.spending("history"):
-            found = inner(cache, x, cond)
+            found = encode()
         calls.prices[calls.extended(role, cache, x, found)] = (ledger.flops - before) / len(x)
         ledger.label("cache", _tensors_in(found))
         return found
 
-    u.extend = extend  # type: ignore[method-assign]
+    def extend(cache: Cache, x: Latent, cond: Cond) -> Cache:
+        return watched(cache, x, lambda: clean(cache, x, cond))
+
+    def extend_noisy(cache: Cache, z: Latent, t: Time, cond: Cond) -> Cache:
+        return watched(cache, z, lambda: noisy(cache, z, t, cond))
+
+    u.extend, u.extend_noisy = extend, extend_noisy  # type: ignore[method-assign]
     try:
         yield
     finally:
-        del u.extend
+        del u.extend, u.extend_noisy
 
 
 @contextmanager

@@ -117,11 +117,13 @@ def self_forcing(
     every: int = 5,
     replay: bool = False,
     history_grad: HistoryGrad = False,
+    history_noise: float = 0.0,
 ) -> Method:
     """After `ode_init`: DMD on whole videos that the student made chunk after chunk, of prompts alone.
 
     A rollout ends at one of its `number` steps, drawn once for all chunks; that jump alone has a gradient, and finished
-    chunks become history without one, as published; `history_grad` gives it one, see `self_gradient_forcing`.
+    chunks become history without one, as published; `history_grad` gives it one, see `self_gradient_forcing`, and
+    `history_noise` noises it again to that time, in samples too.
     number: or of each chunk its own, (4, 2), of which the last repeats (Causal-rCM, arXiv:2606.25473). w = 4 is the
     reference's "3.0". The critic learns in every iteration from samples of its own, the student in one of
     `every`. `replay`: hold the graph of one chunk at a time, for a second forward pass.
@@ -130,7 +132,7 @@ def self_forcing(
     of the critic, and 6 times a sweep that encodes finished chunks, without the last.
     """
     times = step_list(number, shift) if isinstance(number, int) else tuple(step_list(n, shift) for n in number)
-    rollout = ConsistencySimulation(times, replay, history_grad)
+    rollout = ConsistencySimulation(times, replay, history_grad, history_noise)
     asked = Diagonal(shift=shift, low=0.02, high=0.98)
     matching = DistributionMatching(rollout, asked, w, floor=0.0)
     updates = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from attrs import evolve
 
 from flowmap import Ema, Recipe, Stage, Window
@@ -36,6 +38,7 @@ def self_gradient_forcing(
     every: int = 5,
     replay: bool = False,
     history_grad: HistoryGrad = True,
+    history_noise: float = 0.0,
 ) -> Method:
     """`self_forcing` with `history_grad`: a loss on later chunks teaches how the ones before are remembered.
 
@@ -43,7 +46,8 @@ def self_gradient_forcing(
     `flowmap.chunked.HistoryGrad`, with `replay` the one chunk by chunk. Calls: those of `self_forcing`, of the
     student's rollout the history with a graph; "packed" 1 F a jump more and its G on twice the tokens.
     """
-    made = self_forcing(number=number, shift=shift, w=w, every=every, replay=replay, history_grad=history_grad)
+    remembers: dict[str, Any] = {"replay": replay, "history_grad": history_grad, "history_noise": history_noise}
+    made = self_forcing(number=number, shift=shift, w=w, every=every, **remembers)
     return evolve(made, name="self_gradient_forcing", citations=(SELF_GRADIENT_FORCING, *made.citations))
 
 

@@ -61,7 +61,7 @@ def build(
     for u in built.values():
         u.copies = {} if known else copies(u.net)
     for role, u in built.items():
-        u.guidance = spec.sampling().guidance
+        u.guidance, u.history_noise = (own := spec.sampling()).guidance, own.history_noise
         if role != "teacher":
             u.thaw()
         if not meta:

@@ -157,7 +157,7 @@ def load(spec: WanSettings, path: Path, *, device: torch.device, dtype: torch.dt
         if "gate_value" not in net.config:
             raise ValueError(f"{path}: its transformer is a {type(net).__name__}, which has one time: not a student")
         student = flow_map(evolve(spec, lora=None, base=None), net, "student", two_times=True, student=True)
-        student.guidance = Sampling.of(path).guidance
+        student.guidance, student.history_noise = (own := Sampling.of(path)).guidance, own.history_noise
         return student
     if not file.is_file():
         raise FileNotFoundError(f"{path}: neither a pipeline directory (transformer/) nor a LoRA file ({LORA_FILE})")

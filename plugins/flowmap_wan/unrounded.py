@@ -54,7 +54,7 @@ def of(spec: WanSettings, path: Path, *, device: torch.device, dtype: torch.dtyp
     narrow = of_base(file)["dtype"] == "bfloat16" or dtype == torch.bfloat16
     u = checkpoints.load_lora(base, file, device=device, dtype=torch.bfloat16 if narrow else torch.float32)
     assert isinstance(u, WanFlowMap)
-    u.guidance = Sampling.of(path).guidance
+    u.guidance, u.history_noise = (own := Sampling.of(path)).guidance, own.history_noise
     for name, p in u.net.named_parameters():
         if ".lora_" not in name:
             p.data = p.data.to(dtype_of(name, type(u.net), dtype))

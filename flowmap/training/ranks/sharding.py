@@ -57,6 +57,9 @@ class Sharded(Wrapped):
     def extend(self, cache: Cache, x: Latent, cond: Cond) -> Cache:
         return self.root(self.u.extend, cache, x, cond)
 
+    def extend_noisy(self, cache: Cache, z: Latent, t: Time, cond: Cond) -> Cache:
+        return self.root(self.u.extend_noisy, cache, z, t, cond)
+
 
 def pieces(
     spec: FlowMapSpec,
