@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from attrs import evolve, frozen
+from flowmap_consistency.decoded import Decoded
 from flowmap_far import Far
 
 from flowmap import AdamW, Ema, FlowMap, FlowMapSpec, Recipe, Stage, TensorData
@@ -90,8 +91,10 @@ def count(tiny: Recipe, frames: int, rounds: int) -> list[Cost]:
 
 
 def small(backbone: FlowMapSpec) -> FlowMapSpec:
-    """As `tiny`, with the same chunks."""
+    """As `tiny`, with the same chunks, or heads on the same grid: they say how often the network is called."""
     tiny = backbone.tiny()
+    if isinstance(tiny, Decoded) and isinstance(backbone, Decoded):
+        return evolve(tiny, heads=backbone.heads, times=backbone.times)
     if isinstance(tiny, Far) and isinstance(backbone, Far):
         return evolve(tiny, partition=backbone.partition, full=backbone.full)
     return tiny

@@ -1,12 +1,16 @@
 """Exposure bias: how far the causal students of `law` leave their first frame's ink, chunk by chunk, in long videos.
 
-    python -m benchmarks.law_drift --seeds 0 1 2        # writes benchmarks/results/law_drift.{json,md}
+    python -m benchmarks.law_drift --seeds 0 1 2        # benchmarks/results/law_drift.*, docs/images/history_grad.png
+    python -m benchmarks.law_drift --models stage_2 history_grad
     python -m benchmarks.law_drift --minutes 30         # as much as that; the same command goes on
+    python -m benchmarks.law_drift --report             # files and figure of what is there
     python -m benchmarks.law_drift --smoke --out DIR    # the same path through the code; means nothing
 
-AnyFlow after stage 1, which has seen real history alone, after stage 2, which has seen its own, and Self-Forcing; real
-clips through the VAE. Drift is the mean of | ink / ink of the first frame - 1 |, so that clips that swell and clips
-that fade do not cancel. Videos are as long as in training, and three times as long. Students are `law`'s, from --cache.
+AnyFlow after stage 1, which has seen real history alone, after stage 2, which has seen its own, after a stage 2 with
+the gradient through the history, which begins as that one does and is as long, and Self-Forcing without and with that
+gradient; real clips through the VAE. Drift is the mean of | ink / ink of the first frame - 1 |, so that clips that
+swell and clips that fade do not cancel; quality is the distance of single frames' glyphs to real ones. Videos are as
+long as in training, and three times as long. Students are `law`'s, from --cache.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -38,21 +42,28 @@ from flowmap.evaluation.records import Point
 from flowmap.model import Kind
 
 from . import jobs, kept
-from .curves import table
+from . import law_drift_report as report
 from .drift import edges
-from .law import CACHE, RESULTS, complete
+from .law import CACHE, PICTURES, RESULTS, complete
 from .law_jobs import FULL, GROUPS, SMOKE, Settings, recipe, told, trained
-from .law_lines import moments_of
 from .law_rows import CAUSAL, GUIDANCE, NAMES
 
 MODELS = {
     "stage_1": ("AnyFlow, causal, stage 1", "anyflow_causal", 1),
     "stage_2": ("AnyFlow, causal, stages 1 + 2", "anyflow_causal", 2),
+    "history_grad": ("AnyFlow, causal, stages 1 + 2, gradient through the history", "anyflow_causal_history", 2),
     "self_forcing": ("Self-Forcing, causal", "self_forcing", 2),
+    "self_gradient_forcing": ("Self Gradient Forcing, causal", "self_gradient_forcing", 2),
+}
+METRICS: Mapping[str, drift.PerChunk] = {
+    "absolute_drift": drift.absolute_drift,
+    "glyph_distance": drift.glyph_distance,
 }
 REAL, REAL_SEED = "real clips through the VAE", 20250604
 JOBS, KINDS = "law_drift_jobs.json", ("drift",)
-SAMPLES, STEPS, LONGER = 64, (4, 32), (1, 3)
+SAMPLES, STEPS, LONGER, SEEDS = 64, (4, 32), (1, 3), 10
+"""SEEDS: below which a seed must be, to be in the report."""
+SMOKED = ("stage_2", "history_grad")
 
 
 @frozen
@@ -71,6 +82,10 @@ class Drift:
         return f"{self.model:13} {self.steps:2} steps  length × {self.longer}  seed {self.seed}"
 
     @property
+    def title(self) -> str:
+        return MODELS[self.model][0] if self.model in MODELS else REAL
+
+    @property
     def recipe(self) -> Recipe | None:
         if self.model not in MODELS:
             return None
@@ -80,7 +95,7 @@ class Drift:
 
     @property
     def path(self) -> Path:
-        key = jobs.key(self.recipe and told(self.recipe), self.samples, GROUPS)[:12]
+        key = jobs.key(self.recipe and told(self.recipe), self.samples, GROUPS, [*METRICS])[:12]
         return self.folder / "drift" / f"{self.model}_{self.steps}_x{self.longer}_seed{self.seed}_{key}.json"
 
     @property
@@ -99,11 +114,11 @@ class Drift:
             point = Point("student", cast(Kind, which), self.steps, self.steps)
             made = evolve(bench, nets={"student": student}).made(point, self.seed)
         bounds = edges(bench.nets["student"], frames, made.videos.shape[1])
-        place = torch.arange(self.samples) * min(GROUPS, self.samples) // self.samples
-        whole = _drift(made, torch.ones_like(place, dtype=torch.bool), bounds)
-        without = [_drift(made, place != group, bounds) for group in place.unique()]
-        values = {"first": whole[0], "last": whole[-1]}
-        found = {"sampler": which, "bounds": list(bounds), "drift": whole, "without": without, "values": values}
+        place = groups_of(made.prompts)
+        whole = _measured(made, torch.ones_like(place, dtype=torch.bool), bounds)
+        without = [_measured(made, place != group, bounds) for group in place.unique()]
+        values = {f"{metric}, last": chunks[-1] for metric, chunks in whole.items()}
+        found = {"sampler": which, "bounds": list(bounds), "chunks": whole, "without": without, "values": values}
         jobs.write(self.path, found)
         return found
 
@@ -119,8 +134,17 @@ class _Real:
         return render_all(prompts_with(texts), rng, images="held_out", frames=self.frames)
 
 
-def _drift(made: Samples, keep: Tensor, bounds: Sequence[int]) -> list[float]:
-    return drift.absolute_drift(made.videos[keep], [], bounds)
+def groups_of(prompts: Sequence[str]) -> Tensor:
+    """Of which group each sample is: a prompt's are in different ones, every group has as many."""
+    different = len(set(prompts))
+    place = torch.arange(len(prompts))
+    return (place // different + place % different) % min(GROUPS, len(prompts))
+
+
+def _measured(made: Samples, keep: Tensor, bounds: Sequence[int]) -> dict[str, list[float]]:
+    """By chunk."""
+    prompts = prompts_with([text for text, wanted in zip(made.prompts, keep.tolist(), strict=True) if wanted])
+    return {name: measure(made.videos[keep], prompts, bounds) for name, measure in METRICS.items()}
 
 
 @cache
@@ -131,80 +155,27 @@ def bench_of(frames: int, samples: int) -> Bench:
     return Bench.of(evolve(own, shape=(frames, *SHAPE[1:]), real=None), nets, CAUSAL)
 
 
-def jobs_of(seeds: Sequence[int], steps: Sequence[int], samples: int, settings: Settings, folder: Path) -> list[Drift]:
+def jobs_of(
+    models: Sequence[str],
+    seeds: Sequence[int],
+    steps: Sequence[int],
+    samples: int,
+    settings: Settings,
+    folder: Path,
+) -> list[Drift]:
     """One seed of every model before the next."""
     return [
         Drift(model, seed, n, longer, samples, settings, folder)
         for seed in seeds
-        for model in ("real", *MODELS)
+        for model in ("real", *models)
         for longer in LONGER
         for n in (steps if model in MODELS else (0,))
     ]
 
 
-# ---------------------------------------------------------------------------- the report
-
-
-def summarise(some: Sequence[Drift]) -> list[dict[str, Any]]:
-    """A record a chunk: mean and standard error over training seeds; of one seed, over its samples."""
-    return list(_records(some))
-
-
-def _records(some: Sequence[Drift]) -> Iterator[dict[str, Any]]:
-    for model, steps, longer in dict.fromkeys((job.model, job.steps, job.longer) for job in some):
-        found = {
-            job.seed: one
-            for job in some
-            if (job.model, job.steps, job.longer) == (model, steps, longer) and (one := job.found) is not None
-        }
-        first = next(iter(found.values()), None)
-        for chunk, frame in enumerate(first["bounds"][:-1] if first else ()):
-            by_seed = {seed: one["drift"][chunk] for seed, one in found.items()}
-            without = {seed: [w[chunk] for w in one["without"]] for seed, one in found.items()}
-            yield {
-                "method": model,
-                "title": MODELS[model][0] if model in MODELS else REAL,
-                "sampler": first["sampler"] if first else None,
-                "metric": "absolute_drift",
-                "better": "lower",
-                "steps": steps,
-                "longer": longer,
-                "chunk": chunk,
-                "first_frame": frame,
-                **moments_of(by_seed, without),
-                "samples": some[0].samples,
-            }
-
-
-def markdown(records: Sequence[dict[str, Any]]) -> str:
-    lines = [
-        "# Drift from chunk to chunk",
-        "",
-        "Written by `python -m benchmarks.law_drift`; `law_drift.json` holds all. Mean of | ink / ink of the first "
-        "frame − 1 | in percent, ± standard error over training seeds (n), or with one seed over its samples; a chunk "
-        "is a latent frame.",
-        "",
-    ]
-    for longer in dict.fromkeys(r["longer"] for r in records):
-        some = [r for r in records if r["longer"] == longer]
-        chunks = sorted({r["chunk"] for r in some})
-        shown = chunks if len(chunks) <= 5 else [k for k in chunks if k % 2 == 0]
-        rows = []
-        for method, steps in dict.fromkeys((r["method"], r["steps"]) for r in some):
-            at = {r["chunk"]: r for r in some if (r["method"], r["steps"]) == (method, steps)}
-            name = at[0]["title"] + (f", {steps} steps" if steps else "")
-            cells = [f"{100 * at[k]['mean']:.1f} ± {100 * at[k]['se']:.1f}" for k in shown]
-            rows.append([name, *cells, str(at[0]["seeds"])])
-        lines += [
-            f"## {len(chunks)} chunks; training has 5",
-            "",
-            *table(["chunk", *(str(k + 1) for k in shown), "n"], rows),
-        ]
-    return "\n".join(lines).rstrip() + "\n"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.law_drift", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=[*MODELS], help="beside real clips [all]")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of training and of noise [0]")
     parser.add_argument("--minutes", type=float, default=math.inf, help="after which no job is begun")
     parser.add_argument("--cache", type=Path, help="where `law` keeps finished jobs [runs/law]")
@@ -215,17 +186,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.smoke and options.out is None:
         parser.error("--smoke needs --out: its numbers must not take the place of the results")
     os.environ["TQDM_DISABLE"] = "1"
+    failed: list[str] = []
     folder = options.cache or (options.out / "cache" if options.smoke else CACHE)
-    steps, samples, settings = ((1,), 16, SMOKE) if options.smoke else (STEPS, SAMPLES, FULL)
-    some = jobs_of(tuple(dict.fromkeys(options.seeds)), steps, samples, settings, folder)
+    steps, samples, settings = ((1,), 32, SMOKE) if options.smoke else (STEPS, SAMPLES, FULL)
+    seeds = tuple(dict.fromkeys(options.seeds))
+    models = options.models or (SMOKED if options.smoke else (*MODELS,))
     if not options.smoke:
         kept.unpack(RESULTS / JOBS, folder)
-    failed = [] if options.report else complete(some, 60 * options.minutes)
-    records, out = summarise(some), options.out or RESULTS
-    jobs.write(out / "law_drift.json", records)
-    kept.pack(folder, KINDS, out / JOBS)
-    (out / "law_drift.md").write_text(markdown(records))
-    print(markdown(records))
+    if not options.report:
+        failed = complete(jobs_of(models, seeds, steps, samples, settings, folder), 60 * options.minutes)
+    found = report.summarise(jobs_of([*MODELS], range(SEEDS), steps, samples, settings, folder))
+    report.write(found, options.out or RESULTS, options.out or PICTURES)
+    kept.pack(folder, KINDS, (options.out or RESULTS) / JOBS)
+    print(report.markdown(found))
     if failed:
         print("\n".join(["failed:", *failed]), file=sys.stderr)
     return 1 if failed else 0

@@ -104,10 +104,17 @@ def _told(value: Any) -> Any:
     if not has(type(value)):
         return describe(value)
     own = {f.name: getattr(value, f.name) for f in fields(type(value)) if f.init and f.name not in UNTOLD}
-    usual = {f.name: f.default.factory() if isinstance(f.default, Factory) else f.default for f in fields(type(value))}
+    usual = {f.name: _usual(f.default, value) for f in fields(type(value))}
     said = {name: _told(one) for name, one in own.items() if one != usual[name]}
     kind, *weights = (describe(value).get(key) for key in ("type", "fingerprint"))
     return {"type": kind, **({"weights": weights} if any(weights) else {}), **said}
+
+
+def _usual(default: Any, value: Any) -> Any:
+    """Of a field of `value`."""
+    if not isinstance(default, Factory):  # type: ignore[arg-type]
+        return default
+    return default.factory(value) if default.takes_self else default.factory()
 
 
 def trained(found: Recipe, folder: Path, device: str) -> Path:

@@ -129,6 +129,8 @@ def _first(recipe: Recipe) -> tuple[Stage, ...]:
     return Ours().stages()[:1]
 
 
+HISTORY = Ours(second={"history_grad": True})
+
 # The rates of the others are those of the sweep in benchmarks/results/any_step_video.json: at guidance 3, with noise
 # of another seed, but on the prompts that judge here too, which can only help them. AnyFlow's are its recipe's.
 ROWS = (
@@ -139,9 +141,12 @@ ROWS = (
     Row("meanflow", "MeanFlow", AT_SCALE, "meanflow"),
     Row("consistency", "CD", AT_SCALE, "consistency", rate=1 / 9),
     Row("shortcut", "Shortcut", AT_SCALE, "shortcut"),
+    Row("parallel_decoding", "PDD", AT_SCALE, "parallel_decoding"),
     Row("anyflow_published", "AnyFlow, published settings", PUBLISHED, _published(), renoised=True),
     Row("anyflow_causal", "AnyFlow, causal", SMALL, Ours(), CAUSAL, renoised=True),
+    Row("anyflow_causal_history", "AnyFlow, causal, gradient through the history", SMALL, HISTORY, CAUSAL),
     Row("self_forcing", "Self-Forcing, causal", AT_SCALE, "self_forcing", CAUSAL),
+    Row("self_gradient_forcing", "Self Gradient Forcing, causal", AT_SCALE, "self_gradient_forcing", CAUSAL),
 )
 
 

@@ -61,4 +61,12 @@ FAR = arxiv(
     2025,
     "2503.19325",
 )
-SELF_GRADIENT_FORCING = arxiv("sgf2026", "Self Gradient Forcing", "{Authors of 2607.20368}", 2026, "2607.20368")
+SELF_GRADIENT_FORCING = arxiv(
+    "zhuang2026self",
+    "Self Gradient Forcing: Native Long Video Extrapolation",
+    "Zhuang, Junhao and Zhang, Shiyi and Bian, Yuxuan and Li, Yaowei and Luo, Yawen and Liu, Yijun and "
+    "Jin, Weiyang and Zhang, Songchun and He, Xianglong and Zhang, Xuying and Li, Haoran and Huang, Haoyang and "
+    "Xue, Zeyue and Duan, Nan",
+    2026,
+    "2607.20368",
+)

@@ -113,13 +113,32 @@ PHASED_DMD = arxiv(
     2025,
     "2510.27684",
 )
-PDD = arxiv("pdd2026", "Parallel Decoding Distillation", "{NVIDIA}", 2026, "2607.26004")
+PDD = arxiv(
+    "shaul2026parallel",
+    "Parallel Decoding Distillation for Fast Image and Video Generation",
+    "Shaul, Neta and Liu, Chao and Vahdat, Arash and Berner, Julius",
+    2026,
+    "2607.26004",
+)
 DIFFUSION_NFT = arxiv(
-    "diffusionnft2025",
+    "zheng2025diffusionnft",
     "DiffusionNFT: Online Diffusion Reinforcement with Forward Process",
-    "Zheng, Kaiwen and others",
+    "Zheng, Kaiwen and Chen, Huayu and Ye, Haotian and Wang, Haoxiang and Zhang, Qinsheng and Jiang, Kai and "
+    "Su, Hang and Ermon, Stefano and Zhu, Jun and Liu, Ming-Yu",
     2025,
     "2509.16117",
 )
-MEANFLOW_NFT = arxiv("meanflownft2026", "MeanFlowNFT", "{MeanFlowNFT}", 2026, "2607.15273")
-MFA = arxiv("meanflowadvantage2026", "MeanFlowAdvantage", "{MeanFlowAdvantage}", 2026, "2609.37670")
+MEANFLOW_NFT = arxiv(
+    "huang2026meanflownft",
+    "MeanFlowNFT: Bringing Forward-Process RL to Average-Velocity Generators",
+    "Huang, Yushi and Zhou, Xiangxin and Zhang, Jun and Bo, Liefeng and Pang, Tianyu",
+    2026,
+    "2607.15273",
+)
+MFA = arxiv(
+    "tang2026meanflowadvantage",
+    "MeanFlowAdvantage: Stable Reward Fine-Tuning for Few-Step Average-Velocity Generators",
+    "Tang, Haocheng and Xie, Tianchi and Lin, Xingqiao",
+    2026,
+    "2609.37670",
+)

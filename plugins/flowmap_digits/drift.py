@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
+from statistics import fmean
 from typing import TypeAlias
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from flowmap import validators
 from flowmap.evaluation import Samples
+from flowmap.evaluation.distances import by_prompt, energy_distance
 
 from . import measure
 from .classifier import Moments
@@ -63,6 +65,22 @@ def frame_distance(
     real = _real(tuple(sorted({prompt.text for prompt in prompts})), style)
     parts = _parts(glyphs(videos), edges)
     return [measure.gaussian_frechet(measure.moments(part.flatten(0, 1)), real) for part in parts]
+
+
+def glyph_distance(
+    videos: Tensor, prompts: Sequence[Prompt], edges: Sequence[int], style: Style = PLAIN
+) -> list[float]:
+    """The energy distance of the last glyphs of a chunk to real ones of the same prompt, mean over prompts.
+
+    As `frame_distance`, and right on average at every number of clips, two of a prompt at least: 0 for real ones.
+    """
+    texts = [prompt.text for prompt in prompts]
+    there, others = _real_glyphs(tuple(sorted({*texts})), style)
+    mine, theirs = by_prompt(texts), by_prompt(others)
+    if not mine:
+        raise ValueError(f"prompts: {len(texts)} clips of as many prompts; must be two of a prompt at least")
+    parts = [part[:, -1] for part in _parts(glyphs(videos), edges)]
+    return [fmean(energy_distance(part[mine[t]], there[theirs[t]]) for t in mine) for part in parts]
 
 
 def glyphs(videos: Tensor) -> Tensor:
@@ -114,7 +132,12 @@ def _relative_ink(videos: Tensor) -> Tensor:
 
 @cache
 def _real(texts: tuple[str, ...], style: Style) -> Moments:
-    """Moments of real glyphs, the prompts equally often; one frame a clip, for all show the same."""
-    prompts = prompts_with([texts[i % len(texts)] for i in range(REFERENCE_CLIPS)])
+    return measure.moments(_real_glyphs(texts, style)[0])
+
+
+@cache
+def _real_glyphs(texts: tuple[str, ...], style: Style) -> tuple[Tensor, list[str]]:
+    """Of real clips, the prompts equally often, and their prompts; one frame a clip, for all show the same."""
+    asked = [texts[i % len(texts)] for i in range(REFERENCE_CLIPS)]
     rng = np.random.default_rng(REFERENCE_SEED)
-    return measure.moments(glyphs(render_all(prompts, rng, images="held_out", style=style))[:, 0])
+    return glyphs(render_all(prompts_with(asked), rng, images="held_out", style=style))[:, 0], asked

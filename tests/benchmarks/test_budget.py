@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from attrs import evolve
 
 from benchmarks.budget import Calls, Meter, count, scaled, small
 from benchmarks.law_rows import CAUSAL, NAMES, TEACHER
@@ -36,10 +37,19 @@ def test_a_small_network_has_the_same_chunks():
     assert (small(CAUSAL).partition, small(TEACHER)) == (CAUSAL.partition, TEACHER.tiny())
 
 
+def test_heads_are_counted_on_the_grid_that_they_are_trained_on():
+    """A walk of 32 intervals has 2.6 blocks on average, each up to the whole way; of fewer heads it has fewer."""
+    recipe = NAMES["parallel_decoding"].recipe()
+    tiny = evolve(recipe, backbone=small(recipe.backbone), teacher=small(TEACHER))
+    assert tiny.backbone.heads == recipe.backbone.heads == 32
+    (cost,) = count(tiny, 5, 24)
+    blocks = (1 + 1 / 32) ** 31  # E(n) = 1 + mean of E below n, until the end
+    assert cost["student"].graph == pytest.approx(blocks, abs=0.6) and cost["student"].plain == 0
+    assert cost["teacher"].total == pytest.approx(2 * cost["student"].graph)  # midpoints, w = 1
+
+
 def test_consistency_distillation_calls_its_student_and_teacher_twice():
     recipe = NAMES["consistency"].recipe()
-    from attrs import evolve
-
     tiny = evolve(recipe, backbone=small(recipe.backbone), teacher=small(TEACHER))
     (cost,) = count(tiny, 5, 1)
     assert (cost["student"].graph, cost["student"].plain) == (1.0, 1.0)  # 1 G and 1 F

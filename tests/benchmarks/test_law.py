@@ -11,7 +11,7 @@ from benchmarks import kept, law, law_jobs, law_tuning
 from benchmarks.curves import interval, reading
 from benchmarks.law_jobs import FULL, SMOKE, Judging, calls, recipe
 from benchmarks.law_lines import Line, jackknife, lines
-from benchmarks.law_rows import ABLATIONS, BATCH, NAMES, ROWS, TEACHER
+from benchmarks.law_rows import ABLATIONS, BATCH, COUNTS, NAMES, ROWS, TEACHER
 from flowmap.training.loop import TrainingError
 
 # ---------------------------------------------------------------------------- end to end
@@ -133,8 +133,13 @@ def test_what_is_wrong_is_said_before_anything_is_done(wrong, capsys):
 
 def test_every_method_calls_its_student_as_often(tmp_path):
     wanted = calls(NAMES["anyflow"], FULL, tmp_path)
-    for name in ("consistency", "meanflow"):
+    for name in ("consistency", "meanflow", "parallel_decoding"):
         assert calls(NAMES[name], FULL, tmp_path) == pytest.approx(wanted, rel=0.01)
+    heads = NAMES["parallel_decoding"]
+    assert {*COUNTS} <= {
+        heads.recipe().backbone.heads // n for n in (1, 2, 4, 8, 16, 32)
+    }  # steps are blocks of its grid
+    assert heads.samplers == ("flow_map",)
     longer = recipe(NAMES["consistency"], 0, FULL, tmp_path).stages[0]
     assert longer.steps == round(wanted / BATCH / 2)  # 1 G and 1 F
 

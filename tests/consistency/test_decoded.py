@@ -24,8 +24,10 @@ from flowmap._types import Role
 from flowmap.cli import main
 from flowmap.export.errors import ExportError
 from flowmap.plugins import backbone, trained_by
+from flowmap.testing import parametrize_with_backbone_checks
 from flowmap.times import euler_grid
 from recipes.tiny_wan import RECIPE
+from tests.toys import Toy
 
 CPU = torch.device("cpu")
 STUDENT = frozenset[Role]({"student"})
@@ -53,6 +55,12 @@ def test_stretches_of_one_call_are_those_of_their_own_on_real_networks(name: str
     for of, end in zip(found, ends, strict=True):
         torch.testing.assert_close(of, u(z, t, end, cond), rtol=1e-4, atol=1e-4)
     assert float((found[0] - found[1]).detach().abs().max()) > 1e-2
+
+
+@parametrize_with_backbone_checks([Decoded(Wan21()), Decoded(Toy(), layer="net.out")])
+def test_heads_keep_what_a_backbone_promises(spec: FlowMapSpec, check: Any) -> None:
+    """What `flowmap check` runs, on a real network with adapters, and on one without."""
+    check(spec)
 
 
 def clip() -> tuple[Tensor, dict[str, Tensor]]:

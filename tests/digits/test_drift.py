@@ -91,6 +91,30 @@ def test_the_distance_grows_with_the_damage(
     assert found[0] < 0.75 * found[1] < 0.5 * found[2] < 0.4 * found[3]
 
 
+def test_the_distance_of_glyphs_is_zero_on_average_for_real_clips_however_few() -> None:
+    """Over 24 sets of 32 clips, where `frame_distance` is far above what 512 clips have."""
+    sets = [evaluation.real_clips(TEXTS[:32], seed) for seed in range(24)]
+    found = torch.tensor([drift.glyph_distance(one, PROMPTS[:32], EDGES)[2] for one in sets])
+    assert abs(found.mean()) < 2.5 * found.std() / math.sqrt(24) and found.min() < 0 < found.max()
+
+
+@pytest.mark.parametrize("damage, degrees", DAMAGE.values(), ids=DAMAGE.keys())
+def test_the_distance_of_glyphs_grows_with_the_damage(
+    real: Tensor, damage: Callable[[Tensor, float], Tensor], degrees: tuple[float, ...]
+) -> None:
+    found = [drift.glyph_distance(x, PROMPTS, EDGES)[2] for x in (real, *(damage(real, d) for d in degrees))]
+    assert found == sorted(found) and found[-1] > 4 * max(found[0], 0.0)
+
+
+def test_the_distance_of_glyphs_is_taken_prompt_by_prompt(real: Tensor) -> None:
+    """The same clips under each other's prompts are far; one clip of a prompt is no measurement."""
+    others = PROMPTS[1:] + PROMPTS[:1]
+    own, crossed = (drift.glyph_distance(real, asked, EDGES)[2] for asked in (PROMPTS, others))
+    assert crossed > own + 0.1
+    with pytest.raises(ValueError, match="must be two of a prompt at least"):
+        drift.glyph_distance(real[:16], PROMPTS[:16], EDGES)
+
+
 def test_only_the_chunk_that_is_damaged_is_worse(real: Tensor) -> None:
     spoilt = torch.cat([real[:, :5], blurred(real[:, 5:], 3)], 1)
     whole, found = (drift.frame_distance(x, PROMPTS, EDGES) for x in (real, spoilt))

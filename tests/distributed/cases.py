@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from attrs import evolve
+from flowmap_consistency.decoded import Decoded
 from flowmap_consistency.dmd2 import dmd2
+from flowmap_consistency.parallel_decoding import parallel_decoding
 from flowmap_diffusers import Diffusers
 from flowmap_far import Far
 from flowmap_wan import Lora
@@ -68,6 +70,13 @@ def larger_teacher(of: Recipe) -> Recipe:
     return evolve(of, teacher=large, critic=of.backbone)
 
 
+def decoded(spec: WanSpec | Diffusers, *, lora: bool = True, steps: int = 6) -> Recipe:
+    """A student of heads, which learn one part of a block that is drawn for all."""
+    method = parallel_decoding(w=2.0, least=1, most=8)
+    of = recipe(spec, method, lora=lora, steps=steps)
+    return evolve(of, backbone=Decoded(of.backbone, heads=8), teacher=of.backbone)
+
+
 REPLICATED, HYBRID = Distribution(shard=False, timeout=60.0), Distribution(group=2, timeout=60.0)
 EVERYTHING = {
     "bidirectional, adapters": recipe(Wan21(), anyflow.forward(), on_policy()),
@@ -102,6 +111,9 @@ SOME = {
     "Qwen-Image, whole": recipe(Diffusers(family="qwen_image", checkpointing=True), on_policy(), lora=False, steps=4),
     "a base in int8": recipe(evolve(Wan21(), base="int8", checkpointing=True), anyflow.forward(), on_policy(), steps=2),
     "a base in nf4, LTX-Video": recipe(evolve(Diffusers(family="ltx"), base="nf4"), anyflow.forward(), steps=2),
+    "heads, adapters": decoded(Wan21()),
+    "heads, whole": decoded(Wan21(), lora=False),
+    "heads, LTX-Video": decoded(Diffusers(family="ltx", checkpointing=True), steps=3),
     "a larger teacher": larger_teacher(recipe(Wan21(), anyflow.teacher(), on_policy(), steps=4)),
 }
 """What takes another way through the ranks, some iterations of each."""
