@@ -53,12 +53,12 @@ def summary(pairs: list[tuple[float, float]]) -> dict[str, Any]:
     return {"before": before, "now": now, "ratio": middle, "ratio_quartiles": [low, high], "rounds": len(pairs)}
 
 
-def write(file: Path, other: Path, results: Mapping[str, Any]) -> None:
-    """With what it was measured on."""
+def described(other: Path) -> dict[str, Any]:
+    """What it was measured on."""
     import torch
 
     said = ["git", "-C", str(other), "rev-parse", "--short", "HEAD"]
-    machine = {
+    return {
         "before": subprocess.run(said, check=True, capture_output=True, text=True).stdout.strip(),
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -66,7 +66,15 @@ def write(file: Path, other: Path, results: Mapping[str, Any]) -> None:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def save(file: Path, found: Mapping[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+    file.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def write(file: Path, other: Path, results: Mapping[str, Any]) -> None:
+    """With what it was measured on."""
+    save(file, {"machine": described(other), "results": results})
     for name, its in results.items():
         print(f"{name:36} {its['before']:10.4g} {its['now']:10.4g}  {its['ratio']:.3f}")
