@@ -262,6 +262,20 @@ class CountingCodec(Codec, Protocol):
         """Of each prompt, how many tokens are not read, since it has too many."""
 
 
+@runtime_checkable
+class LimitedCodec(Codec, Protocol):
+    """A codec that refuses long prompts, and knows it without encoding them."""
+
+    def require_short(self, prompts: Sequence[str]) -> None:
+        """A `ConditionError` that says how many of them are too long, if some are."""
+
+
+def require_short(codec: Codec, prompts: Sequence[str]) -> None:
+    """`LimitedCodec.require_short`, before a long work begins; nothing of a codec without."""
+    if isinstance(codec, LimitedCodec):
+        codec.require_short(prompts)
+
+
 def tokens_cut(codec: Codec, prompts: Sequence[str]) -> Sequence[int]:
     """`CountingCodec.tokens_cut`; none of a codec that does not count."""
     return codec.tokens_cut(prompts) if isinstance(codec, CountingCodec) else [0 for _ in prompts]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,7 +163,8 @@ def _synth(options: Namespace) -> None:
         images=() if options.context is None else _images(Path(options.context), len(prompts)),
     )
     out, device, dtype = Path(options.out), _device(), _dtype(options)
-    _told(out, lambda bar: asked.run(teacher, out, device=device, dtype=dtype, part=options.shard, progress=bar))
+    work = partial(asked.run, teacher, out, device=device, dtype=dtype, part=options.shard)
+    _told(options.teacher, out, lambda bar: work(progress=bar))
 
 
 def _images(path: Path, prompts: int) -> list[str]:
@@ -178,7 +181,9 @@ def _images(path: Path, prompts: int) -> list[str]:
 def _encode(options: Namespace) -> None:
     wait_passively(options.console)
     _, spec = _resolve(options.backbone)
-    clips.encode(options, spec, _told, device=_device(), dtype=_dtype(options), part=options.shard)
+    clips.encode(
+        options, spec, partial(_told, options.backbone), device=_device(), dtype=_dtype(options), part=options.shard
+    )
 
 
 def _check(options: Namespace) -> int:
@@ -258,8 +263,8 @@ def _dtype(options: Namespace) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[options.dtype]
 
 
-def _told(out: Path, work: Callable[[Callable[[Progress], None]], LatentShards | None]) -> None:
-    """Run `work` under a bar, and say what there is at its end."""
+def _told(backbone: str, out: Path, work: Callable[[Callable[[Progress], None]], LatentShards | None]) -> None:
+    """Run `work` under a bar, and say what there is at its end; backbone: as it was asked for."""
     from tqdm import tqdm
 
     from ..data.format import told
@@ -281,7 +286,7 @@ def _told(out: Path, work: Callable[[Callable[[Progress], None]], LatentShards |
     if data is None:
         print(f"{out}: this part is finished; the index comes with the last part")
     else:
-        look = f"flowmap data check {out} --backbone BACKBONE --look page.html"
+        look = shlex.join(["flowmap", "data", "check", str(out), "--backbone", backbone, "--look", "page.html"])
         print(f"{out}: {counted(len(data), 'sample')}; look at them with `{look}`")
     for remark in remarks(data.index) if data is not None else ():
         print(f"warning: {remark}")

@@ -24,11 +24,12 @@ RATE = 16.0
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>
-body {{ font: 16px/1.4 system-ui, sans-serif; margin: 1rem; color: #222; background: #fff }}
+:root {{ color-scheme: light dark }}
+body {{ font: 16px/1.4 system-ui, sans-serif; margin: 1rem; color: CanvasText; background: Canvas }}
 h1 {{ font-size: 1.2rem }} pre {{ white-space: pre-wrap; font-size: .85rem }}
 main {{ display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 16rem), 1fr)) }}
 figure {{ margin: 0 }} img {{ width: 100%; height: auto; display: block }} figcaption {{ overflow-wrap: anywhere }}
-small {{ color: #666 }}
+small {{ opacity: .7 }}
 </style></head><body><h1>{title}</h1><main>
 {figures}
 </main><pre>{said}</pre></body></html>
@@ -68,7 +69,7 @@ def _origins(index: Index) -> list[Origin]:
 
 
 def _from(origin: Origin) -> str:
-    rate = "" if origin.rate is None else f", {origin.rate:g} frames a second"
+    rate = "" if origin.rate is None else f", {origin.rate:.4g} frames a second"
     cut = f", {origin.cut:.0%} cut away" if origin.cut >= 0.005 else ""
     there = f" from frame {origin.first} on" if origin.first else ""
     return f": {origin.clip}{there}{rate}{cut}{''.join(f', {remark}' for remark in origin.remarks)}"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._types import Cond, Latent, Rng, Role, concat
 from ..guidance import Guided
-from ..model import Codec, FlowMap, FlowMapSpec, Sampling, conditions_of_images, guided_twice
+from ..model import Codec, FlowMap, FlowMapSpec, Sampling, conditions_of_images, guided_twice, require_short
 from ..rollout import STEPS, Step, walk
 from ..times import grid_of
 from .decode import frames_of
@@ -132,6 +132,7 @@ class Synthesis:
             codec = teacher.codec(device=device, dtype=dtype)
             assert self.shape is not None  # settled
             shape = self.shape if len(self.shape) == 4 else codec.latent_shape(*self.shape)
+            require_short(codec, [*dict.fromkeys([*self.prompts, self.null_prompt])])
             u = teacher.build(frozenset[Role]({"teacher"}), device=device, dtype=dtype)["teacher"]
         except (ValueError, NotImplementedError) as error:
             raise DataError(str(error)) from error

@@ -14,7 +14,7 @@ import torch
 from attrs import asdict, evolve, field, frozen
 
 from .. import validators
-from ..model import FlowMapSpec
+from ..model import FlowMapSpec, require_short
 from .buckets import Size, of_size
 from .clip import Clip
 from .clips import find
@@ -126,6 +126,7 @@ class VideoFolder:
             try:
                 codec = backbone.codec(device=device, dtype=dtype)
                 codec.latent_shape(*settled.size)
+                require_short(codec, [*dict.fromkeys([*(clip.caption or "" for clip in clips), self.null_prompt])])
             except (ValueError, NotImplementedError) as error:
                 raise DataError(f"VideoFolder: {error}") from error
             skip = self.bad == "skip"

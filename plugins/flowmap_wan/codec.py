@@ -11,7 +11,8 @@ from flowmap_diffusers.loading import no_bar
 from torch import Tensor
 
 from flowmap._types import Cond, Latent
-from flowmap.model import origin
+from flowmap.model import ConditionError, origin
+from flowmap.validators import counted
 
 if TYPE_CHECKING:
     from .settings import WanSettings
@@ -65,23 +66,38 @@ class WanCodec:
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Cond:
         """{"text": [B, text_tokens, d]}: beyond a prompt's end, zeros; the last position must be one of them."""
+        self.require_short(prompts)
         text, _ = self.pipeline.encode_prompt(
             list(prompts), do_classifier_free_guidance=False, max_sequence_length=self.text_length
         )
-        if self.text_tokens < self.text_length and bool(text[:, self.text_tokens - 1 :].any()):
-            longest = max(prompts, key=len)
-            raise ValueError(
-                f"text_tokens = {self.text_tokens} is too few for a prompt such as {longest!r}: one position "
-                f"must be left for padding; raise it, up to text_length = {self.text_length}"
-            )
         return {"text": text[:, : self.text_tokens].float()}
 
+    def require_short(self, prompts: Sequence[str]) -> None:
+        """An error for prompts with `text_tokens` or more tokens, if more are read: one is left for padding."""
+        if self.text_tokens == self.text_length:
+            return
+        counts = [min(count, self.text_length) for count in self._counts(prompts)]
+        if not (long := [k for k, count in enumerate(counts) if count >= self.text_tokens]):
+            return
+        worst = max(long, key=counts.__getitem__)
+        which, least = prompts[worst][:60], min(counts[worst] + 1, self.text_length)
+        are = f"{len(long)} of {counted(len(prompts), 'prompt')} {'is' if len(long) == 1 else 'are'}"
+        room = f"text_tokens = {self.text_tokens}, which holds {self.text_tokens - 1} tokens and one of padding"
+        raise ConditionError(
+            f"{are} too long for {room}; the longest, {which!r}, has {counts[worst]}: give the backbone "
+            f"text_tokens={least} or more, up to {self.text_length}"
+        )
+
     def tokens_cut(self, prompts: Sequence[str]) -> Sequence[int]:
+        return [max(0, count - self.text_length) for count in self._counts(prompts)]
+
+    def _counts(self, prompts: Sequence[str]) -> list[int]:
+        """How many tokens each prompt has, as the pipeline cleans it, and were nothing cut."""
         from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 
         cleaned = [prompt_clean(prompt) for prompt in prompts]
         found = self.pipeline.tokenizer(cleaned, truncation=False, verbose=False).input_ids if cleaned else []
-        return [max(0, len(tokens) - self.text_length) for tokens in found]
+        return [len(tokens) for tokens in found]
 
     @torch.no_grad()
     def encode(self, videos: Tensor) -> Latent:

@@ -15,6 +15,8 @@ from flowmap_digits.videos import clips as clips_of_digits
 from PIL import Image
 
 from flowmap.cli import main
+from flowmap.data.format import Origin
+from flowmap.data.look import PAGE, _from
 
 from .filmed import Pictures, film
 
@@ -52,6 +54,15 @@ def test_the_page_shows_what_was_filmed(data: Path, tmp_path: Path, capsys: Any)
     right = [video[0] for video in digits()]
     off = [[float(np.abs(np.asarray(p.convert("RGB"), float) - r).mean()) for r in right] for p in pictures]
     assert [min(range(3), key=row.__getitem__) for row in off] == [0, 1, 2]
+
+
+def test_rates_that_containers_round_are_shown_rounded() -> None:
+    assert _from(Origin("a.mp4", 0, 24.000123)) == ": a.mp4, 24 frames a second"
+    assert _from(Origin("a.mp4", 0, 30000 / 1001)) == ": a.mp4, 29.97 frames a second"
+
+
+def test_the_page_is_dark_where_the_browser_is() -> None:
+    assert "color-scheme: light dark" in PAGE and "#" not in PAGE.partition("<style>")[2].partition("</style>")[0]
 
 
 def test_what_is_needed_for_it_is_said_before_anything_is_read(data: Path, tmp_path: Path, capsys: Any) -> None:

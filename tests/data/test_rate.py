@@ -185,9 +185,10 @@ def test_what_is_to_be_looked_at_is_said(tmp_path: Path) -> None:
     data = folder.encode(BACKBONE, tmp_path / "out", device=CPU)
     assert data is not None
     cut, slow, combs = remarks(data.index)
-    assert cut.startswith("1 of 3 samples lose 50% of their picture on average, wide.mp4 the most with 50%")
-    assert slow.startswith("1 clips (slow.mp4) have fewer than 16 frames a second, so frames repeat")
-    assert combs.startswith("1 clips (fast.mp4) are interlaced")
+    assert cut.startswith("1 of 3 samples loses 50% of the picture on average, wide.mp4 the most with 50%")
+    assert "--buckets" in cut
+    assert slow.startswith("1 clip (slow.mp4) has fewer than 16 frames a second, so frames repeat")
+    assert combs.startswith("1 clip (fast.mp4) is interlaced")
     assert data.index.json()["made_from"]["reader"] == 2 and data.index.json()["made_from"]["folder"]["fps"] == 16.0
 
 
@@ -203,7 +204,46 @@ def test_captions_that_are_too_long_are_named(tmp_path: Path) -> None:
     )
     assert data is not None
     (said,) = remarks(data.index)
-    assert said.startswith("1 clips (b.mp4) have captions that are longer than the text encoder reads")
+    assert said.startswith("1 clip (b.mp4) has a caption that is longer than the text encoder reads")
+
+
+def test_several_clips_are_spoken_of_as_several(tmp_path: Path) -> None:
+    for name in "ab":
+        film(tmp_path / f"{name}.mp4", ramp(9), rate=8)
+    data = VideoFolder(tmp_path, 5, 32, 32, caption="grey").encode(BACKBONE, tmp_path / "out", device=CPU)
+    assert data is not None
+    (said,) = remarks(data.index)
+    assert said.startswith("2 clips (a.mp4, b.mp4) have fewer than 16 frames a second")
+
+
+LONG = "the sun rises over a field of grain, and a train passes"
+
+
+def test_captions_that_the_backbone_has_no_room_for_are_refused_at_once(tmp_path: Path, capsys: Any) -> None:
+    """Of `text_tokens` one is padding; what to raise it to is said, and is enough. Nothing is begun."""
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for name, words in (("a", "a seven"), ("b", LONG)):
+        film(clips / f"{name}.mp4", ramp(9))
+        (clips / f"{name}.txt").write_text(words)
+    line = ["data", "encode", str(clips), "--backbone", "tiny_wan", "--size", "9x32x32", "--out", str(tmp_path / "out")]
+    assert main([*line, "--skip-bad"]) == 2
+    said = capsys.readouterr().err
+    assert "1 of 3 prompts is too long for text_tokens = 12, which holds 11 tokens and one of padding" in said
+    assert f"the longest, {LONG!r}, has " in said and "Traceback" not in said and not (tmp_path / "out").exists()
+    least = int(said.partition("text_tokens=")[2].split()[0])
+    folder = VideoFolder(clips, 9, 32, 32)
+    with pytest.raises(DataError, match=f"text_tokens={least} or more"):
+        folder.encode(evolve(BACKBONE, text_tokens=least - 1), tmp_path / "out", device=CPU)
+    data = folder.encode(evolve(BACKBONE, text_tokens=least), tmp_path / "out", device=CPU)
+    assert data is not None and len(data) == 2
+    text = data.batch([1]).cond["text"][0]
+    assert not text[-1].any() and text[-2].any()  # whole, and one position of padding
+
+    (tmp_path / "prompts.txt").write_text(f"a seven\n{LONG}\n")
+    line = ["data", "synth", "tiny_wan", "--prompts", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "made")]
+    assert main(line) == 2
+    assert "text_tokens = 12" in capsys.readouterr().err and not (tmp_path / "made").exists()
 
 
 def test_the_command_line_takes_rates_and_windows(tmp_path: Path, capsys: Any) -> None:

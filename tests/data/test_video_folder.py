@@ -152,7 +152,8 @@ def test_the_command_line(folder: VideoFolder, tmp_path: Path, capsys: Any) -> N
     """Clips to data that a check finds sound; then clips that are no longer the same."""
     line = ["data", "encode", folder.path, "--backbone", "tiny_wan", "--out", str(tmp_path / "out")]
     assert main([*line, "--size", "9x32x32"]) == 0
-    assert "5 samples; look at them with `flowmap data check" in capsys.readouterr().out
+    check_it = f"flowmap data check {tmp_path / 'out'} --backbone tiny_wan --look page.html"
+    assert f"5 samples; look at them with `{check_it}`" in capsys.readouterr().out
     assert main(["data", "check", str(tmp_path / "out"), "--backbone", "tiny_wan"]) == 0
     for wrong, said in (
         ([*line, "--size", "81x32x32"], r"folder.frames = 9, now 81"),
