@@ -13,6 +13,7 @@ from torch import Tensor
 from flowmap._types import Latent
 from flowmap.window import Window
 
+from . import layout
 from .layout import CLEAN, COMPRESSED, Piece
 
 
@@ -113,6 +114,21 @@ def extended(cache: Cache, x: Latent, full: int, encode: Encode) -> Cache:
     new = (*compressed, *clean[leaving:])
     memory = encode(new, recent, kept)
     return Cache((*kept.pieces, *new), (*kept.memory, *memory), recent[leaving:])
+
+
+def check(window: Window, partition: Sequence[int], full: int, most: int) -> None:
+    """A ValueError where a network cannot have the window. most: the frames that it has rotary positions for.
+
+    Where old chunks are compressed, all that are not yet must be remembered.
+    """
+    if full < len(partition) and window.recent < full - 1:
+        raise ValueError(
+            f"Window.recent = {window.recent}: of its chunks {full} are at full resolution, with the one being made: "
+            f"must be at least {full - 1}"
+        )
+    frames = sum(layout.chunks(partition, most)[: window.sink]) + (window.recent + 1) * max(partition)
+    if frames > most:
+        raise ValueError(f"{window}: is up to {frames} latent frames, this network has positions for {most}")
 
 
 def kept(cache: Cache, window: Window) -> Cache:

@@ -65,16 +65,7 @@ class FarFlowMap(WanFlowMap):
         return layout.chunks(self.partition, frames)
 
     def bound(self, window: Window) -> None:
-        """Where old chunks are compressed, all that are not yet must be remembered."""
-        most = self.net.config.rope_max_seq_len
-        if self.full < len(self.partition) and window.recent < self.full - 1:
-            raise ValueError(
-                f"Window.recent = {window.recent}: of its chunks {self.full} are at full resolution, with the one "
-                f"being made: must be at least {self.full - 1}"
-            )
-        frames = sum(layout.chunks(self.partition, most)[: window.sink]) + (window.recent + 1) * max(self.partition)
-        if frames > most:
-            raise ValueError(f"{window}: is up to {frames} latent frames, this network has positions for {most}")
+        history.check(window, self.partition, self.full, self.net.config.rope_max_seq_len)
         if self.context is not None:
             raise ValueError(f"{window}: several ranks share a sample's tokens: must be one rank a sample")
         self.window = window
