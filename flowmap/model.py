@@ -78,6 +78,18 @@ class Kept:
     memory: Sequence[Any] = ()
 
 
+@frozen(eq=False)
+class Spans:
+    """Stretches of time to have the mean velocities of, all from one call: given as `cache` to a flow map that can,
+    which then gives [K, B, ...].
+
+    starts, ends: [K, B]. The first has the call's graph; the others none.
+    """
+
+    starts: Time
+    ends: Time
+
+
 class FlowMap(nn.Module, ABC):
     """The mean velocity u_θ(z_t, t, r | c), and the map it defines,
 

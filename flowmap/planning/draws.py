@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .._types import Cache, Cond, Latent, Role, Time
 from ..data import TensorData
-from ..model import Kept, Wrapped
+from ..model import Kept, Spans, Wrapped
 from ..objectives import Networks
 from ..recipe import Stage
 from ..training.loop import Trainer
@@ -43,12 +43,13 @@ class Sketch(Wrapped):
 
     def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
         call = Calls().forward(self.role, z, cond, cache if isinstance(cache, Kept) else None)
-        if not isinstance(cache, Kept):
+        if isinstance(cache, Kept):
+            cache.memory = (call,) if call.history else cache.memory
+        elif not isinstance(cache, Spans):
             call = evolve(call, past=int(cache or 0))
-        elif call.history:
-            cache.memory = (call,)
         self.till.spent += len(z) * self.price(call)
-        return z * 0 + self.scale
+        u = z * 0 + self.scale
+        return u.expand(len(cache.starts), *u.shape) if isinstance(cache, Spans) else u
 
     def extend(self, cache: Cache, x: Latent, cond: Cond) -> Cache:
         past = int(cache or 0)

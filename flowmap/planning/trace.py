@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .._types import Cache, Cond, Latent, Rng, Role, Time
 from ..data import Data
 from ..method import Method
-from ..model import FlowMap, Kept
+from ..model import FlowMap, Kept, Spans
 from ..objectives import Networks
 from ..objectives.flow_map_matching import FlowMapMatching
 from ..recipe import Stage
@@ -61,7 +61,7 @@ class Calls:
         return Call(role, "extend", x.shape[1], past=past)
 
     def past(self, cache: Cache) -> int:
-        return 0 if cache is None else self._past[id(cache)]
+        return 0 if cache is None or isinstance(cache, Spans) else self._past[id(cache)]
 
 
 @frozen

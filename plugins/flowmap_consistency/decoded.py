@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from attrs import Factory, evolve, field, frozen
 
 from flowmap import FlowMap, FlowMapSpec, validators
-from flowmap.model import Sampling, Usual
+from flowmap.model import Sampling, Streamed, Usual
 
 from . import heads_file
 
@@ -46,17 +47,24 @@ class Decoded(FlowMapSpec):
             raise ValueError(f"Decoded.times has {len(self.times)}: must have heads + 1 = {self.heads + 1}")
 
     def build(self, roles: frozenset[Role], *, device: torch.device, dtype: torch.dtype) -> Mapping[Role, FlowMap]:
-        nets = dict(self.backbone.build(roles, device=device, dtype=dtype))
+        import torch
+
+        outer = torch.device("cpu") if isinstance(self.backbone, Streamed) else nullcontext()  # its tables have numbers
+        with outer:
+            nets = dict(self.backbone.build(roles, device=device, dtype=dtype))
         if "student" in nets:
             nets["student"] = self._with_heads(nets["student"])
         return nets
 
     def _with_heads(self, u: FlowMap) -> Decoder:
+        import torch
+
         from flowmap.times import euler_grid
 
         from .decoder import Decoder, last_linear
 
-        times = self.times or euler_grid(self.heads, self.shift).tolist()
+        with torch.device("cpu"):  # whatever is built without numbers
+            times = self.times or euler_grid(self.heads, self.shift).tolist()
         return Decoder(u, self.layer or last_linear(u), times)
 
     def save(self, u: FlowMap, path: Path, *, dtype: torch.dtype | None = None) -> None:

@@ -7,26 +7,15 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import final
 
 import torch
-from attrs import define, frozen
+from attrs import define
 from torch import Tensor, nn
 
 from flowmap import FlowMap
 from flowmap._types import Cache, Cond, Latent, Time, to_device
-from flowmap.model import Wrapped
+from flowmap.model import Spans, Wrapped
 
 SLACK = 1e-6
 """Times in float32 that are the same, made by different grids."""
-
-
-@frozen(eq=False)
-class Spans:
-    """Stretches of time to have the mean velocities of, all from one call: given as `cache` to a `Decoder`.
-
-    starts, ends: [K, B]. The first has the call's graph; the others none.
-    """
-
-    starts: Time
-    ends: Time
 
 
 @define(eq=False)
@@ -72,7 +61,8 @@ class Decoder(Wrapped):
 
     def __init__(self, u: FlowMap, layer: str, times: Sequence[float]) -> None:
         super().__init__(u)
-        self.layer, self.times = layer, torch.tensor(times, dtype=torch.float32)
+        self.layer = layer
+        self.times = torch.tensor(times, dtype=torch.float32, device="cpu")  # with numbers, wherever it is built
         last = u.get_submodule(layer)
         self.bank = Bank(len(times) - 1, last, bias=getattr(last, "bias", None) is not None)
 

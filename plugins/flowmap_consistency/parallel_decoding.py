@@ -11,13 +11,13 @@ from attrs import evolve, field, frozen
 from flowmap import AdamW, Batch, FlowMap, Recipe, Rng, validators
 from flowmap._types import Mean, Role, Shared, to_device
 from flowmap.method import Method, Update
-from flowmap.model import Wrapped
+from flowmap.model import Spans, Wrapped
 from flowmap.objectives import Loss, Networks, nonfinite
 from flowmap.path import expand
 
 from .citations import PDD
 from .decoded import Decoded
-from .decoder import Decoder, Spans
+from .decoder import Decoder
 from .scale import Scale
 
 Solver = Literal["euler", "midpoint"]

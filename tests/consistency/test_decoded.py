@@ -10,7 +10,7 @@ import pytest
 import torch
 from attrs import evolve
 from flowmap_consistency.decoded import Decoded
-from flowmap_consistency.decoder import Decoder, Spans
+from flowmap_consistency.decoder import Decoder
 from flowmap_consistency.parallel_decoding import ParallelDecoding
 from flowmap_diffusers import Diffusers
 from flowmap_digits import TINY_WAN
@@ -23,6 +23,7 @@ from flowmap import FlowMapSpec, Rng, sample
 from flowmap._types import Role
 from flowmap.cli import main
 from flowmap.export.errors import ExportError
+from flowmap.model import Spans
 from flowmap.plugins import backbone, trained_by
 from flowmap.testing import parametrize_with_backbone_checks
 from flowmap.times import euler_grid

@@ -11,12 +11,13 @@ import pytest
 import torch
 from flowmap_consistency import decoder as decoding
 from flowmap_consistency.decoded import Decoded
-from flowmap_consistency.decoder import Decoder, Spans, last_linear
+from flowmap_consistency.decoder import Decoder, last_linear
 from flowmap_consistency.parallel_decoding import ParallelDecoding, parallel_decoding
 from torch import Tensor, nn
 
 from flowmap import AdamW, Batch, FlowMap, Recipe, Rng, Stage, distill, sample
 from flowmap._types import Cache, Cond, Latent, Role, Shared, Time
+from flowmap.model import Spans
 from flowmap.path import expand
 from flowmap.testing import CountingFlowMap, GaussianFlowMap
 from flowmap.times import euler_grid

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from attrs import evolve
+from flowmap_consistency.decoded import Decoded
+from flowmap_consistency.parallel_decoding import parallel_decoding
 from flowmap_digits.data import MovingDigits
 
 from flowmap import Recipe, Stage
@@ -176,6 +178,20 @@ def test_the_end_is_on_the_first_gpu(whole):
 def test_without_a_pass_on_data_nothing_is_compared_with_flow_matching():
     (stage,) = plan(recipe(anyflow.on_policy(cotrain=0.0, steps=(2,))), Machine(gpus=4)).stages
     assert stage.ratio is None is stage.reference_ratio and stage.flops > 0
+
+
+def test_a_student_of_heads_has_a_plan():
+    """Of blocks of one interval to the whole way: as many calls as its walks have blocks, two of the teacher for each
+    and its guidance."""
+    of, method = spec(), parallel_decoding(w=3.0, least=1, most=8)
+    stages = (Stage(method, steps=100, batch=16, micro=2),)
+    (stage,) = plan(Recipe(Decoded(of, heads=8), stages, teacher=of, data=SIZED), Machine(gpus=4)).stages
+    parts = stage.parts
+    assert parts["teacher"] / parts["ParallelDecoding forward"] == pytest.approx(4, rel=0.1)  # heads cost a little
+    (price,) = {price for call, price in stage.traced.prices.items() if call.role == "teacher"}
+    blocks = parts["teacher"] / (16 * 4 * price)
+    assert blocks == pytest.approx((1 + 1 / 8) ** 7, rel=0.05)
+    assert stage.traced.lasting["optimiser"] > 0 and stage.ratio is None
 
 
 def test_what_is_put_together():
