@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import final
 
 import torch
 from attrs import field, frozen
-from torch import nn
+from torch import Tensor, nn
 
 from flowmap import Batch, FlowMap, validators
 from flowmap._types import Cache, Cond, Latent, Time
@@ -37,8 +37,6 @@ class Versions(Wrapped):
     def __init__(self, u: FlowMap, names: tuple[str, ...]) -> None:
         super().__init__(u)
         self.at: tuple[int, ...] = ()  # which iteration the versions were brought up to
-        if any(in_pieces(p) for p in u.trained().values()):
-            raise ValueError("Versions: the network is in pieces over ranks: must be whole, Distribution(shard=False)")
         self.kept = nn.ModuleDict({name: nn.ParameterList(_copy(p) for p in u.trained().values()) for name in names})
 
     def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
@@ -54,24 +52,40 @@ class Versions(Wrapped):
     def follow(self, name: str, keep: float) -> None:
         """version <- keep · version + (1 - keep) · network; with 0 a copy, bit for bit."""
         for old, p in zip(self._of(name), self.u.trained().values(), strict=True):
-            old.copy_(p) if keep == 0.0 else old.lerp_(p.detach().to(old), 1 - keep)
+            mine, own = _held(old), _held(p)
+            mine.copy_(own) if keep == 0.0 else mine.lerp_(own.to(mine), 1 - keep)
 
     @contextmanager
     def using(self, name: str) -> Iterator[None]:
-        """While entered, the network is that version, without a graph; then itself, with the graphs that it had."""
+        """While entered, the network is that version, without a graph; then itself, with the graphs that it had.
+
+        Of a network in pieces the numbers go into its pieces, of which each call puts the network together.
+        """
         own = [*self.u.trained().values()]
-        held = [p.data for p in own]
+        held = [_held(p).clone() if in_pieces(p) else p.data for p in own]
         try:
-            for p, version in zip(own, self._of(name), strict=True):
-                p.data = version.data
+            self._fill(own, [_held(version) for version in self._of(name)])
             with torch.no_grad():
                 yield
         finally:
-            for p, data in zip(own, held, strict=True):
-                p.data = data
+            self._fill(own, held)
+
+    @staticmethod
+    @torch.no_grad()
+    def _fill(own: Sequence[nn.Parameter], data: Sequence[Tensor]) -> None:
+        for p, new in zip(own, data, strict=True):
+            if in_pieces(p):
+                _held(p).copy_(new)
+            else:
+                p.data = new
 
     def _of(self, name: str) -> list[nn.Parameter]:
         return [*self.kept[name].parameters()]
+
+
+def _held(p: Tensor) -> Tensor:
+    """What this rank has of it."""
+    return p.to_local().detach() if in_pieces(p) else p.detach()
 
 
 def _copy(p: nn.Parameter) -> nn.Parameter:

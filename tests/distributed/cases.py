@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from attrs import evolve
+from attrs import evolve, frozen
+from flowmap_consistency import reward
 from flowmap_consistency.decoded import Decoded
 from flowmap_consistency.dmd2 import dmd2
 from flowmap_consistency.parallel_decoding import parallel_decoding
@@ -13,12 +14,14 @@ from flowmap_far import Far
 from flowmap_wan import Lora
 from flowmap_wan.spec import WanSpec
 from flowmap_wan21 import Wan21
+from torch import Tensor
 
 from flowmap import AdamW, Ema, Recipe, Stage, TensorData
 from flowmap.method import Method, Update
 from flowmap.methods import anyflow
 from flowmap.objectives.flow_map_matching import FlowMapMatching
 from flowmap.objectives.mixture import Mixture
+from flowmap.rewards import Scores
 from flowmap.reweights import Balanced
 from flowmap.times import Diagonal, Triangle
 from flowmap.training.ranks.distributed import Distribution
@@ -77,6 +80,22 @@ def decoded(spec: WanSpec | Diffusers, *, lora: bool = True, steps: int = 6) -> 
     return evolve(of, backbone=Decoded(of.backbone, heads=8), teacher=of.backbone)
 
 
+@frozen
+class Bright:
+    """A reward of latents themselves."""
+
+    name: str = "bright"
+    differentiable: bool = True
+
+    def __call__(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+        return videos.flatten(1).mean(1)
+
+
+def rewarded() -> Method:
+    """Two samples a prompt of the old policy, which follows; it and the reference are in pieces as the student is."""
+    return reward.nft(Scores(None, ((1.0, Bright()),)), number=2, pairs=2, steps=(2,), shift=1.0)
+
+
 REPLICATED, HYBRID = Distribution(shard=False, timeout=60.0), Distribution(group=2, timeout=60.0)
 EVERYTHING = {
     "bidirectional, adapters": recipe(Wan21(), anyflow.forward(), on_policy()),
@@ -114,6 +133,8 @@ SOME = {
     "heads, adapters": decoded(Wan21()),
     "heads, whole": decoded(Wan21(), lora=False),
     "heads, LTX-Video": decoded(Diffusers(family="ltx", checkpointing=True), steps=3),
+    "rewards, adapters": recipe(Wan21(), rewarded(), steps=4),
+    "rewards, whole": recipe(Wan21(), rewarded(), lora=False, steps=3),
     "a larger teacher": larger_teacher(recipe(Wan21(), anyflow.teacher(), on_policy(), steps=4)),
 }
 """What takes another way through the ranks, some iterations of each."""
