@@ -28,7 +28,7 @@ from typing import Any
 
 from attrs import evolve
 
-from . import kept
+from . import kept, law_methods
 from . import law_report as report
 from .jobs import ROOT
 from .law_jobs import FULL, SMOKE, Judging, Settings, jobs_of
@@ -92,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         failed = complete(_jobs(options, seeds, settings, folder), 60 * options.minutes)
     found = report.summarise(settings if options.smoke else evolve(settings, steps=COUNTS), folder)
     report.write(found, options.out or RESULTS, options.out or PICTURES)
+    law_methods.write(options.out or RESULTS)
     kept.pack(folder, KINDS, (options.out or RESULTS) / JOBS)
     print(report.markdown(found))
     if failed:

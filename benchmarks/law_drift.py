@@ -41,20 +41,13 @@ from flowmap.evaluation.curve import Bench
 from flowmap.evaluation.records import Point
 from flowmap.model import Kind
 
-from . import jobs, kept
+from . import jobs, kept, law_methods
 from . import law_drift_report as report
 from .drift import edges
 from .law import CACHE, PICTURES, RESULTS, complete
 from .law_jobs import FULL, GROUPS, SMOKE, Settings, recipe, told, trained
-from .law_rows import CAUSAL, GUIDANCE, NAMES
+from .law_rows import CAUSAL, GUIDANCE, MODELS, NAMES
 
-MODELS = {
-    "stage_1": ("AnyFlow, causal, stage 1", "anyflow_causal", 1),
-    "stage_2": ("AnyFlow, causal, stages 1 + 2", "anyflow_causal", 2),
-    "history_grad": ("AnyFlow, causal, stages 1 + 2, gradient through the history", "anyflow_causal_history", 2),
-    "self_forcing": ("Self-Forcing, causal", "self_forcing", 2),
-    "self_gradient_forcing": ("Self Gradient Forcing, causal", "self_gradient_forcing", 2),
-}
 METRICS: Mapping[str, drift.PerChunk] = {
     "absolute_drift": drift.absolute_drift,
     "glyph_distance": drift.glyph_distance,
@@ -197,6 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         failed = complete(jobs_of(models, seeds, steps, samples, settings, folder), 60 * options.minutes)
     found = report.summarise(jobs_of([*MODELS], range(SEEDS), steps, samples, settings, folder))
     report.write(found, options.out or RESULTS, options.out or PICTURES)
+    law_methods.write(options.out or RESULTS)
     kept.pack(folder, KINDS, (options.out or RESULTS) / JOBS)
     print(report.markdown(found))
     if failed:

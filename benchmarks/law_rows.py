@@ -193,3 +193,12 @@ ABLATIONS = (
 """γ learnt is not among them: the time embedding has a constant one. Gradients of the rollout are exact with or without
 `replay`, so that there is nothing to vary."""
 NAMES = {row.name: row for row in (*ROWS, *ABLATIONS)}
+
+MODELS = {
+    "stage_1": ("AnyFlow, causal, stage 1", "anyflow_causal", 1),
+    "stage_2": ("AnyFlow, causal, stages 1 + 2", "anyflow_causal", 2),
+    "history_grad": ("AnyFlow, causal, stages 1 + 2, gradient through the history", "anyflow_causal_history", 2),
+    "self_forcing": ("Self-Forcing, causal", "self_forcing", 2),
+    "self_gradient_forcing": ("Self Gradient Forcing, causal", "self_gradient_forcing", 2),
+}
+"""Of `law_drift`: (title, row, how many of its stages)."""
