@@ -45,6 +45,7 @@ def test_a_finished_run_has_a_hash_and_its_student_can_be_sampled(
     assert found["state"] == "finished"
     assert found["stage"] == "1 of 1 done"
     assert found["step"] == "2 of 2"
+    assert found["training"].endswith(" s so far, none to come")
     assert found["checkpoint"] == "step_00_00000002"
     assert found["hash"] == sha256({f"student/{name}": p for name, p in student.trained().items()})
     assert found["next"] == f"flowmap sample {tmp_path / 'student'} --prompt '...'"
@@ -228,3 +229,9 @@ def test_half_a_line_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [r["iteration"] for r in metrics.read(found.path)] == [0]
     assert found.add({"stage": 0, "iteration": 2}) is None
     assert [r["iteration"] for r in metrics.read(found.path)] == [0, 1, 2]
+
+
+def test_a_run_on_its_way_says_in_which_stage_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    distill(RECIPE, out=tmp_path, device="cpu", pm=QUIET)
+    change(tmp_path, state="preempted", stage=0, stages=2, step=1)
+    assert told(tmp_path, capsys)["stage"] == "0 of 2 done; now stage 0, anyflow_forward"

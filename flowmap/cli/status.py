@@ -15,12 +15,16 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """1 for a run that has failed or was killed."""
+    from ..report import sections
+    from ..report.facts import Facts
     from ..training.store import status
 
     path = Path(options.run)
     if not path.is_dir():
         raise UsageError(f"run {options.run!r}: there is no such directory; `flowmap distill` makes one")
     told = status.lines(path)
+    if (spent := sections.times(Facts.read(path))) is not None:
+        told["training"] = spent
     width = max(map(len, told))
     for name, text in told.items():
         print(f"{name + ':':{width + 1}}  {text}")

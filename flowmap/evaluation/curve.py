@@ -192,12 +192,12 @@ class QualityCurve:
     @property
     def title(self) -> str:
         """One line that says what was measured."""
-        beside = f"teacher with guidance {self.guidance:g}"
+        said, beside = validators.counted, f"teacher with guidance {self.guidance:g}"
         if self.teacher_sampler == "flow_map":
             beside = "before: the student that was fine-tuned"
         return (
-            f"quality against the number of steps: {len(self.seeds)} seeds × {self.samples} samples, "
-            f"{len(self.prompts)} prompts, mean ± spread over seeds; {beside}"
+            f"quality against the number of steps: {said(len(self.seeds), 'seed')} × {said(self.samples, 'sample')}, "
+            f"{said(len(self.prompts), 'prompt')}, mean ± spread over seeds; {beside}"
             f"{'; SO FEW SAMPLES MEAN NOTHING: a trial' if self.samples < FEW else ''}"
         )
 

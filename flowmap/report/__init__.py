@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..atomic import write_text
 from ..training.store import health
+from ..validators import counted
 from . import player, sections
 from .facts import Facts
 
@@ -60,9 +61,8 @@ def _head(facts: Facts) -> str:
     cells = "".join(f"<div><b>{name}</b>{text}</div>" for name, text in told.items())
     notes = [f'<p class="bad">{escape(now.reason)}</p>'] if now.reason else []
     if 0 < total < sections.SHORT:
-        trial = (
-            f"A trial of {total} iterations: it shows that all of it works, and its samples and numbers mean nothing."
-        )
+        what = counted(total, "iteration")
+        trial = f"A trial of {what}: it shows that all of it works, and its samples and numbers mean nothing."
         notes.append(f'<p class="bad">{trial}</p>')
     if line is not None:
         kind = "good" if line.startswith("no alarm") else "bad"

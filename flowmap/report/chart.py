@@ -31,13 +31,15 @@ class Line:
 
 @frozen
 class Scale:
-    """From a value to a place: `way` is monotone, None as it is; low and high are the ends."""
+    """From a value to a place: `way` is monotone, None as it is; low and high are the ends. whole: numbers of
+    things, without fractions."""
 
     low: float
     high: float
     start: float
     end: float
     way: Callable[[float], float] | None = None
+    whole: bool = False
 
     def at(self, value: float) -> float:
         low, high, here = (v if self.way is None else self.way(v) for v in (self.low, self.high, value))
@@ -49,6 +51,7 @@ class Scale:
 
     def _even(self, near: float) -> list[float]:
         least = near * (self.high - self.low) / abs(self.end - self.start)
+        least = max(1.0, least) if self.whole else least
         power = 10.0 ** math.floor(math.log10(least))
         size = next(m * power for m in (1, 2, 5, 10) if m * power >= least)
         return [n * size for n in range(math.ceil(self.low / size), math.floor(self.high / size) + 1)]
@@ -70,16 +73,18 @@ def chart(
     *,
     x: str,
     log_x: bool = False,
+    whole: bool = False,
     limits: tuple[float, float] = (-math.inf, math.inf),
     level: tuple[str, float] | None = None,
     marks: Sequence[float] = (),
 ) -> str:
-    """limits: shaded outside. level: a named horizontal line. marks: vertical lines."""
+    """whole: x counts, and has no fractions. limits: shaded outside. level: a named horizontal line. marks: vertical
+    lines."""
     xs = [px for line in lines for px, _ in line.points]
     ys = [v for line in lines for v in _reach(line)] + ([level[1]] if level else [])
     if not xs:
         return ""
-    across = Scale(*_apart(min(xs), max(xs)), LEFT, WIDTH - RIGHT, math.log if log_x else None)
+    across = Scale(*_apart(min(xs), max(xs)), LEFT, WIDTH - RIGHT, math.log if log_x else None, whole)
     up = _vertical(ys, limits)
     parts = [*_grid(across, up, sorted({*xs}) if log_x else across.ticks(WIDE)), *_limits(up, limits)]
     parts += [_rule("mark", across.at(m), across.at(m), TOP, FLOOR) for m in marks if across.low < m < across.high]
@@ -159,7 +164,7 @@ def _drawn(line: Line, across: Scale, up: Scale, x: str) -> list[str]:
         found.append(f'<polygon class="band {line.style}" points="{_points([*above, *below[::-1]])}"/>')
     found.append(f'<polyline class="line {line.style}" points="{_points(at)}"/>')
     for (a, b), (px, py) in zip(at, line.points, strict=True) if len(at) <= DOTS else ():
-        told = escape(f"{line.name}, {px:g} {x}: {py:.3g}")
+        told = escape(f"{line.name}, {px:g} {x.removesuffix('s') if px == 1 else x}: {py:.3g}")
         found.append(f'<circle class="dot {line.style}" cx="{a:.1f}" cy="{b:.1f}" r="3"><title>{told}</title></circle>')
     return found
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..training.store.health import PREVIEWS
+from ..validators import counted
 from .chart import Line, chart
-from .facts import Facts
+from .facts import Cost, Facts
 
 FEW = 16
 """Samples of a seed, below which a quality curve says nothing."""
@@ -56,8 +57,10 @@ def quality(facts: Facts) -> str:
     seen = {line.name: line.style for lines in lines_of.values() for line in lines}
     legend = [*seen.items(), *([("real clips, the best there can be", "level")] if real else [])]
     samples, seeds = facts.manifest.get("samples_per_seed", 0), len(facts.manifest.get("seeds", ()))
-    told = f"{seeds} seeds of {samples} samples, on prompts that were not trained on; bands are the spread over seeds."
-    few = f'<p class="bad">With {samples} samples a seed these numbers say that evaluation works, and nothing else.</p>'
+    told = f"{counted(seeds, 'seed')} of {counted(samples, 'sample')}, on the prompts of the recipe's evaluation."
+    told += " Bands are the spread over seeds." if seeds > 1 else ""
+    what = f"With {counted(samples, 'sample')} a seed these numbers say that evaluation works, and nothing else."
+    few = f'<p class="bad">{what}</p>'
     more = "<b>Re-noised</b> is the same student, sampled as consistency models are." if "b" in seen.values() else ""
     return (
         f"<h2>Quality against the number of steps</h2><p>{told} {more}</p>{few if samples < FEW else ''}"
@@ -86,20 +89,22 @@ def health(facts: Facts) -> str:
     found = []
     for name, what in MEASURES.items():
         lines = [
-            Line(f"{n} steps", points, styles.get(n, "d")) for n in counts if (points := _over(facts, records, name, n))
+            Line(counted(int(n), "step"), points, styles.get(n, "d"))
+            for n in counts
+            if (points := _over(facts, records, name, n))
         ]
         low, high = records[-1].get("limits", {}).get(name, (None, None))
         limits = (-math.inf if low is None else low, math.inf if high is None else high)
         if lines:
-            drawn = chart(lines, x="iterations", limits=limits, marks=_marks(facts))
+            drawn = chart(lines, x="iterations", whole=True, limits=limits, marks=_marks(facts))
             found.append(_figure(drawn, name.replace("_", " "), what))
     alarms = [
-        f"<li>{escape(facts.method(r['stage']))}, after {r['done']} iterations: {escape(text)}</li>"
+        f"<li>{escape(facts.method(r['stage']))}, after {counted(r['done'], 'iteration')}: {escape(text)}</li>"
         for r in records
         for text in r.get("alarms", {}).values()
     ]
     told = f'<ul class="bad">{"".join(alarms)}</ul>' if alarms else '<p class="good">No alarm was raised.</p>'
-    legend = [(f"{n} step{'s' * (n != '1')}{', judged' if n == judged else ''}", styles.get(n, "d")) for n in counts]
+    legend = [(f"{counted(int(n), 'step')}{', judged' if n == judged else ''}", styles.get(n, "d")) for n in counts]
     return (
         "<h2>Health</h2><p>The student's samples beside the teacher's, on the same noise and prompts. Samples of "
         f"{judged} steps are judged; of fewer steps they may be worse. Dotted: a new stage.</p>"
@@ -123,7 +128,7 @@ def course(facts: Facts) -> str:
     figures = []
     for k, file in enumerate(shown):
         _, stage, done = file.parent.name.split("_")
-        told = f"stage {stage} ({escape(facts.method(int(stage)))}), after {int(done)} iterations"
+        told = f"stage {stage} ({escape(facts.method(int(stage)))}), after {counted(int(done), 'iteration')}"
         hidden = " hidden" if k + 1 < len(shown) else ""
         picture = f"data:image/png;base64,{b64encode(file.read_bytes()).decode()}"
         figures.append(
@@ -157,7 +162,9 @@ def losses(facts: Facts) -> str:
 def _recorded(facts: Facts, name: str, stages: Mapping[int, Sequence[tuple[float, float]]]) -> str:
     lines = [Line(name, _thinned(points), "a") for points in stages.values()]
     role, _, what = name.partition("/")
-    return _figure(chart(lines, x="iterations", marks=_marks(facts)), what.replace("/", " "), f"of the {role}")
+    return _figure(
+        chart(lines, x="iterations", whole=True, marks=_marks(facts)), what.replace("/", " "), f"of the {role}"
+    )
 
 
 def _thinned(points: Sequence[tuple[float, float]], most: int = 300) -> list[tuple[float, float]]:
@@ -169,29 +176,53 @@ def _thinned(points: Sequence[tuple[float, float]], most: int = 300) -> list[tup
 
 def cost(facts: Facts) -> str:
     """Time of every stage, so far and to come, as the records say."""
-    rows, so_far, left, known = [], 0.0, 0.0, True
-    for method, done, steps, pace in facts.costs():
-        rest = steps - done
-        known = known and (pace is not None or not rest)
-        so_far += done * (pace or 0.0)
-        left += rest * (pace or 0.0)
-        cells = [
-            f"{done} of {steps}",
-            "" if pace is None else f"{pace:.3g} s",
-            "" if pace is None else time_of(done * pace),
-            "none" if not rest else ("not known before it starts" if pace is None else time_of(rest * pace)),
-        ]
-        rows.append(f"<tr><td>{escape(method)}</td>{''.join(f'<td class=n>{cell}</td>' for cell in cells)}</tr>")
-    if not rows:
+    stages = [*facts.costs()]
+    if not stages:
         return ""
-    to_come = f"{'' if known else 'at least '}{time_of(left)}" if left or not known else "none"
+    rows = []
+    for one in stages:
+        coming = "not known before it starts" if one.to_come is None else time_of(one.to_come)
+        cells = [
+            f"{one.done} of {one.steps}",
+            "" if one.pace is None else f"{one.pace:.3g} s",
+            "" if one.spent is None else time_of(one.spent),
+            coming if one.left else "none",
+        ]
+        rows.append(f"<tr><td>{escape(one.method)}</td>{''.join(f'<td class=n>{cell}</td>' for cell in cells)}</tr>")
     head = "".join(f"<th class=n>{name}</th>" for name in ("iterations", "one takes", "so far", "to come"))
     peak = max((r.get("peak_gib", 0.0) for r in facts.records), default=0.0)
     there = f" Most memory of the first process: {peak:.3g} GiB." if peak else ""
+    lived = f" From the last start to the last sign of life: {time_of(facts.lived)}." if facts.lived else ""
+    on = f" on {facts.devices} {facts.device}s" if facts.devices > 1 else f" on one {facts.device}"
+    so_far, to_come = _both(facts, stages)
     return (
-        f"<h2>Cost</h2><p>Training so far: {time_of(so_far)}; to come: {to_come}. Evaluation and previews are not "
-        f'counted.{there}</p><div class="wide"><table><tr><th>stage</th>{head}</tr>{"".join(rows)}</table></div>'
+        f"<h2>Cost</h2><p>Training so far{on}: {so_far}; to come: {to_come}. Previews and checkpoints on the way "
+        f"are in it, evaluation at the end is not.{lived}{there}</p>"
+        f'<div class="wide"><table><tr><th>stage</th>{head}</tr>{"".join(rows)}</table></div>'
     )
+
+
+def times(facts: Facts) -> str | None:
+    """Of the training, in a line; None where no record says it."""
+    stages = [*facts.costs()]
+    if not any(one.spent for one in stages):
+        return None
+    so_far, to_come = _both(facts, stages)
+    return f"{so_far} so far, {to_come} to come"
+
+
+def _both(facts: Facts, stages: Sequence[Cost]) -> tuple[str, str]:
+    """So far and to come."""
+    left = math.fsum(one.to_come or 0.0 for one in stages)
+    unknown = any(one.left and one.to_come is None for one in stages)
+    so_far = _hours(math.fsum(one.spent or 0.0 for one in stages), facts)
+    return so_far, f"{'at least ' if unknown else ''}{_hours(left, facts)}" if left or unknown else "none"
+
+
+def _hours(seconds: float, facts: Facts) -> str:
+    """With GPU-hours, where several share the work."""
+    whole = facts.devices * seconds
+    return time_of(seconds) + (f" ({whole / 3600:.3g} {facts.device}-hours)" if facts.devices > 1 else "")
 
 
 def recipe(facts: Facts) -> str:

@@ -24,6 +24,7 @@ from ..recipe import Recipe, RecipeError, describe, digest
 from .interrupt import Preempted
 from .pace import Pace, Profile, bound
 from .progress import Progress, nonfinite
+from .ranks.distributed import world
 from .store import status
 from .store.lock import Lock, me
 from .store.metrics import Metrics
@@ -239,5 +240,6 @@ def environment() -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "cuda": cuda,
+        "processes": world(),
         "packages": packages,
     }

@@ -19,8 +19,12 @@ from flowmap import report
 from flowmap.atomic import write_json
 from flowmap.cli import main
 from flowmap.evaluation import album
+from flowmap.report import sections
 from flowmap.report.chart import Line, Scale, chart
+from flowmap.report.facts import Facts
+from flowmap.training.run import environment
 from flowmap.training.store import health
+from tests.evaluation.seen import STEADY
 from tests.report import made
 
 
@@ -121,10 +125,72 @@ def test_it_says_how_it_went(page: str) -> None:
     for said in ("finished", "11 of 11", "anyflow_forward", "anyflow_on_policy"):
         assert said in text
     assert "no alarm after 5 iterations of stage 1, at 4 steps" in text
-    assert "Training so far: 33 s; to come: none" in text and "1.5 GiB" in text
-    assert "3 seeds of 32 samples" in text and "sampled as consistency models are" in text and "real clips" in text
+    assert "Training so far on one CPU: 33 s; to come: none" in text and "1.5 GiB" in text
+    assert (
+        "3 seeds of 32 samples, on the prompts of the recipe's evaluation" in text
+        and "sampled as consistency models are" in text
+        and "real clips" in text
+    )
     assert "clips/x" in text and "/home/me" not in page
     assert "A trial of 11 iterations" in text
+
+
+def rewritten(run: Path, change: Any) -> Path:
+    """With other records of training."""
+    file = run / "metrics.jsonl"
+    records = [change(json.loads(line)) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(one) + "\n" for one in records if one))
+    return run
+
+
+def test_the_time_of_a_trial_is_told(tmp_path: Path) -> None:
+    """One record a stage says how long its iteration took: samples a second, of the whole batch."""
+
+    def one(record: dict[str, Any]) -> dict[str, Any] | None:
+        batch = STEADY.stages[record["stage"]].batch
+        return None if record["iteration"] else {**record, "samples_per_second": batch / 40.0}
+
+    rewritten(made.run(tmp_path), one)
+    assert [cost.pace for cost in Facts.read(tmp_path).costs()] == pytest.approx([40.0, 40.0])
+    assert "Training so far on one CPU: 7.33 min; to come: none" in Parsed(report.write(tmp_path).read_text()).text
+
+
+def test_time_between_two_starts_is_not_training(tmp_path: Path) -> None:
+    """The clock says a day, records what was worked; what is to come goes by the usual pace."""
+
+    def later(record: dict[str, Any]) -> dict[str, Any]:
+        stage, k = record["stage"], record["iteration"]
+        seconds = 3600.0 * (3 if k == 0 else 1)  # the first is slow
+        rate = STEADY.stages[stage].batch / seconds
+        return {**record, "time": record["time"] + 86400.0 * (k > 2), "samples_per_second": rate}
+
+    rewritten(made.run(tmp_path, state="running"), later)
+    write_json(tmp_path / "env.json", {**environment(), "cuda": "H100", "processes": 4})
+    status = json.loads((tmp_path / "status.json").read_text())
+    times = {"step": 3, "started": "2026-01-02T03:00:00+0000", "updated": 1767322800.0 + 3600.0}
+    write_json(tmp_path / "status.json", {**status, **times})
+    (first, second) = Facts.read(tmp_path).costs()
+    assert (first.spent, second.pace, second.to_come) == pytest.approx((8 * 3600.0, 3600.0, 2 * 3600.0))
+    text = Parsed(report.write(tmp_path).read_text()).text
+    assert "on 4 GPUs: 15 h (60 GPU-hours); to come: 2 h (8 GPU-hours)" in text
+    assert "From the last start to the last sign of life: 60 min" in text
+    assert sections.times(Facts.read(tmp_path)) == "15 h (60 GPU-hours) so far, 2 h (8 GPU-hours) to come"
+
+
+def test_one_is_not_spoken_of_as_several(tmp_path: Path) -> None:
+    made.run(tmp_path)
+    file = tmp_path / "evaluation" / "manifest.json"
+    write_json(file, {**json.loads(file.read_text()), "samples_per_seed": 1, "seeds": [0]})
+    health = tmp_path / "health.jsonl"
+    health.write_text(health.read_text().replace('"done": 5', '"done": 1').replace('"done": 6', '"done": 1'))
+    text = Parsed(report.write(tmp_path).read_text()).text
+    assert "1 seed of 1 sample, on" in text and "after 1 iteration of stage 1" in text and "Bands" not in text
+    assert not re.search(r"\b1 (iterations|seeds|samples|steps)\b", text)
+
+
+def test_iterations_are_whole_numbers() -> None:
+    drawn = chart([Line("a", [(1, 2.0), (2, 3.0)])], x="iterations", whole=True)
+    assert re.findall(r'y="196.0"[^>]*>([^<]+)', drawn) == ["1", "2"]
 
 
 def test_an_alarm_is_said(tmp_path: Path) -> None:

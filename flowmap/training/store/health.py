@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...validators import counted
 from .metrics import read
 
 HEALTH, PREVIEWS, ALBUM = "health.jsonl", "previews", "album.json"
@@ -23,7 +24,7 @@ def line(run: Path) -> str | None:
     """How sound the newest samples are; None where nothing was compared."""
     if (record := last(run)) is None or not record.get("values"):
         return None
-    when = f"after {record['done']} iterations of stage {record['stage']}, at {record['judged']} steps"
+    when = f"after {counted(record['done'], 'iteration')} of stage {record['stage']}, at {record['judged']} steps"
     alarms = list(record.get("alarms", {}).values())
     if not alarms:
         return f"no alarm {when}"

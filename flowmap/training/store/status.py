@@ -104,8 +104,9 @@ def lines(run: Path) -> dict[str, str]:
     status = read(run)
     told = {"state": _state(status)}
     if status.stage is not None:
-        last = f"{status.stage} of {status.stages} ({status.method}), counted from 0"
-        told["stage"] = f"{status.stages} of {status.stages} done" if status.state == "finished" else last
+        done = status.stages if status.state == "finished" else status.stage
+        now = "" if status.state == "finished" else f"; now stage {status.stage}, {status.method}"
+        told["stage"] = f"{done} of {status.stages} done{now}"
         told["step"] = f"{status.step} of {status.steps}"
     there = sorted(p.name for p in (run / "checkpoints").glob("step_*") if p.suffix != ".corrupt")
     told["checkpoint"] = status.checkpoint or (f"{there[-1]}, of an earlier start" if there else "none yet")
