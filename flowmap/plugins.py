@@ -152,8 +152,8 @@ def trackers(names: Sequence[str], pm: pluggy.PluginManager) -> Mapping[str, Cal
     return {name: named(pm, "flowmap_trackers", name) for name in dict.fromkeys(names)}
 
 
-def backbone(name: str, pm: pluggy.PluginManager | None = None) -> FlowMapSpec:
-    """The spec for a registered name, a directory or a hub id."""
+def backbone(name: str, pm: pluggy.PluginManager | None = None, also: Iterable[str] = ()) -> FlowMapSpec:
+    """The spec for a registered name, a directory or a hub id. also: what else could have been meant."""
     pm = pm or installed()
     registered = collect(pm, "flowmap_backbones")
     if name in registered and (Path(name) / mistaken.INDEX).is_file():
@@ -174,9 +174,11 @@ def backbone(name: str, pm: pluggy.PluginManager | None = None) -> FlowMapSpec:
     if told is not None:
         raise PluginError(f"{name}: {told}")
     missing = f"there is no directory {name!r}, and " if os.sep in name else ""
+    near = get_close_matches(name, [*registered, *also], 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
     raise PluginError(
         f"{missing}no plugin knows the backbone {name!r}: give one of {', '.join(registered)}, the directory of a "
-        "diffusers pipeline, or a hub id"
+        f"diffusers pipeline, or a hub id{hint}"
     )
 
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 from .. import __version__
 from . import about, curve, data, distill, export, importing, inspecting, push, report, sample, source, status
 from .command import Command
-from .errors import UsageError, after_first, sentence, unknown
+from .errors import UsageError, after_first, nearest, sentence, unknown
 
 COMMANDS: Mapping[str, Command] = {
     command.name: command
@@ -60,6 +60,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message[:1].lower() + message[1:])
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        """With the nearest of the choices."""
+        if action.choices is not None and value not in action.choices:
+            known = [*map(str, action.choices)]
+            text = f"invalid choice: {value!r}: must be one of {', '.join(known)}{nearest(str(value), known)}"
+            raise argparse.ArgumentError(action, text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

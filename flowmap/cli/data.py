@@ -234,7 +234,7 @@ def _resolve(name: str) -> tuple[Recipe | None, FlowMapSpec]:
         recipe = recipes.load(name)
         spec = recipe.backbone
     else:
-        recipe, spec = None, backbone(name)
+        recipe, spec = None, backbone(name, also=recipes.known())
     try:
         spec.validate()
     except ValueError as error:

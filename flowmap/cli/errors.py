@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 from attrs import frozen
@@ -78,6 +78,10 @@ def _of_files(error: OSError) -> str:
 
 
 def unknown(kind: str, name: str, known: Sequence[str]) -> str:
-    near = get_close_matches(name, known, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"there is no {kind} {name!r}: must be one of {', '.join(known)}{hint}"
+    return f"there is no {kind} {name!r}: must be one of {', '.join(known)}{nearest(name, known)}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'name'?`, where one of those known is like it."""
+    near = get_close_matches(name, [*known], 1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -159,6 +159,9 @@ def test_the_command_line(folder: VideoFolder, tmp_path: Path, capsys: Any) -> N
         ([*line, "--size", "81x32x32"], r"folder.frames = 9, now 81"),
         ([*line[:2], str(tmp_path / "none"), *line[3:]], "there is no such directory"),
         ([*line[:4], "wan99", *line[5:]], "no plugin knows the backbone 'wan99'"),
+        ([*line[:4], "tiny_wam", *line[5:]], "did you mean 'tiny_wan'?"),
+        (["data", "encod", *line[2:]], "synth, encode, check; did you mean 'encode'?"),
+        ([*line, "--dtype", "bfloat61"], "float32, bfloat16; did you mean 'bfloat16'?"),
     ):
         capsys.readouterr()
         assert main(wrong) == 2

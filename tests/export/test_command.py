@@ -148,7 +148,7 @@ def test_an_export_whose_student_is_gone_or_another(
         (["--out", "out"], "the following arguments are required: --to"),
         (["--refit", "nowhere", "--out", "out"], "export 'nowhere': there is no such directory; `flowmap export` make"),
         (["--plan", "--to", "comfyui"], "comfyui writes files and no graph: there is nothing to plan"),
-        (["--to", "onnx", "--out", "out", "--precision", "fp4"], "invalid choice: 'fp4'"),
+        (["--to", "onnx", "--out", "out", "--precision", "fp4"], "invalid choice: 'fp4': must be one of"),
         (["--to", "diffusers", "--out", "out", "--compile"], "diffusers does not read compile"),
         (["--to", "lora", "--out", "out", "--steps", "8"], "lora has no option 'steps'"),
         (["--to", "onnx", "--out", "out", "--steps", "8"], "onnx has no option 'steps'"),
