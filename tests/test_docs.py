@@ -125,6 +125,14 @@ def test_commands_exist(path, command_line_help):
         assert re.search(rf"\b{command}\b", command_line_help), f"flowmap {command} is not in flowmap --help"
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
+def test_a_command_is_copied_without_a_comment(path):
+    """At its prompt zsh takes # for a word, an apostrophe behind it for an open string, and ? for a pattern."""
+    for _, _, code in blocks(path, "bash"):
+        bare = re.sub(r"'[^'\n]*'|\"[^\"\n]*\"", "", code)
+        assert not re.search(r"[#*?\[]", bare), code
+
+
 def test_commands_are_found():
     assert "distill" in commands(README)
 
