@@ -76,6 +76,11 @@ class Method:
         return found
 
     @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """Of all updates."""
+        return tuple(o for u in self.updates for _, o in u.terms)
+
+    @property
     def trains(self) -> frozenset[Role]:
         return frozenset(u.role for u in self.updates)
 

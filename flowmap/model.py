@@ -386,6 +386,11 @@ class FlowMapSpec(ABC):
         """How its networks are sampled as they come: a diffusion model's, unless it says otherwise."""
         return Sampling()
 
+    def takes_history(self, role: Role) -> bool:
+        """Whether the network of a role can be asked about noisy frames after a clean history, as a student in chunks
+        is trained: so that a teacher that cannot is refused before it is built. False also where it is not known."""
+        return False
+
     @property
     def two_times(self) -> bool:
         """Whether its networks read r as they come, before any is given a second time: a student's do."""

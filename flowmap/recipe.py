@@ -11,13 +11,13 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args, runtime_checkabl
 import attrs
 from attrs import field, frozen
 
-from . import validators, values
+from . import asked, validators, values
 from ._types import Role
 from .data import Data, DataError, Source, fingerprint
 from .experts import too_few_steps
 from .method import Method
-from .model import FlowMapSpec, guided_twice
-from .objectives import Equip, Guides, Networks, united
+from .model import FlowMapSpec
+from .objectives import Equip, Networks, united
 from .recomputing import Offload, offloaded
 from .times import share
 
@@ -233,29 +233,16 @@ class Recipe:
                 found.append(str(error))
         unasked = self.forward_teacher is not None and "forward_teacher" not in self.roles
         found += ["Recipe.forward_teacher: no objective follows a teacher's trajectories: must be None"] * unasked
-        found += [] if found else [*self._guided_twice(), *too_few_steps(self.backbone.boundary, self.evaluation)]
+        if not found:
+            methods, forward = [stage.method for stage in self.stages], self.forward_teacher is not None
+            found += asked.histories(methods, self.spec_of, forward)
+            found += asked.guidance(methods, self.evaluation, self.spec_of, forward)
+            found += too_few_steps(self.backbone.boundary, self.evaluation)
         try:  # a source looks at its files to tell itself from others
             _ = fingerprint(self.data) if isinstance(self.data, Source) else None
         except (DataError, OSError) as error:
             found.append(str(error))
         return tuple(dict.fromkeys(found))
-
-    def _guided_twice(self) -> list[str]:
-        """Who asks a network for guidance that it has built in.
-
-        A student learns another guidance on data; a diffusion network that it was distilled into has no null branch.
-        """
-        asked = [(f"stage {i} ({stage.method.name})", stage.method.guides) for i, stage in enumerate(self.stages)]
-        asked += [("the evaluation", self.evaluation.guides)] if isinstance(self.evaluation, Guides) else []
-        found = []
-        for who, guides in asked:
-            for role, w in guides.items():
-                own = (spec := self.spec_of(role)).sampling()
-                if role == "student" and own.kind != "euler":
-                    continue
-                if (twice := guided_twice(own.guidance, w)) is not None:
-                    found.append(f"{who} guides the {role}, {spec.about().name}, which {twice}")
-        return found
 
     def validate(self) -> None:
         """Raise a `RecipeError` with all that is `wrong`."""

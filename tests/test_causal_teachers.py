@@ -7,20 +7,29 @@ from typing import Any
 
 import pytest
 import torch
-from attrs import evolve
+from attrs import evolve, frozen
+from flowmap_consistency import rcm
 from flowmap_consistency.consistency import consistency
-from flowmap_consistency.self_forcing import TrajectoryRegression
+from flowmap_consistency.scm import ContinuousConsistency, scm
+from flowmap_consistency.self_forcing import TrajectoryRegression, ode_init, self_forcing
+from flowmap_digits import TINY_WAN
+from flowmap_digits.data import MovingDigits
 from flowmap_far import Far
+from flowmap_wan21 import Wan21
 from torch import Tensor
 
 from flowmap import AdamW, Batch, FlowMap, Recipe, Rng, Stage, TensorData, distill
-from flowmap._types import Cond, Latent, Role, Shared, Time
+from flowmap._types import Cond, Latent, Mean, Role, Shared, Time
 from flowmap.derivative import Derivative, ForwardMode, MeanVelocity
+from flowmap.evaluation import card
 from flowmap.methods import anyflow
-from flowmap.model import ConditionError
+from flowmap.model import Sampling
+from flowmap.objectives import taught
 from flowmap.objectives.flow_map_matching import FlowMapMatching
+from flowmap.recipe import RecipeError
+from flowmap.reweights import Ramp
 from flowmap.testing import counting
-from flowmap.times import Triangle
+from flowmap.times import Diagonal, Triangle
 from flowmap.training.loop import Trainer
 from flowmap.training.ranks.networks import build
 from tests.chain import Chain, Joint, covariance, drawn
@@ -136,7 +145,7 @@ def test_far_learns_from_a_causal_far() -> None:
     method = anyflow.forward(velocity="teacher")
     stage = Stage(method, 1, batch=4, optimizer=AdamW(1e-3), ema=None)
     recipe = Recipe(spec, (stage,), data=TensorData(z[:, :4], dict(cond), dict(spec.null(cond))))
-    with pytest.raises(ConditionError, match=r"or a causal Recipe\.forward_teacher"):
+    with pytest.raises(RecipeError, match=r"or a causal Recipe\.forward_teacher"):
         distill(recipe, device="cpu")
     distill(evolve(recipe, forward_teacher=evolve(spec, seed=3)), device="cpu")
 
@@ -168,3 +177,125 @@ def test_trajectories_whose_chunks_do_not_see_the_ones_before_are_seen() -> None
     with planted(module, "x[-1], batch.cond) if x else None, chunk", "x[-1], batch.cond) if False else None, chunk"):
         _, read, std = values(fitted(Chain()))
     assert abs(read - 0.8) > 0.5 or abs(std - 0.6) > 0.3
+
+
+# ------------------------------------------------------------------ before anything is built
+FAR = Far(TINY_WAN, lora=None, text_tokens=12, shift=1.0, partition=(1,) * 5, long=1.0)
+
+
+@pytest.mark.parametrize(
+    "method", [anyflow.forward(velocity="teacher"), consistency(), scm(), rcm.rcm()], ids=lambda m: m.name
+)
+def test_a_bidirectional_teacher_after_a_history_is_refused_before_it_is_built(method: Any) -> None:
+    """Also one that is given as the forward teacher; trajectories of its own, and data, are allowed."""
+    recipe = Recipe(FAR, (Stage(method, 1, batch=2),), data=MovingDigits(count=2))
+    said = f"stage 0 ({method.name}) asks the teacher, tiny_wan, which makes all frames at once, about frames after a "
+    (wrong,) = recipe.wrong()
+    assert wrong.startswith(said) and wrong.endswith("the data's velocity, or a causal Recipe.forward_teacher")
+    bidirectional = Wan21(TINY_WAN, lora=None, text_tokens=12, shift=1.0)
+    assert len(evolve(recipe, teacher=bidirectional).wrong()) == 1
+    assert (
+        evolve(recipe, forward_teacher=bidirectional)
+        .wrong()[0]
+        .startswith(said.replace("teacher", "forward_teacher", 1))
+    )
+    assert not evolve(recipe, forward_teacher=evolve(FAR, attention="dense")).wrong()
+    assert not evolve(recipe, backbone=bidirectional).wrong()
+    with pytest.raises(RecipeError, match="which makes all frames at once"):
+        distill(recipe, device="cpu")
+
+
+def test_a_causal_teacher_of_other_chunks_is_refused_before_training() -> None:
+    """It is asked after the student's own history, once, with the first sample."""
+    stages = (Stage(consistency(), 1, batch=2),)
+    recipe = Recipe(FAR, stages, forward_teacher=evolve(FAR, full=2), data=MovingDigits(count=2))
+    with pytest.raises(
+        RecipeError, match=r"the forward_teacher \(Far, tiny_wan\) does not take the data .* of it that"
+    ):
+        distill(recipe, device="cpu")
+
+
+def test_what_asks_no_teacher_after_a_history_is_not_refused() -> None:
+    for method in (anyflow.forward(), anyflow.on_policy(), ode_init(), self_forcing()):
+        assert not Recipe(FAR, (Stage(method, 1, batch=2),)).wrong()
+
+
+@frozen
+class Guiding(Toy):
+    """Of a student that has guidance built in."""
+
+    built_in: float | None = 3.0
+
+    def sampling(self) -> Sampling:
+        return Sampling("flow_map", self.built_in)
+
+
+def test_a_forward_teacher_is_not_guided_twice_and_the_other_is_not_blamed_for_it() -> None:
+    method = anyflow.on_policy(velocity="teacher", guidance=3.0, teacher_guidance=4.0, steps=(2,))
+    recipe = evolve(RECIPE, stages=(Stage(method, 1),), forward_teacher=Guiding(causal=True))
+    (wrong,) = recipe.wrong()
+    assert wrong.startswith(
+        "stage 0 (anyflow_on_policy) guides the forward_teacher, Guiding, which has guidance 3 built in"
+    )
+    assert evolve(recipe, forward_teacher=Guiding(causal=True, built_in=None)).wrong()
+    assert not evolve(recipe, forward_teacher=Guiding(causal=True, built_in=1.0)).wrong()
+    unguided = anyflow.on_policy(velocity="teacher", guidance=1.0, teacher_guidance=4.0, steps=(2,))
+    good = evolve(recipe, stages=(Stage(unguided, 1),))
+    assert not good.wrong()
+    assert card.guidance(good) == 3.0  # what the student learns of it is its guidance
+    (wrong,) = evolve(good, teacher=Guiding()).wrong()
+    assert wrong.startswith("stage 0 (anyflow_on_policy) guides the teacher, Guiding, which has guidance 3 built in")
+
+
+# ------------------------------------------------------------------ sCM and rCM
+def consistency_pull(teacher: FlowMap, derivative: Derivative, form: Any) -> float:
+    """The largest gradient of continuous-time consistency at the exact causal map."""
+    u, noise = Chain(), drawn(2048, seed=1)
+    x = torch.cat([noise[:, :1], RHO * noise[:, :1] + 0.6 * noise[:, 1:]], 1)
+    objective = ContinuousConsistency(Diagonal(), derivative, w=1.0, warmup=Ramp(), form=form)
+    value = objective(taught({"student": u, "teacher": Joint(covariance(RHO)), "forward_teacher": teacher}, objective),
+                      Batch(x, {}, {}), Rng.seeded(2), Shared()).value  # fmt: skip
+    found = torch.autograd.grad(value, list(u.parameters()), allow_unused=True)
+    return max(float(g.abs()) for g in found if g is not None)
+
+
+@pytest.mark.parametrize("form", ["scm", "rcm"])
+def test_continuous_consistency_rests_at_the_exact_causal_map_with_a_causal_teacher_alone(form: Any) -> None:
+    """f = z - t u(z, t, 0) of each chunk does not change along the causal teacher's path, the history held."""
+    assert consistency_pull(Chain(), ForwardMode(), form) < 1e-4  # times are float32, g is over ‖g‖ + 0.1
+    assert consistency_pull(Joint(covariance(RHO)), ForwardMode(), form) > 0.02
+    assert consistency_pull(Chain(), Moved(), form) > 0.02
+
+
+def test_scm_and_rcm_run_on_far_with_a_causal_teacher() -> None:
+    """A few iterations: finite, the student moves, and each teacher is asked where it must be."""
+    teacher = evolve(FAR, attention="dense")
+    for method in (scm(w=3.0, warmup=2), rcm.rcm(shift=1.0, w=3.0, every=2, consistency=1.0)):
+        recipe = Recipe(
+            FAR, (Stage(method, 3, batch=2, ema=None),), forward_teacher=teacher, data=MovingDigits(count=4)
+        )
+        nets = counting(build(recipe, CPU, torch.float32))
+        loop = Trainer(nets, recipe.stages[0], recipe.data.load(FAR, None, device=CPU))  # type: ignore[union-attr]
+        before = [p.detach().clone() for p in nets["student"].trained().values()]
+        for iteration in range(3):
+            logs = loop.step(iteration)
+            assert float(logs.get("student/skipped", Mean.of(torch.zeros(1))).value) == 0.0
+        assert any(not torch.equal(a, b) for a, b in zip(before, nets["student"].trained().values(), strict=True))
+        assert nets["forward_teacher"].plain == (12 if method.name == "scm" else 8)
+        assert ("teacher" in nets) == (method.name == "rcm")
+
+
+guided = test_a_forward_teacher_is_not_guided_twice_and_the_other_is_not_blamed_for_it
+unasked = test_what_asks_no_teacher_after_a_history_is_not_refused
+
+
+@pytest.mark.parametrize(
+    "old, new, test",
+    [
+        ('return "forward_teacher" if role', "return role if role", guided),
+        ("taught_forward(o.needs) and not", "taught_forward(o.needs) or not", unasked),
+    ],
+)
+def test_a_mistake_in_who_is_asked_is_seen(old: str, new: str, test: Any) -> None:
+    with planted("flowmap.asked", old, new), pytest.raises((AssertionError, ValueError)):
+        test()

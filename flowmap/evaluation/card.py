@@ -65,8 +65,9 @@ def history_noise(recipe: Recipe) -> float:
 def guidance(recipe: Recipe) -> float | None:
     """The guidance that the student has built in; 1 is none, None is its teacher's own, which nobody wrote down."""
     found = recipe.backbone.sampling().guidance
-    of_teacher = (recipe.teacher or recipe.backbone).sampling().guidance
     for stage in recipe.stages:
+        forward = "forward_teacher" in stage.method.calls(recipe.forward_teacher is not None)
+        of_teacher = recipe.spec_of("forward_teacher" if forward else "teacher").sampling().guidance
         for w, taught in _learnt(stage.method):
             found = of_teacher if taught and w == 1.0 else w
     return found

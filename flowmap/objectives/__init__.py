@@ -109,6 +109,13 @@ class Equips(ABC):
         """How, by role. Objectives of one run that name the same role must give equal values."""
 
 
+class OnTrajectories:
+    """An objective that follows whole trajectories of the teacher's own, after no history: a bidirectional teacher can
+    be asked, too."""
+
+    __slots__ = ()
+
+
 def united(of: str, parts: Iterable[Mapping[Role, Equip]]) -> Mapping[Role, Equip]:
     """All of them, each role equipped once; a ValueError that begins with `of` where two differ."""
     found: dict[Role, Equip] = {}

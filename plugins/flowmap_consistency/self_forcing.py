@@ -14,7 +14,7 @@ from flowmap.chunked import HistoryGrad
 from flowmap.guidance import Guided
 from flowmap.method import Method, Update
 from flowmap.methods.citations import DMD
-from flowmap.objectives import Loss, Networks, nonfinite
+from flowmap.objectives import Loss, Networks, OnTrajectories, nonfinite
 from flowmap.objectives.distribution_matching import CriticMatching, DistributionMatching
 from flowmap.rollout import ConsistencySimulation, euler_step
 from flowmap.times import Diagonal, Steps, euler_grid
@@ -31,7 +31,7 @@ OPTIMIZER: Mapping[Role, AdamW] = {
 
 
 @frozen
-class TrajectoryRegression:
+class TrajectoryRegression(OnTrajectories):
     """ODE initialisation, CausVid, arXiv:2412.07772, section 4.3: the end of the teacher's trajectory from its middle,
 
         z_t - t u_θ(z_t, t, 0)  ≈  z_0,       t one of `times`, for every chunk and sample on its own.

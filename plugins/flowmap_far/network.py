@@ -131,14 +131,14 @@ class FarFlowMap(WanFlowMap):
         Compressed chunks see compressed ones alone, so theirs never change: at most `full` chunks are encoded, however
         long the video. Equal to encoding the whole history.
         """
-        return self._extended(cache, x, torch.zeros(len(x), device=x.device), cond)
+        return self._extended(cache, x, None, cond)
 
     def extend_noisy(self, cache: Cache | None, z: Latent, t: Time, cond: Cond) -> Cache:
         """The same t for all chunks of a video: those that are encoded anew are as they were, z_t."""
         return self._extended(cache, z, t, cond)
 
-    def _extended(self, cache: Cache | None, z: Latent, t: Time, cond: Cond) -> Cache:
-        whole = extended(cache or Cache(), z, self.full, partial(self._encode, t=t, cond=cond))
+    def _extended(self, cache: Cache | None, z: Latent, t: Time | None, cond: Cond) -> Cache:
+        whole = extended(cache or Cache(), z, self.full, partial(self._encode, cond=cond, t=t))
         return whole if self.window is None else history.kept(whole, self.window)
 
     def _placed(
@@ -152,12 +152,13 @@ class FarFlowMap(WanFlowMap):
         return now[n:], past
 
     def _encode(
-        self, pieces: tuple[Piece, ...], x: Sequence[Latent], before: Cache, t: Time, cond: Cond
+        self, pieces: tuple[Piece, ...], x: Sequence[Latent], before: Cache, cond: Cond, t: Time | None = None
     ) -> Sequence[Sequence[KeyValue]]:
         """Keys and values of finished chunks at r = t, by piece, by layer: 0 where they are clean."""
         parts = [self._piece(p.form, latent) for p, latent in zip(pieces, x, strict=True)]
         h = torch.cat(parts, 1)
         now, past = self._placed(pieces, before, x[0])
+        t = torch.zeros(len(x[0]), device=x[0].device) if t is None else t
         e, rope, mask = self.embed(t, t), self._rope(now, x[0]), self._mask(pieces, before.pieces, x[0])
         own = [h.shape[1]], self.text(cond), rope, mask, past, _both
         _, found = self.through(h, e, *own, turned=self.window is None)

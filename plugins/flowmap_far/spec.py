@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from attrs import evolve, field, frozen
+from flowmap_wan.directory import class_name
 from flowmap_wan.spec import WanSpec, example
 
 from flowmap import Window, validators
@@ -75,6 +76,13 @@ class Far(WanSpec):
     )
     keep_history: bool | None = None
     window: Window | None = field(default=None, validator=validators.optional(validators.instance_of(Window)))
+
+    def takes_history(self, role: Role) -> bool:
+        """Of the teacher where it is a student of this kind, as it was."""
+        if role in ("student", "forward_teacher"):
+            return True
+        known = role == "teacher" and self.path is not None and self.pretrained
+        return known and class_name(str(self.path), self.part) in ("", self.transformers[-1])
 
     def splits(self, ranks: int) -> None:
         if self.window is not None:

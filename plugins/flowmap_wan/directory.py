@@ -56,6 +56,13 @@ def ready(spec: WanSettings) -> None:
     spec.validate()
 
 
+def class_name(path: str, part: str) -> str:
+    """Of the transformer in a pipeline; of a hub id that is not here "", what is not known."""
+    folder = local(path)
+    found: str = "" if folder is None else read(folder / part / "config.json").get("_class_name", DIFFUSION)
+    return found
+
+
 def sampling(path: str, part: str) -> Sampling:
     """Of the network in a pipeline; of a hub id that is not here, what its name says."""
     folder = local(path)

@@ -54,6 +54,11 @@ def unguided() -> Method:
     return anyflow.on_policy(steps=(2, 4), velocity="teacher", guidance=1.0, teacher_guidance=1.0)
 
 
+def causal_teacher(of: Recipe) -> Recipe:
+    """Objectives that follow trajectories ask a causal one, a network of its own."""
+    return evolve(of, forward_teacher=evolve(of.backbone, seed=7))
+
+
 def mixture() -> Method:
     """Shares so small that most ranks have no sample of one of them; the mean of the diagonal is of all."""
     flow = FlowMapMatching(Diagonal(), reweight=(Balanced(),))
@@ -112,6 +117,9 @@ SOME = {
     "accumulated": recipe(Wan21(), mixture(), on_policy(), micro=1, steps=5),
     "accumulated, the teacher's velocity": recipe(
         Wan21(), anyflow.on_policy(steps=(2, 4), velocity="teacher"), micro=1, steps=6
+    ),
+    "a causal teacher": causal_teacher(
+        recipe(Far(), anyflow.forward(velocity="teacher"), anyflow.on_policy(steps=(2, 4), velocity="teacher"), steps=3)
     ),
     "mixture": recipe(Wan21(), mixture(), steps=8),
     "adversarial": recipe(Wan21(), adversarial(), steps=8),

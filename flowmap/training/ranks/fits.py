@@ -34,7 +34,8 @@ def check(nets: Networks, sample: Batch, made_of: Mapping[Role, str], source: st
     wrong = _null(sample, source)
     exchange = Exchange.new(seconds)
     for role in () if wrong else sorted(nets):
-        errors = exchange(_forward(nets[role], sample))
+        by = nets["student"] if role == "forward_teacher" and "student" in nets else nets[role]
+        errors = exchange(_forward(nets[role], sample, by))
         if (error := _together(errors)) is not None:
             wrong.append(f"the {role} ({made_of[role]}) does not take the data ({source}: {_shapes(sample)}): {error}")
         if not all(errors) and error is not None:
@@ -59,11 +60,11 @@ def _null(sample: Batch, source: str) -> list[str]:
 
 
 @torch.no_grad()
-def _forward(u: FlowMap, sample: Batch) -> str | None:
-    """What is wrong with a forward pass on `sample`; None if nothing is."""
+def _forward(u: FlowMap, sample: Batch, by: FlowMap) -> str | None:
+    """What is wrong with a forward pass on `sample`, after the history of the network `by`; None if nothing is."""
     last = Last()
     try:
-        z, cond = u.teacher_forcing(sample.x, sample.cond, Rng.seeded(0))
+        z, cond = by.teacher_forcing(sample.x, sample.cond, Rng.seeded(0))
         t = torch.full((len(z),), T, device=z.device)
         reach("fits.before")
         with _watched(last):
