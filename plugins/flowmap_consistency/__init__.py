@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 def flowmap_methods() -> Mapping[str, Callable[..., Method]]:
     return _lazily(
         {
+            "aapt": "aapt:aapt",
             "apt": "apt:apt",
             "apt_initialisation": "apt:initialisation",
             "ayf_emd": "ayf:emd",
@@ -63,6 +64,7 @@ def flowmap_methods() -> Mapping[str, Callable[..., Method]]:
 def flowmap_stages() -> Mapping[str, Callable[[Recipe], Recipe | tuple[Stage, ...]]]:
     return _lazily(
         {
+            "aapt": "aapt:stages",
             "apt": "apt:stages",
             "ayf_emd": "ayf:stages",
             "ayf_lmd": "ayf:lmd_stages",

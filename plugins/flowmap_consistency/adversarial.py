@@ -49,7 +49,7 @@ class Adversarial(Equips):
         t, _ = self.times(len(x), rng, x)
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
-            logits = _judge(nets).logits(_seen(leaf, t, rng, self.noised), t, batch.cond)
+            logits = judge(nets).logits(_seen(leaf, t, rng, self.noised), t, batch.cond)
             value = F.softplus(-logits).mean()
             (g,) = torch.autograd.grad(value, leaf)
         logs = {"gan/loss": Mean.of(F.softplus(-logits)), "gan/gradient": Mean.of(g.abs().flatten(1).mean(1) * len(x))}
@@ -89,7 +89,7 @@ class Discrimination(Equips):
             t, _ = self.times(len(x), rng, x)
             real, fake = (_seen(s, t, rng, self.noised) for s in (batch.x, x))
             seen = [real, fake, *([real + self.sigma * rng.noise_like(real)] if self.r1 else [])]
-        on_real, on_fake, *near = _judge(nets).logits(*_repeated(seen, t, batch.cond)).chunk(len(seen))
+        on_real, on_fake, *near = judge(nets).logits(*_repeated(seen, t, batch.cond)).chunk(len(seen))
         raw = F.softplus(-on_real) + F.softplus(on_fake)
         logs = {"gan/loss": Mean.of(raw), "gan/real": Mean.of(on_real), "gan/fake": Mean.of(on_fake)}
         value = raw.mean()
@@ -161,7 +161,7 @@ class Made:
         return self.x
 
 
-def _judge(nets: Networks) -> Judge:
+def judge(nets: Networks) -> Judge:
     critic = nets["critic"]
     if not isinstance(critic, Judge):
         raise TypeError(f"the critic is a {type(critic).__name__} and has no heads: see `flowmap.objectives.equipped`")

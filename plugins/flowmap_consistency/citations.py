@@ -105,6 +105,21 @@ APT = arxiv(
     2025,
     "2501.08316",
 )
+AAPT = arxiv(
+    "lin2025autoregressive",
+    "Autoregressive Adversarial Post-Training for Real-Time Interactive Video Generation",
+    "Lin, Shanchuan and Yang, Ceyuan and He, Hao and Jiang, Jianwen and Ren, Yuxi and Xia, Xin and Zhao, Yang and "
+    "Xiao, Xuefeng and Jiang, Lu",
+    2025,
+    "2506.09350",
+)
+R3GAN = arxiv(
+    "huang2025gan",
+    "The GAN is dead; long live the GAN! A Modern GAN Baseline",
+    "Huang, Yiwen and Gokaslan, Aaron and Kuleshov, Volodymyr and Tompkin, James",
+    2025,
+    "2501.05441",
+)
 PHASED_DMD = arxiv(
     "fan2025phased",
     "Phased DMD: Few-step Distribution Matching Distillation via Score Matching within Subintervals",

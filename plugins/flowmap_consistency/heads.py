@@ -73,6 +73,15 @@ class Judge(Wrapped):
         found: Tensor = self.head(features(self.u, self.at, z, t, cond))
         return found
 
+    def by_chunk(self, x: Latent, t: Time, cond: Cond) -> Tensor:
+        """[B, K] float32, of each chunk of a clean video after those before it, remembered with a graph; K is 1 of a
+        network that makes all frames at once."""
+        parts, cache, found = x.split(self.u.chunks(x.shape[1]), dim=1), None, []
+        for k, part in enumerate(parts):
+            found.append(self.head(features(self.u, self.at, part, t, cond, cache)))
+            cache = self.u.extend(cache, part, cond) if k + 1 < len(parts) else None
+        return torch.stack(found, 1)
+
     def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
         u: Latent = self.u(z, t, r, cond, cache)
         return u
@@ -81,14 +90,14 @@ class Judge(Wrapped):
         return {**self.u.trained(), **{f"judge.{name}": p for name, p in self.head.named_parameters()}}
 
 
-def features(u: FlowMap, at: Sequence[int], z: Latent, t: Time, cond: Cond) -> list[Tensor]:
-    """What the blocks `at` give out at z_t: tokens, each [B, S, d], with the graph of the call if there is one.
+def features(u: FlowMap, at: Sequence[int], z: Latent, t: Time, cond: Cond, cache: Cache = None) -> list[Tensor]:
+    """What the blocks `at` give out at z_t, after a history: tokens, each [B, S, d], with the graph that the call has.
 
     The hooks are there for this call alone: roles that share a base do not see them, nor does a block's recomputation
     in the backward pass. A block that runs several times counts the last time.
     """
     with _watching([u.blocks[i] for i in at]) as outputs:
-        u(z, t, t, cond)
+        u(z, t, t, cond, cache)
     return [_tokens(outputs.get(k), i, z) for k, i in enumerate(at)]
 
 

@@ -54,8 +54,9 @@ class Far(WanSpec):
     blocks are recomputed, beside whose inputs they are large. window: what rollouts and samples remember,
     `flowmap.Window`, so that stage 2 learns what it is sampled with; a teacher-forced pass is of a whole clip.
 
-    Teacher and critic are bidirectional, on the same weights; the teacher of a distilled directory is that student as
-    it was. The other fields are those of `Wan21`.
+    causal_critic: make the critic as the student is, on weights of its own, for a discriminator of chunks
+    (`flowmap_consistency.aapt`). Else teacher and critic are bidirectional, on the same weights; the teacher of a
+    distilled directory is that student as it was. The other fields are those of `Wan21`.
     """
 
     transformers: ClassVar[tuple[str, ...]] = (
@@ -76,10 +77,22 @@ class Far(WanSpec):
     )
     keep_history: bool | None = None
     window: Window | None = field(default=None, validator=validators.optional(validators.instance_of(Window)))
+    causal_critic: bool = field(default=False, kw_only=True)
+
+    @causal_critic.validator
+    def _own_base(self, attribute: Any, causal: bool) -> None:
+        if causal and self.lora is not None:
+            raise ValueError(
+                "Far.causal_critic = True: student and critic would share an embedding of compressed tokens that is "
+                "trained in full: must be False with adapters, or lora = None"
+            )
+
+    def as_student(self, role: Role) -> bool:
+        return role == "student" or (role == "critic" and self.causal_critic)
 
     def takes_history(self, role: Role) -> bool:
         """Of the teacher where it is a student of this kind, as it was."""
-        if role in ("student", "forward_teacher"):
+        if self.as_student(role) or role == "forward_teacher":
             return True
         known = role == "teacher" and self.path is not None and self.pretrained
         return known and class_name(str(self.path), self.part) in ("", self.transformers[-1])

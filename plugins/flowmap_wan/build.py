@@ -50,13 +50,14 @@ def build(
     if spec.lora is not None:
         nets = dict.fromkeys(sorted(roles), low(spec, lift(spec, net), dtype))
     else:
-        nets = {role: lift(spec, copy.deepcopy(net)) if role == "student" else copy.deepcopy(net) for role in roles}
+        nets = {role: lift(spec, copy.deepcopy(net)) if spec.as_student(role) else copy.deepcopy(net) for role in roles}
     for own in () if meta else nets.values():
         own.to(device)
     whole = type(net).__name__ == spec.transformers[-1]  # a student already, whatever its role here
     built = {
-        role: flow_map(spec, own, role, two_times=known or role == "student", student=whole or role == "student")
+        role: flow_map(spec, own, role, two_times=known or like, student=whole or like)
         for role, own in nets.items()
+        for like in [spec.as_student(role)]
     }
     for u in built.values():
         u.copies = {} if known else copies(u.net)

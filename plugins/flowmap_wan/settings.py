@@ -114,6 +114,10 @@ class WanSettings(Streamed, Splits):
     def extra_state(self, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """The student's tensors that a Wan transformer with the tensors `state` does not have."""
 
+    def as_student(self, role: Role) -> bool:
+        """Whether the network of a role is built as the student's is, of a diffusion model."""
+        return role == "student"
+
     @property
     def part(self) -> str:
         """What the network is called in a pipeline."""
