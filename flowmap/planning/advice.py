@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import attrs
 from attrs import evolve, frozen
 
 from ..data.sized import Sized
 from ..recipe import Recipe, Stage
+from ..recomputing import Offload
 from ..training.ranks.context_groups import unsplit
 from .plan import RESERVE, Machine, Plan, StagePlan, plan
 from .trace import replaced
@@ -88,8 +89,8 @@ def _micro(of: Plan) -> Iterator[Change]:
 
 
 def _checkpointing(of: Plan) -> Iterator[Change]:
-    yield from _specs(of, "checkpointing", lambda now, field: "selective" if now is False else now)
-    yield from _specs(of, "checkpointing", lambda now, field: True)
+    yield from _specs(of, "checkpointing", lambda spec, now: "selective" if now is False else now)
+    yield from _specs(of, "checkpointing", lambda spec, now: True)
 
 
 def _replay(of: Plan) -> Iterator[Change]:
@@ -143,7 +144,26 @@ def _bfloat16(of: Plan) -> Iterator[Change]:
 
 
 def _adapters(of: Plan) -> Iterator[Change]:
-    yield from _specs(of, "lora", lambda now, field: field.default if now is None else now)
+    yield from _specs(
+        of, "lora", lambda spec, now: attrs.fields_dict(type(spec))["lora"].default if now is None else now
+    )
+
+
+def _offload(of: Plan) -> Iterator[Change]:
+    """Of one GPU: networks in pieces stay where they are. Weights come while it computes, inputs while it waits."""
+    if of.machine.gpus == 1 and of.recipe.offload != "both":
+        for what in get_args(Offload) if of.recipe.offload is None else ("both",):
+            yield Change(f'offload="{what}" of the recipe', evolve(of.recipe, offload=what), of.machine)
+
+
+def _base(of: Plan) -> Iterator[Change]:
+    """Of a base that adapters stand on; the more exact one first."""
+    for bits in ("int8", "nf4"):
+
+        def lower(spec: Any, now: Any, bits: str = bits) -> Any:
+            return bits if now is None and setting(spec, "lora", None) is not None else now
+
+        yield from _specs(of, "base", lower)
 
 
 def _batch(of: Plan) -> Iterator[Change]:
@@ -165,7 +185,10 @@ def _picture(of: Plan) -> Iterator[Change]:
             yield Change(what, evolve(of.recipe, data=evolve(data, x=smaller)), of.machine)
 
 
-KINDS: tuple[Kind, ...] = (_micro, _checkpointing, _replay, _bfloat16, _context, _gpus, _adapters)
+KINDS: tuple[Kind, ...] = (
+    *(_micro, _checkpointing, _replay, _bfloat16),  # the same numbers, or nearly
+    *(_offload, _context, _gpus, _base, _adapters),
+)
 LAST: tuple[Kind, ...] = (_batch, _picture)
 """Tried where the others do not fit together."""
 
@@ -189,8 +212,11 @@ def _with_stages(recipe: Recipe, stages: Mapping[int, Stage]) -> Recipe:
     return evolve(recipe, stages=tuple(stages.get(n, stage) for n, stage in enumerate(recipe.stages)))
 
 
-def _specs(of: Plan, name: str, change: Callable[[Any, attrs.Attribute[Any]], Any]) -> Iterator[Change]:
-    """A setting of every spec that a trained network is built from: specs that are equal stay so, and share weights."""
+def _specs(of: Plan, name: str, change: Callable[[Any, Any], Any]) -> Iterator[Change]:
+    """A setting of every spec that a trained network is built from: specs that are equal stay so, and share weights.
+
+    change: of (the spec, its setting), the new setting.
+    """
     recipe = of.recipe
     trained = [recipe.spec_of(role) for role in sorted(recipe.trains)]
     changed: dict[str, Any] = {}
@@ -199,7 +225,7 @@ def _specs(of: Plan, name: str, change: Callable[[Any, attrs.Attribute[Any]], An
         spec = getattr(recipe, where)
         if spec not in trained or setting(spec, name, attrs.NOTHING) is attrs.NOTHING:
             continue
-        value = change(getattr(spec, name), attrs.fields_dict(type(spec))[name])
+        value = change(spec, getattr(spec, name))
         if value != getattr(spec, name):
             changed[where], new = evolve(spec, **{name: value}), value
     if changed:

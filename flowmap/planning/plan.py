@@ -101,12 +101,15 @@ class StagePlan:
         return self.local(gpus) > self.samples
 
     def hours(self, machine: Machine) -> float:
-        """An operation in float32 takes as long as `SLOWER` ones in bfloat16. Weights come from the host while the GPU
-        computes, inputs while it waits."""
+        return self.seconds(machine) * self.stage.steps / 3600
+
+    def seconds(self, machine: Machine) -> float:
+        """Of an iteration. An operation in float32 takes as long as `SLOWER` ones in bfloat16. Weights come from the
+        host while the GPU computes, inputs while it waits."""
         rate = machine.gpus * machine.tflops * 1e12 * machine.utilisation
         slower = 1.0 + (SLOWER[machine.float32] - 1.0) * self.traced.single
         weights, inputs = (moved / machine.link for moved in self.moved)
-        return (max(slower * self.flops / rate, weights) + inputs) * self.stage.steps / 3600
+        return max(slower * self.flops / rate, weights) + inputs
 
     @property
     def moved(self) -> tuple[float, float]:

@@ -141,15 +141,24 @@ def _fit(plan: Plan, advice: Sequence[Advice]) -> Iterator[str]:
 
 
 def _advised(advice: Advice) -> str:
-    """What it gives: GiB on each GPU, and operations where they are others."""
+    """What it gives: GiB on each GPU, and operations and times where they are others."""
     before, after = advice.before, advice.after
-    operations = [
+    both = list(zip(before.stages, after.stages, strict=True))
+    told = [
         f"; stage {old.number} computes {new.flops / 1e15:.2f} in place of {old.flops / 1e15:.2f}"
-        for old, new in zip(before.stages, after.stages, strict=True)
+        for old, new in both
         if abs(new.flops - old.flops) > 0.001 * old.flops
     ]
+    if after.recipe.offload != before.recipe.offload:
+        host = max(new.moment(after.machine.gpus).held.get("host", 0) for new in after.stages)
+        told += [f"; {host / GIB:.1f} GiB in the host's memory"]
+        told += [
+            f"; stage {old.number} takes {new.seconds(after.machine):.4g} s an iteration in place of "
+            f"{old.seconds(before.machine):.4g}"
+            for old, new in both
+        ]
     fits = ", fits" if after.fits else ""
-    return f"{advice.what}: {before.needs / GIB:.1f} → {after.needs / GIB:.1f}{fits}{''.join(operations)}"
+    return f"{advice.what}: {before.needs / GIB:.1f} → {after.needs / GIB:.1f}{fits}{''.join(told)}"
 
 
 def _recomputed(plan: Plan) -> str:
@@ -169,7 +178,7 @@ def _hours(plan: Plan) -> Iterator[str]:
         f"{machine.tflops / SLOWER[machine.float32]:.0f} in float32 ({machine.float32})"
     )
     yield _row("", [_title(stage) for stage in plan.stages] + ["in all"])
-    seconds = [3600 * stage.hours(plan.machine) / stage.stage.steps for stage in plan.stages]
+    seconds = [stage.seconds(plan.machine) for stage in plan.stages]
     hours = [stage.hours(plan.machine) for stage in plan.stages]
     yield _row("iterations", [str(stage.stage.steps) for stage in plan.stages])
     yield _row("seconds an iteration", [_number(s) for s in seconds])

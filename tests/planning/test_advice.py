@@ -64,6 +64,17 @@ def lasting():
     return planned(recipe(evolve(spec(lora=False), config=WIDE), side=16, micro=1), Machine(gpus=1))
 
 
+def frozen():
+    """A frozen base takes most, under small adapters."""
+    of = evolve(spec(checkpointing=True), lora=Lora(rank=1), config=WIDE)
+    return planned(recipe(of, side=16, micro=1), Machine(gpus=1))
+
+
+def inputs():
+    """What a backward pass needs takes most, and where it could go to is far."""
+    return planned(recipe(spec(checkpointing=False), batch=1, micro=1), Machine(gpus=1, link=1e6))
+
+
 def rollout():
     """The graphs of three chunks take most."""
     of = evolve(spec(causal=True, checkpointing=False), partition=(2, 2, 1))
@@ -95,6 +106,9 @@ CASES = {
     "--context 2": (passing, lambda r, m: (r, evolve(m, context=2))),
     "--gpus 2": (lasting, lambda r, m: (r, evolve(m, gpus=2))),
     f"lora={Lora()} of the backbone": (lasting, lambda r, m: (backbone(r, lora=Lora()), m)),
+    'offload="weights" of the recipe': (frozen, lambda r, m: (evolve(r, offload="weights"), m)),
+    'offload="inputs" of the recipe': (inputs, lambda r, m: (evolve(r, offload="inputs"), m)),
+    "base='int8' of the backbone": (frozen, lambda r, m: (backbone(r, base="int8"), m)),
     "replay=True of the rollout of stage 0": (
         rollout,
         lambda r, m: (stage(r, method=ON_POLICY(replay=True)), m),
@@ -117,9 +131,15 @@ def test_an_advice_is_the_plan_with_the_change(what):
     old, new = (p.stages[0].flops for p in (before, alone))
     assert (costs is not None) == (abs(new / old - 1) > 0.001)
     assert costs is None or costs.groups() == (f"{new / 1e15:.2f}", f"{old / 1e15:.2f}")
+    took = re.search(r"; ([\d.]+) GiB in the host's memory; stage 0 takes (\S+) s an iteration in place of (\S+)", told)
+    assert (took is not None) == ("offload" in what)
+    if took is not None:
+        host = alone.stages[0].moment(1).held["host"] / GIB
+        times = (p.stages[0].hours(p.machine) * 3600 / 100 for p in (alone, before))
+        assert took.groups() == (f"{host:.1f}", *(f"{seconds:.4g}" for seconds in times)) and host > 0.3
 
 
-@pytest.mark.parametrize("of", [passing, lasting, rollout])
+@pytest.mark.parametrize("of", [passing, lasting, rollout, frozen, inputs])
 def test_only_what_fits_or_lowers_is_told(of):
     before, found = advised(of)
     assert len(found) > 1
@@ -138,6 +158,19 @@ def test_nothing_is_advised_that_the_recipe_has():
     changed = stage(changed, method=ON_POLICY(replay=True))
     assert {"checkpointing", "replay"} <= kinds(before)
     assert not {"micro", "checkpointing", "replay", "dtype", "lora"} & kinds(planned(changed, before.machine))
+
+
+def test_where_weights_and_inputs_have_another_place_they_are_not_advised_to_it():
+    before, found = advised(frozen)
+    assert "base='nf4' of the backbone" not in found, "the more exact one fits"
+    low = backbone(evolve(before.recipe, offload="both"), base="nf4")
+    assert not {"offload", "base"} & kinds(planned(low, before.machine))
+    only = {a.what for a in advise(planned(evolve(before.recipe, offload="inputs"), before.machine))}
+    assert {what for what in only if what.startswith("offload")} == {'offload="both" of the recipe'}
+    whole, _ = advised(lasting)
+    assert "base" not in kinds(whole), "what is trained is not in few bits"
+    two, _ = advised(passing)
+    assert "offload" not in kinds(two), "of networks in pieces"
 
 
 def test_adapters_are_not_advised_to_adapters():
