@@ -219,6 +219,7 @@ class Shared:
     _seen: dict[str, Mean] = field(factory=dict, init=False)  # of all ranks and earlier iterations
     _last: dict[str, Mean] = field(factory=dict, init=False)
     _samples: dict[int, Tensor] = field(factory=dict, init=False)
+    _passes: dict[tuple[int, ...] | None, tuple[Tensor, ...]] = field(factory=dict, init=False)
     _idle: bool = field(default=False, init=False)
     _place: tuple[str | int, ...] = field(default=(), init=False)
 
@@ -274,6 +275,14 @@ class Shared:
         there = [x for x in found if x is not None]
         return torch.stack(there) if there and len(there) == len(found) else None
 
+    def keep_pass(self, rng: Rng, *made: Tensor) -> None:
+        """Keep what a network was asked for this micro-batch and its answer, with the graph, for another update."""
+        self._passes[rng.positions] = made
+
+    def kept_pass(self, rng: Rng) -> tuple[Tensor, ...] | None:
+        """It, once."""
+        return self._passes.pop(rng.positions, None)
+
     def forget(self, skipped: Tensor, *place: str | int) -> None:
         """Remember nothing that was asked for in `place` in this iteration, where `skipped` [] is not 0."""
         within = "/".join(map(str, place)) + "/"
@@ -288,7 +297,7 @@ class Shared:
     def next(self) -> None:
         """The iteration is over."""
         self._last |= self._seen
-        for done in (self._now, self._seen, self._samples):
+        for done in (self._now, self._seen, self._samples, self._passes):
             done.clear()
 
     def state(self) -> dict[str, Any]:

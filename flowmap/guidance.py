@@ -4,6 +4,7 @@ A guidance says what the regression of `FlowMapMatching` compares,
 
     implied(u, u_∅)  ≈  sg[ v̂ - (t - r) / scale · D_v̂ u ],      v̂ = velocity(v, u_∅),   u_∅ = u_θ(z_t, t, end | ∅),
 
+where a sample's prompt was dropped u_∅ = u, without a call of its own,
 and with which probability a sample's prompt is dropped, so that the student knows ∅ at all.
 """
 

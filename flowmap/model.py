@@ -13,7 +13,7 @@ import torch
 from attrs import define, frozen
 from torch import Tensor, nn
 
-from ._types import Cache, Cond, Latent, Rng, Role, Time, concat, nullify, require_null
+from ._types import Cache, Cond, Latent, Rng, Role, Time, concat, nullify, require_null, select
 from .casting import changed
 from .context_parallel import Context
 from .path import data_from_velocity, expand
@@ -175,16 +175,27 @@ class FlowMap(nn.Module, ABC):
         v, v_null = self.branches(z, t, cond, null, w)
         return v if v is v_null else v_null + w * (v - v_null)
 
-    def branches(self, z: Latent, t: Time, cond: Cond, null: Cond | None, w: float) -> tuple[Latent, Latent]:
-        """(v_c, v_∅) of what `velocity` is made of, in one call; twice the same where guidance needs only one."""
+    def branches(
+        self, z: Latent, t: Time, cond: Cond, null: Cond | None, w: float, asked: Tensor | None = None
+    ) -> tuple[Latent, Latent]:
+        """(v_c, v_∅) of what `velocity` is made of, in one call; twice the same where guidance needs only one.
+
+        asked: [K] the samples whose v_∅ is asked for, where that of the others is v_c, since they have no prompt.
+        """
         if cond:
             require_null(null, w)
         if not null or w == 1.0:  # without conditions the branches are one
             v = self(z, t, t, cond)
             return v, v
         self.require_unguided(w)
-        t2 = torch.cat([t, t])
-        v, v_null = self(torch.cat([z, z]), t2, t2, concat(cond, nullify(cond, null))).chunk(2)
+        if asked is None:
+            t2 = torch.cat([t, t])
+            v, v_null = self(torch.cat([z, z]), t2, t2, concat(cond, nullify(cond, null))).chunk(2)
+            return v, v_null
+        t2 = torch.cat([t, t[asked]])
+        both = self(torch.cat([z, z[asked]]), t2, t2, concat(cond, select(nullify(cond, null), asked)))
+        v, v_null = both[: len(z)], both[: len(z)].clone()
+        v_null[asked] = both[len(z) :]
         return v, v_null
 
     def denoise(self, z: Latent, t: Time, cond: Cond, null: Cond | None = None, w: float = 1.0) -> Latent:

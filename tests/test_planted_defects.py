@@ -130,8 +130,13 @@ DEFECTS: list[Defect] = [
     ),
     (
         "an unconditional branch without the history",
-        *(MATCHING, "null, c = nullify(c, batch.null),", "null, c = dict(batch.null),"),
+        *(MATCHING, "null, c = nullify(c, batch.null),", "null, c = nullify(c, {**batch.null, 'history': 0 * x[:1]}),"),
         partial(matching.test_the_unconditional_branch_has_no_text_and_keeps_the_history, Exact(3.0, 0.0)),
+    ),
+    (
+        "no null branch where the prompt was dropped",
+        *(MATCHING, "u_null = u.detach().clone()", "u_null = torch.zeros_like(u)"),
+        partial(matching.test_it_is_what_it_would_be_with_a_null_call_for_every_sample, matching.WITH_NULL[1]),
     ),
     (
         "prompts that are never dropped",
@@ -256,6 +261,11 @@ DEFECTS: list[Defect] = [
         dmd.test_the_gradient_is_the_papers_at_the_samples,
     ),
     ("no floor", DMD, ".clamp_min(floor)", "", dmd.test_the_normaliser_has_a_floor),
+    (
+        "one pass of the critic with another noise",
+        *(DMD, "shared.keep_pass(rng, t, noise, v)", "shared.keep_pass(rng, t, 0 * noise, v)"),
+        dmd.test_one_pass_of_the_critic_gives_the_fake_score_and_its_own_gradient,
+    ),
     (
         "what is not finite stepped on",
         *(DMD, "finite = g.isfinite().flatten(1).all(1)", "finite = g.flatten(1).all(1) | True"),

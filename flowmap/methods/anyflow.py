@@ -69,6 +69,8 @@ def on_policy(
     replay: bool = False,
     history_grad: HistoryGrad = False,
     history_noise: float = 0.0,
+    one_pass: bool = False,
+    cotrain_every: int = 1,
     parity: bool = False,
     within: Span = ALL,
 ) -> Method:
@@ -83,18 +85,34 @@ def on_policy(
     "packed" (`flowmap.chunked.HistoryGrad`), Self Gradient Forcing, arXiv:2607.20368. `history_noise`: the time that
     finished chunks are noised to again before later ones see them, in training and then in every sample. `within`: of
     the high expert distributions are matched at its end; the low one's samples begin with what the high student makes.
+
+    Two that save operations and were not judged: `one_pass`, the critic learns from the pass that gives the fake score,
+    at the times of distribution matching and not at its own; `cotrain_every`, stage 1 is kept on in every so many of
+    the student's updates alone.
     """
+    if cotrain_every < 1:
+        raise ValueError(f"cotrain_every = {cotrain_every}: must be at least 1")
     rollout = FlowMapBackwardSimulation(steps, shift, replay, within, history_grad, history_noise)
     shared = share_rollout and not parity and critic_every % student_every == 0
     end = within[0]
     times = Diagonal(shift=shift) if parity else Diagonal(shift=shift, low=0.02, high=0.98, within=within)
-    matching = DistributionMatching(rollout, times, teacher_guidance, floor=0.0 if parity else 1e-3, end=end)
+    if one_pass and not shared:
+        raise ValueError(
+            "one_pass = True: needs the samples of the student's update, share_rollout = True, parity = False and a "
+            "critic_every that is a multiple of student_every"
+        )
+    floor = 0.0 if parity else 1e-3
+    matching = DistributionMatching(rollout, times, teacher_guidance, floor, end, one_pass)
     asked = Diagonal(LogitNormal(), shift, low=0.02 if end else 0.0, within=within)
-    critic = CriticMatching(None if shared else rollout, asked, end=end)
+    critic = CriticMatching(None if shared else rollout, asked, end=end, one_pass=one_pass)
     terms: tuple[tuple[float, Objective], ...] = ((dmd, matching),)
     if cotrain:
         terms += ((cotrain, _matching(shift, guidance, drop, h, diagonal, edge, velocity, parity, within)),)
-    updates = (Update("student", terms, student_every), Update("critic", ((1.0, critic),), critic_every))
+    students: tuple[Update, ...] = (Update("student", terms, student_every),)
+    if cotrain and cotrain_every > 1:
+        n = student_every * cotrain_every
+        students = (Update("student", terms, n), Update("student", terms[:1], student_every, skip=n))
+    updates = (*students, Update("critic", ((1.0, critic),), critic_every))
     return Method("anyflow_on_policy", updates, (*CITATIONS, SELF_GRADIENT_FORCING) if history_grad else CITATIONS)
 
 

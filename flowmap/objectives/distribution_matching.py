@@ -32,6 +32,9 @@ class DistributionMatching:
     end: the time s of the rollout's samples, where they are noisy ones, z_s, of the high one of two experts. Then t
     lies above s, z_t = a z_s + b ε is `renoise`d from there, and E[z_s | z_t] takes the place of both x̂: the same
     descent, of KL(p_s^student || p_s^teacher). Nothing is asked at a time below s.
+
+    one_pass: the critic is asked with a graph, which `CriticMatching` of the same field learns from in the same
+    iteration: 1 G in place of 1 F here and 1 G there. It is held in between, beside the student's. In one process.
     """
 
     rollout: Rollout = FlowMapBackwardSimulation()
@@ -39,6 +42,7 @@ class DistributionMatching:
     w: float = field(default=4.0, validator=validators.ge(1.0))
     floor: float = field(default=1e-3, validator=validators.ge(0.0))
     end: float = field(default=0.0, validator=below_one)
+    one_pass: bool = False
 
     def __attrs_post_init__(self) -> None:
         _ends(self, self.rollout)
@@ -56,8 +60,22 @@ class DistributionMatching:
         shared.keep(rng, x)
         with torch.no_grad():
             t, _ = self.times(len(x), rng, x)
-            z = noisier(x, rng.noise_like(x), self.end, t)
-        return matching(nets, batch, x, z, t, self.w, self.floor, self.end)
+            noise = rng.noise_like(x)
+            z = noisier(x, noise, self.end, t)
+        v = self._pass(nets, batch, z, t, noise, rng, shared) if self.one_pass else None
+        return matching(nets, batch, x, z, t, self.w, self.floor, self.end, v)
+
+    @staticmethod
+    def _pass(nets: Networks, batch: Batch, z: Latent, t: Time, noise: Latent, rng: Rng, shared: Shared) -> Latent:
+        """The critic's velocity, with the graph that `CriticMatching` learns from."""
+        if shared.ranks > 1:
+            raise ValueError(
+                f"DistributionMatching.one_pass = True with a batch in {shared.ranks} parts: must be False where "
+                "several processes train, which was not tried"
+            )
+        v = nets["critic"].velocity(z, t, batch.cond)
+        shared.keep_pass(rng, t, noise, v)
+        return v
 
 
 def noisier(x: Latent, noise: Latent, s: float, t: Time) -> Latent:
@@ -66,11 +84,23 @@ def noisier(x: Latent, noise: Latent, s: float, t: Time) -> Latent:
 
 
 def matching(
-    nets: Networks, batch: Batch, x: Latent, z: Latent, t: Time, w: float, floor: float, end: float = 0.0
+    nets: Networks,
+    batch: Batch,
+    x: Latent,
+    z: Latent,
+    t: Time,
+    w: float,
+    floor: float,
+    end: float = 0.0,
+    v: Latent | None = None,
 ) -> Loss:
-    """`DistributionMatching` of samples x at the time `end` that are seen as z_t; gradient goes to x alone."""
+    """`DistributionMatching` of samples x at the time `end` that are seen as z_t; gradient goes to x alone.
+
+    v: the critic's velocity there, where it is known.
+    """
     with torch.no_grad():
-        fake = state_from_velocity(z, nets["critic"].velocity(z, t, batch.cond), t, end)
+        v = nets["critic"].velocity(z, t, batch.cond) if v is None else v
+        fake = state_from_velocity(z, v, t, end)
         real = state_from_velocity(z, nets["teacher"].velocity(z, t, batch.cond, batch.null, w), t, end)
         scale = (x - real).abs().flatten(1).mean(1).clamp_min(floor)
         g = (fake - real) / expand(scale, x)
@@ -95,15 +125,23 @@ class CriticMatching:
     end: the time s of the samples, as in `DistributionMatching`. The velocity of what is made noisier from there is
     `sub_velocity`, -z_s / (1 - s) + b' ε, and its error counts by 1 / b'², so that the target's noise, which grows near
     s, is that of ε at every t. At s = 0, b' = 1.
+
+    one_pass: of the pass that `DistributionMatching` made, at its times; `times` is not read.
     """
 
     rollout: Rollout | None = None
     times: TimeSampler = Diagonal(LogitNormal(), shift=5.0)
     reweight: tuple[Reweight, ...] = ()
     end: float = field(default=0.0, validator=below_one)
+    one_pass: bool = False
 
     def __attrs_post_init__(self) -> None:
         _ends(self, self.rollout)
+        if self.one_pass and self.rollout is not None:
+            raise ValueError(
+                "CriticMatching.one_pass = True: must be False where it has a rollout of its own, whose samples the "
+                "student's update does not see"
+            )
 
     @property
     def needs(self) -> frozenset[Role]:
@@ -118,9 +156,19 @@ class CriticMatching:
             raise ValueError(
                 "CriticMatching.rollout = None needs the samples of a student update in the same iteration"
             )
-        t, _ = self.times(len(x), rng, x)
-        z, v, slope = self._target(x, rng.noise_like(x), t)
-        raw = (nets["critic"].velocity(z, t, batch.cond) - v).square().flatten(1).mean(1) / slope**2
+        if (made := shared.kept_pass(rng) if self.one_pass else None) is not None:
+            t, noise, own = made
+            _, v, slope = self._target(x, noise, t)
+        elif self.one_pass:
+            raise ValueError(
+                "CriticMatching.one_pass = True needs a DistributionMatching with it in the same iteration, which sees "
+                "the same micro-batches"
+            )
+        else:
+            t, _ = self.times(len(x), rng, x)
+            z, v, slope = self._target(x, rng.noise_like(x), t)
+            own = nets["critic"].velocity(z, t, batch.cond)
+        raw = (own - v).square().flatten(1).mean(1) / slope**2
         loss = reweighted(raw, t, t, self.reweight, shared)
         bad = nonfinite(student=x, critic=raw)
         return Loss(loss.mean(), {"loss": Mean.of(raw)}, raw.detach().isfinite(), bad)

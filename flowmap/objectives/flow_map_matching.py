@@ -53,10 +53,11 @@ class FlowMapMatching(Ordered):
     `warmup` is ϱ, 1 unless the derivative is to come in slowly. `role` is the network that learns: the teacher in a
     stage that fine-tunes it.
 
-    Calls a sample: 1 G, 1 F for guidance or for the network's own velocity, 2 F for the derivative of those off the
-    diagonal, without a causal network's history where it is kept; none of the F builds a graph. Raw losses are logged
-    by role, before any reweight. Where the network computes in less than float32, "rounding" is logged when `shared`
-    asks for it, for 2 F more: the mean square of the target's error by it, over that of v̂ - u.
+    Calls a sample: 1 G, 1 F for guidance where the prompt is there, or for the network's own velocity, 2 F for the
+    derivative of those off the diagonal, without a causal network's history where it is kept; none of the F builds a
+    graph. Raw losses are logged by role, before any reweight. Where the network computes in less than float32,
+    "rounding" is logged when `shared` asks for it, for 2 F more: the mean square of the target's error by it, over that
+    of v̂ - u.
 
     Given z_t, the guided velocity of the data is the teacher's and w (ε - x - v_c), of mean zero: so with the teacher's
     the loss lacks w² ‖ε - x - v_c‖² of what it would be with the data's. Reweights are told this noise; see `Balanced`.
@@ -100,11 +101,12 @@ class FlowMapMatching(Ordered):
         if self.velocity == "data" or batch.cond:
             require_null(batch.null, guide.w)
         x, c = u_θ.teacher_forcing(batch.x, batch.cond, rng)
-        dropped = rng.uniform(n, x) < guide.drop
-        null, c = nullify(c, batch.null), nullify(c, batch.null, dropped)
+        dropped = rng.uniform(n, NOTHING) < guide.drop
+        asked = _indices(~dropped, shared)
         t, r = self._pairs(n, rng)
         off = (t != r).nonzero()[:, 0]
-        t, r, off = (to_device(a, x.device) for a in (t, r, off))
+        dropped, asked, t, r, off = (to_device(a, x.device) for a in (dropped, asked, t, r, off))
+        null, c = nullify(c, batch.null), nullify(c, batch.null, dropped)
         z, v = interpolate(x, rng.noise_like(x), t)
 
         kept = u_θ.keeping(off) if len(off) else None
@@ -113,11 +115,14 @@ class FlowMapMatching(Ordered):
             u_null, noise = u, None
             if self.velocity != "data":
                 source = nets["teacher"] if self.velocity == "teacher" else u_θ
-                v_c, v_null = source.branches(z, t, c, null, guide.w if self.velocity == "teacher" else 1.0)
+                v_c, v_null = source.branches(z, t, c, null, guide.w if self.velocity == "teacher" else 1.0, asked)
                 noise = self._noise(v - v_c, t, r, dropped, shared)
                 v = v_null + guide.w * (v_c - v_null)
             elif guide.w != 1.0:
-                u_null = u_θ(z, t, guide.end(t, r), null)
+                u_null = u.detach().clone()
+                if len(asked):
+                    end = guide.end(t, r)[asked]
+                    u_null[asked] = u_θ(z[asked], t[asked], end, select(null, asked)).to(u_null.dtype)
                 v = guide.velocity(v, u_null, dropped)
             ϱ = self.warmup(shared.iteration)
             gap, du = expand(t - r, v) / guide.scale, self._derivative(u_θ, z, t, r, v, c, off, kept, shared)
@@ -154,3 +159,9 @@ class FlowMapMatching(Ordered):
             found = self.derivative(call, z[some], t[some], r[some], v[some], select(c, some)).to(du.dtype)
             du[off] = found[: len(off)]
         return du
+
+
+def _indices(mask: Tensor, shared: Shared) -> Tensor:
+    """Of the samples where `mask` [B]; one where there is none, to be in step with other ranks."""
+    found = mask.nonzero()[:, 0]
+    return found if len(found) or shared.ranks == 1 else torch.zeros(1, dtype=torch.long)

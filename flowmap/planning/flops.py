@@ -92,6 +92,8 @@ class Meter:
         def enter(module: Any, arguments: Any) -> None:
             own = torch.is_grad_enabled() or (role == "student" and self.part != "student forward")
             part = self.part if own else alone[role]
+            if own and role == "critic" and self.part == "rollout forward":  # `DistributionMatching.one_pass`
+                part = "critic forward"
             open_parts.append(self.spending(part))
             open_parts[-1].__enter__()
 

@@ -214,7 +214,9 @@ def reference(method: Method) -> Method:
 
     def own(objective: Any) -> Any:
         alone = isinstance(objective, CriticMatching) and objective.rollout is None and rollouts
-        return evolve(objective, rollout=rollouts[0]) if alone else objective
+        if isinstance(objective, DistributionMatching):
+            return evolve(objective, one_pass=False)
+        return evolve(objective, rollout=rollouts[0], one_pass=False) if alone else objective
 
     return replaced(all_off_diagonal(method), own)
 

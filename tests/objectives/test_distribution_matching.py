@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from attrs import evolve
+from flowmap_wan21 import Wan21
 from torch import Tensor
 
 from flowmap import Batch, FlowMap, Rng
-from flowmap._types import Cache, Cond, Latent, Shared, Time
+from flowmap._types import Cache, Cond, Latent, Role, Shared, Time
 from flowmap.objectives.distribution_matching import CriticMatching, DistributionMatching
+from flowmap.path import interpolate
 from flowmap.rollout import ConsistencySimulation, FlowMapBackwardSimulation, Rollout
 from flowmap.testing import CountingFlowMap, GaussianFlowMap, GuidedGaussianFlowMap, counting
 from flowmap.times import Diagonal
@@ -190,6 +193,73 @@ def test_the_critic_learns_from_the_samples_the_student_made() -> None:
     assert (counted["student"].graph, counted["student"].plain) == (0, 0)
     assert (counted["critic"].graph, counted["critic"].plain) == (N, 0)
     assert all(p.grad is None for p in counted["student"].parameters())
+
+
+def shared_pass(nets: Any, batch: Batch, shared: Shared) -> Tensor:
+    """The critic's loss of the pass that the student's update makes, after that update's backward pass."""
+    DistributionMatching(one_pass=True)(nets, batch, Rng.seeded(0, 0), shared).value.backward()
+    loss = CriticMatching(one_pass=True)(nets, batch, Rng.seeded(0, 1), shared)
+    loss.value.backward()
+    return loss.value
+
+
+def test_one_pass_of_the_critic_gives_the_fake_score_and_its_own_gradient() -> None:
+    one, two = (counting({"student": of(0.4), "critic": of(0.9), "teacher": of(0.5)}) for _ in range(2))
+    value = shared_pass(one, BATCH, Shared())
+    assert (one["critic"].graph, one["critic"].plain) == (N, 0)
+    shared, kept = Shared(), Shared()
+    DistributionMatching()(two, BATCH, Rng.seeded(0, 0), shared).value.backward()
+    DistributionMatching(one_pass=True)(two, BATCH, Rng.seeded(0, 0), kept)
+    x, (t, noise, _) = shared.kept(Rng.seeded(0)), kept.kept_pass(Rng.seeded(0))  # type: ignore[misc]
+    assert x is not None
+    z, v = interpolate(x, noise, t)
+    again = (two["critic"].velocity(z, t, {}) - v).square().flatten(1).mean(1).mean()
+    again.backward()
+    assert torch.equal(again, value)
+    for role in ("student", "critic"):
+        for p, q in zip(one[role].parameters(), two[role].parameters(), strict=True):
+            assert p.grad is not None and torch.equal(p.grad, q.grad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_one_pass_on_a_base_that_the_roles_share(checkpointing: bool) -> None:
+    """The student's backward pass, which recomputes its blocks, and a step of it lie in between."""
+    spec = evolve(Wan21().tiny(), checkpointing=checkpointing)
+    roles = frozenset[Role]({"student", "teacher", "critic"})
+    x, text = spec.example(3)
+    batch = Batch(x, text, {name: torch.zeros_like(value[:1]) for name, value in text.items()})
+    found = []
+    for again in (False, True):
+        nets = spec.build(roles, device=torch.device("cpu"), dtype=torch.float32)
+        for role in ("student", "critic"):
+            for n, p in enumerate(nets[role].trained().values()):
+                p.data += 0.02 * Rng.seeded(1, n).noise_like(p)
+        shared, critic = Shared(), nets["critic"]
+        DistributionMatching(one_pass=True)(nets, batch, Rng.seeded(0, 0), shared).value.backward()
+        for p in nets["student"].trained().values():
+            p.data += 0.1
+        if again:
+            made = shared.kept_pass(Rng.seeded(0))
+            samples = shared.kept(Rng.seeded(0))
+            assert made is not None and samples is not None
+            z, _ = interpolate(samples, made[1], made[0])
+            shared.keep_pass(Rng.seeded(0), *made[:2], critic.velocity(z, made[0], text))
+        CriticMatching(one_pass=True)(nets, batch, Rng.seeded(0, 1), shared).value.backward()
+        found.append([p.grad for p in critic.trained().values() if p.grad is not None])
+    assert len(found[0]) == len(found[1]) > 0 and any(g.any() for g in found[0])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_one_pass_needs_the_students_update_before_and_one_process() -> None:
+    shared, own = Shared(), nets(of(0.4), of(0.9), of(0.5))
+    DistributionMatching()(own, BATCH, Rng.seeded(0, 0), shared)
+    with pytest.raises(ValueError, match="one_pass = True needs a DistributionMatching with it"):
+        CriticMatching(one_pass=True)(own, BATCH, Rng.seeded(0, 1), shared)
+    with pytest.raises(ValueError, match=r"CriticMatching.one_pass = True: must be False where it has a rollout"):
+        CriticMatching(FlowMapBackwardSimulation(), one_pass=True)
+    with pytest.raises(ValueError, match="one_pass = True with a batch in 2 parts"):
+        shared_pass(nets(of(0.4), of(0.9), of(0.5)), BATCH, Shared(ranks=2))
 
 
 def test_the_critic_may_have_a_rollout_of_its_own_which_has_no_graph() -> None:

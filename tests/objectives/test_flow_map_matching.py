@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
 import torch
 from attrs import frozen
+from flowmap_wan21 import Wan21
 from torch import Tensor
 
 from flowmap import Batch, FlowMap, Rng
@@ -178,6 +180,52 @@ def test_where_the_prompt_is_dropped_the_target_is_not_guided() -> None:
     assert 0 < kept.sum() < off.sum() == 32
     torch.testing.assert_close(asked["v"], torch.where(kept, 3 * v, v), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(asked["cond"]["text"][:, :1], kept.float())
+
+
+@pytest.mark.parametrize("guidance", [Exact(3.0, 0.5), Fused(3.0, 0.5)])
+def test_a_sample_whose_prompt_was_dropped_has_no_null_call(guidance: Exact | Fused) -> None:
+    u, batch = Spy(), told(64)
+    FlowMapMatching(Triangle(), Recorder([]), guidance=guidance)({"student": u}, batch, Rng.seeded(0), Shared())
+    conditional, null = u.calls
+    asked = conditional["cond"]["text"][:, 0] == 1
+    assert 16 < asked.sum() < 48
+    assert torch.equal(null["z"], conditional["z"][asked]) and torch.equal(null["cond"]["history"], batch.x[asked])
+    gone = FlowMapMatching(Triangle(), Recorder([]), guidance=type(guidance)(3.0, 1.0))
+    u.calls.clear()
+    gone({"student": u}, batch, Rng.seeded(0), Shared())
+    assert len(u.calls) == 1
+    gone({"student": u}, batch, Rng.seeded(0), Shared(ranks=2))  # of one, to be in step with the others
+    assert [len(call["z"]) for call in u.calls[1:3]] == [64, 1]
+
+
+WITH_NULL = [
+    FlowMapMatching(Triangle(), guidance=Exact(3.0, 0.5)),
+    FlowMapMatching(Triangle(), guidance=Fused(3.0, 0.5)),
+    FlowMapMatching(Triangle(), reweight=(Balanced(),), guidance=Exact(3.0, 0.5), velocity="teacher"),
+]
+
+
+@pytest.mark.parametrize("objective", WITH_NULL, ids=["exact", "fused", "teacher"])
+def test_it_is_what_it_would_be_with_a_null_call_for_every_sample(objective: FlowMapMatching) -> None:
+    spec = Wan21().tiny()
+    nets = spec.build(frozenset({"student", "teacher"}), device=torch.device("cpu"), dtype=torch.float32)
+    x, text = spec.example(6)
+    batch = Batch(x, text, {name: torch.zeros_like(value[:1]) for name, value in text.items()})
+    for n, p in enumerate(nets["student"].trained().values()):
+        p.data += 0.02 * Rng.seeded(1, n).noise_like(p)  # adapters begin as nothing
+
+    def found() -> list[Tensor]:
+        value = objective(nets, batch, Rng.seeded(0), Shared()).value
+        gradients = torch.autograd.grad(value, [*nets["student"].trained().values()], allow_unused=True)
+        return [value, *(g for g in gradients if g is not None)]
+
+    few = found()
+    module = importlib.import_module(FlowMapMatching.__module__)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_indices", lambda mask, shared: torch.arange(len(mask)))
+        every = found()
+    for one, other in zip(few, every, strict=True):
+        assert (one - other).norm() <= 2e-5 * other.norm()
 
 
 def test_the_target_is_v_minus_the_gap_times_the_derivative() -> None:

@@ -31,12 +31,12 @@ def plain():
 
 @pytest.fixture(scope="module")
 def forward():
-    return cost(anyflow.forward())
+    return cost(anyflow.forward(drop=0.0))
 
 
 @pytest.fixture(scope="module")
 def on_policy():
-    return cost(anyflow.on_policy(), iterations=ITERATIONS)
+    return cost(anyflow.on_policy(drop=0.0), iterations=ITERATIONS)
 
 
 def test_flow_matching_is_one_g(plain):
@@ -73,14 +73,14 @@ def test_stage_two_over_flow_matching(on_policy, plain):
 
 
 def test_a_rollout_of_its_own_costs_the_critic_as_many_calls():
-    found = cost(anyflow.on_policy(share_rollout=False, steps=(8,)), iterations=2)
+    found = cost(anyflow.on_policy(share_rollout=False, steps=(8,), drop=0.0), iterations=2)
     assert found["critic rollout"] in (2.0, 2.5, 3.0)
 
 
 def test_adapters_save_the_gradients_of_the_base():
     found = cost(flow_matching.flow_matching(role="student"), Lora(1, 1))
     assert found["student backward"] == pytest.approx(1.0, abs=0.1)
-    assert total(cost(anyflow.forward(), Lora(1, 1))) / total(found) == pytest.approx((2 + 2) / 2, rel=0.03)
+    assert total(cost(anyflow.forward(drop=0.0), Lora(1, 1))) / total(found) == pytest.approx((2 + 2) / 2, rel=0.03)
 
 
 def test_the_networks_are_left_as_they_were():

@@ -45,7 +45,7 @@ def recipe(*methods, of=None, **more):
 
 @pytest.fixture(scope="module")
 def whole():
-    return plan(recipe(anyflow.teacher(), anyflow.forward(), anyflow.on_policy()), Machine(gpus=4))
+    return plan(recipe(anyflow.teacher(), anyflow.forward(drop=0.0), anyflow.on_policy(drop=0.0)), Machine(gpus=4))
 
 
 @pytest.fixture(scope="module")
