@@ -337,7 +337,7 @@ DEFECTS: list[Defect] = [
     ),
     (
         "a rollout that returns a noisy state",
-        *(ROLLOUT, "grid[i + 1], grid[-1]]", "grid[i + 1], grid[i + 1]]"),
+        *(TIMES, "g[i + 1], g[-1]]", "g[i + 1], g[i + 1]]"),
         test_rollout.test_the_rollout_of_the_true_flow_map_does_not_depend_on_the_draw,
     ),
     (
