@@ -101,15 +101,12 @@ class StagePlan:
         return self.local(gpus) > self.samples
 
     def hours(self, machine: Machine) -> float:
-        return self.seconds(machine) * self.stage.steps / 3600
-
-    def seconds(self, machine: Machine) -> float:
-        """Of an iteration. An operation in float32 takes as long as `SLOWER` ones in bfloat16. Weights come from the
-        host while the GPU computes, inputs while it waits."""
+        """An operation in float32 takes as long as `SLOWER` ones in bfloat16. Weights come from the host while the GPU
+        computes, inputs while it waits."""
         rate = machine.gpus * machine.tflops * 1e12 * machine.utilisation
         slower = 1.0 + (SLOWER[machine.float32] - 1.0) * self.traced.single
         weights, inputs = (moved / machine.link for moved in self.moved)
-        return max(slower * self.flops / rate, weights) + inputs
+        return (max(slower * self.flops / rate, weights) + inputs) * self.stage.steps / 3600
 
     @property
     def moved(self) -> tuple[float, float]:
@@ -206,10 +203,8 @@ def networks(recipe: Recipe, dtype: torch.dtype) -> Networks:
 
 
 def reference(method: Method) -> Method:
-    """`method` with the calls of AnyFlow's reference code: a difference for every sample, a rollout for the critic.
-
-    arXiv:2605.13724. On the diagonal, where (t - r) is zero, that difference is multiplied by nothing.
-    """
+    """`method` with the calls of AnyFlow's reference code, arXiv:2605.13724: a difference for every sample, which on
+    the diagonal is multiplied by t - r = 0, and a rollout for the critic."""
     rollouts = [o.rollout for u in method.updates for _, o in u.terms if isinstance(o, DistributionMatching)]
 
     def own(objective: Any) -> Any:

@@ -8,7 +8,7 @@ from itertools import chain
 from .._types import Role
 from .advice import Advice, setting
 from .draws import DRAWS
-from .plan import GIB, RESERVE, SLOWER, Plan, StagePlan
+from .plan import GIB, RESERVE, SLOWER, Machine, Plan, StagePlan
 
 PARTS = ("student", "derivative", "guidance", "teacher", "critic", "rollout")
 BELONGS = {"history": "rollout", "fine-tuned teacher": "teacher", "critic score": "critic", "critic rollout": "rollout"}
@@ -153,8 +153,8 @@ def _advised(advice: Advice) -> str:
         host = max(new.moment(after.machine.gpus).held.get("host", 0) for new in after.stages)
         told += [f"; {host / GIB:.1f} GiB in the host's memory"]
         told += [
-            f"; stage {old.number} takes {new.seconds(after.machine):.4g} s an iteration in place of "
-            f"{old.seconds(before.machine):.4g}"
+            f"; stage {old.number} takes {_seconds(new, after.machine):.4g} s an iteration in place of "
+            f"{_seconds(old, before.machine):.4g}"
             for old, new in both
         ]
     fits = ", fits" if after.fits else ""
@@ -178,7 +178,7 @@ def _hours(plan: Plan) -> Iterator[str]:
         f"{machine.tflops / SLOWER[machine.float32]:.0f} in float32 ({machine.float32})"
     )
     yield _row("", [_title(stage) for stage in plan.stages] + ["in all"])
-    seconds = [stage.seconds(plan.machine) for stage in plan.stages]
+    seconds = [_seconds(stage, plan.machine) for stage in plan.stages]
     hours = [stage.hours(plan.machine) for stage in plan.stages]
     yield _row("iterations", [str(stage.stage.steps) for stage in plan.stages])
     yield _row("seconds an iteration", [_number(s) for s in seconds])
@@ -187,6 +187,11 @@ def _hours(plan: Plan) -> Iterator[str]:
         yield _row("  GB from the host's memory", [_number(m / 1e9) for m in moved])
         yield _row(f"  at {machine.link / 1e9:.0f} GB/s, seconds", [_number(m / machine.link) for m in moved])
     yield _row("hours", [_number(h) for h in [*hours, sum(hours)]])
+
+
+def _seconds(stage: StagePlan, machine: Machine) -> float:
+    """Of an iteration."""
+    return 3600 * stage.hours(machine) / stage.stage.steps
 
 
 def _title(stage: StagePlan) -> str:
