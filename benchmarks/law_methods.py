@@ -43,9 +43,10 @@ from .law_rows import AT_SCALE, BATCH, CAUSAL, FORWARD, GUIDANCE, MODELS, ON_POL
 RESULTS = jobs.ROOT / "benchmarks" / "results"
 STEPS = (1, 4, 32)
 ROUNDS = 4
-CHUNKED = {"causvid"}
+CHUNKED = {"aapt", "causvid"}
 """Methods of students in chunks alone that have no row of the law."""
 TITLES = {
+    "aapt": "APT 2",
     "apt": "APT",
     "ayf_emd": "AYF, EMD",
     "ayf_lmd": "AYF, LMD",
