@@ -56,22 +56,24 @@ class Observers:
         for tracker in self.trackers:
             tracker.put(trainer.number, iteration, logs)
 
-    def after(self, trainer: Trainer, iteration: int) -> None:
-        """Of every iteration, before its checkpoint: a resumed run makes again what was not saved."""
-        if self.previews is not None:
-            self._seen(trainer, self.previews.after(trainer, iteration))
+    def after(self, trainer: Trainer, iteration: int) -> float | None:
+        """Of every iteration, before its checkpoint: a resumed run makes again what was not saved. The paired error, if
+        there were previews."""
+        return None if self.previews is None else self._seen(trainer, self.previews.after(trainer, iteration))
 
-    def train_end(self, trainer: Trainer) -> None:
-        if self.previews is not None:
-            self._seen(trainer, self.previews.ended(trainer))
+    def train_end(self, trainer: Trainer) -> float | None:
+        """The paired error of the stage's last previews."""
+        paired = None if self.previews is None else self._seen(trainer, self.previews.ended(trainer))
         self.call("flowmap_train_end", trainer=trainer)
+        return paired
 
-    def _seen(self, trainer: Trainer, preview: Preview | None) -> None:
+    def _seen(self, trainer: Trainer, preview: Preview | None) -> float | None:
         if preview is None:
-            return
+            return None
         self.call("flowmap_preview", trainer=trainer, iteration=preview.iteration, folder=preview.folder)
         for tracker in self.trackers:
             tracker.put(preview.stage, preview.iteration, preview.values, preview.pictures)
+        return preview.paired
 
     def call(self, hook: str, **arguments: Any) -> None:
         caller: pluggy.HookCaller = getattr(self.pm.hook, hook)

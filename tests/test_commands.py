@@ -106,7 +106,7 @@ def test_a_second_call_trains_and_judges_nothing(recipe: Path, run: Path, capsys
     assert main(["distill", str(recipe), "--out", str(run), "--steps", "2"]) == 0
     assert written() == before
     out, err = capsys.readouterr()
-    assert "evaluating" not in err and "stage" not in err
+    assert "evaluation" not in err and "stage" not in err
     assert f"flowmap: {run} is trained already, and is not trained again\n" in err
     assert "energy distance (lower is better)" in out
     assert f"{run / 'plots' / 'nfe.png'}" in out

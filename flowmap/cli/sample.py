@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .command import BACKBONE, Command, positive, whole
 from .errors import UsageError
 from .numbers import above_zero
-from .signs import counted, told_as_it_goes
+from .signs import told_as_it_goes
 from .threads import wait_passively
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def run(options: Namespace) -> None:
     prompts, out, each = _asked(options)
     wait_passively(options.console)
     from ..data.video_folder import frames_of
+    from ..doing import counted
     from ..evaluation.sampling import Maker, grid_of_samples, one_each
     from ..export.api import is_export
     from ..export.errors import ProfileError

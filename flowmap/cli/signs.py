@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Timer
 
-SOON = 2.0  # seconds, below which nothing is said
-
-
-@contextmanager
-def counted(total: int, what: str = "sampling") -> Iterator[Callable[[int], object]]:
-    """A bar over so many steps, with the time left."""
-    from tqdm import tqdm
-
-    often = 0.5 if sys.stderr.isatty() else 10.0  # seconds; a log file gets few lines
-    with tqdm(total=total, desc=what, unit="step", mininterval=often, dynamic_ncols=True, delay=SOON) as bar:
-        yield bar.update
+from ..doing import SOON
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from .._types import Cond, Latent
 from ..atomic import folder, write_bytes
+from ..doing import tell
 from .claims import claimed, lock
 from .format import HEAD, INDEX, NULL, OWN, BadSamplesError, Entry, File, Origin, Plan, sample_hash
 from .journal import Journal
@@ -112,6 +113,7 @@ def write(
                     journal.add(line)
                     made += 1
                     progress(Progress(len(journal.done), len(plan.files), made))
+                    tell("encoding", len(journal.done), len(plan.files))
         journal.refresh()
         if (path / INDEX).is_file():  # another process saw the end
             break

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +12,12 @@ from typing import Any, Literal
 import torch
 from attrs import evolve, field, frozen
 from torch import Tensor
-from tqdm import tqdm
 
 from .. import validators
 from .._types import Cond, Latent, Rng, Role, concat, select
 from ..atomic import write_json, write_text
 from ..data.video_folder import frames_of
+from ..doing import counted
 from ..guidance import guided_euler_step
 from ..model import Codec, FlowMapSpec, Kind, Sampling
 from ..objectives import Networks
@@ -127,18 +126,22 @@ class QualityCurve:
         noised = [Point("student", kind, n, n) for n in steps if self.own is not None or self.consistency]
         return (*teacher, *student, *noised)
 
+    @property
+    def work(self) -> tuple[int, int]:
+        """(calls of a network, of so many samples each)."""
+        return len(self.seeds) * sum(point.calls for point in self.points()), self.samples
+
     def __call__(self, nets: Networks, backbone: FlowMapSpec, out: Path) -> None:
         """Write evaluation/{nfe.json, nfe.csv, table.txt, manifest.json}, plots/nfe.png and samples/ under `out`."""
         bench = Bench.of(self, nets, backbone)
         measured: dict[Point, list[dict[str, float]]] = {point: [] for point in self.points()}
         shown: dict[Point, Tensor] = {}
-        often = 0.5 if sys.stderr.isatty() else 10.0
-        with tqdm(total=bench.calls(), desc="evaluating", mininterval=often, dynamic_ncols=True) as bar:
+        with counted(self.work[0], "evaluation") as tick:
             for seed in self.seeds:
                 for point, made in bench.run(seed):
                     measured[point].append({m.name: m.measure(made) for m in self.metrics})
                     shown.setdefault(point, made.videos[:SHOWN].cpu())
-                    bar.update(point.calls)
+                    tick(point.calls)
         found = [
             records.record(point, metric, values)
             for metric in self.metrics
@@ -253,9 +256,6 @@ class Bench:
         real = curve.real and Samples.given_back(codec, curve.real(others, REAL_SEED).to(device), others, curve.batch)
         rates = backbone.shift, backbone.frame_rate()
         return cls(curve, nets, codec, cond, codec.encode_prompts([""]), *rates, texts, real, device)
-
-    def calls(self) -> int:
-        return len(self.curve.seeds) * sum(point.calls for point in self.curve.points())
 
     def run(self, seed: int) -> Iterator[tuple[Point, Samples]]:
         """Every point of one seed, the reference first."""

@@ -17,6 +17,7 @@ from attrs import define, field, frozen
 from .. import atomic, validators
 from .._types import Latent
 from ..data import Data
+from ..doing import tell
 from ..experts import fewest
 from ..model import FlowMapSpec
 from ..objectives import Networks
@@ -32,6 +33,8 @@ from .paired import Paired, undisturbed
 from .records import Point
 from .subjects import Subjects
 
+NAME = "previews"
+"""As it is told how far they are."""
 TIMES, APART = 8, 100
 """Previews of a stage, and iterations between them, at least."""
 
@@ -73,10 +76,24 @@ class Previews:
         return done % every == 0 and done < steps
 
 
+def work(previews: Previews | None, recipe: Recipe, path: Path | None) -> tuple[int, int]:
+    """About (calls of a network, of so many samples each) in all previews of a run."""
+    if previews is None or path is None or not _seen(recipe):
+        return 0, 0
+    times = sum(1 + sum(previews.due(n, stage.steps) for n in range(1, stage.steps)) for stage in recipe.stages)
+    calls = times * sum(previews.steps) + 2 * sum({*previews.steps, previews.reference})
+    return calls, (len(previews.prompts) or previews.count) * len(previews.seeds)
+
+
+def _seen(recipe: Recipe) -> bool:
+    """Whether what the networks make can be seen: not where the backbone has no codec."""
+    return type(recipe.backbone).codec is not FlowMapSpec.codec
+
+
 @frozen
 class Preview:
     """What was written: `pictures` by name, in the folder of the run; values: of `evaluation.vitals`, by
-    `at N steps/measure`; alarms: sentences by measure."""
+    `at N steps/measure`; alarms: sentences by measure; paired: the paired error of the student in most steps."""
 
     stage: int
     iteration: int
@@ -84,6 +101,7 @@ class Preview:
     pictures: Mapping[str, Path]
     values: Mapping[str, float]
     alarms: Mapping[str, str]
+    paired: float | None = None
 
 
 @define
@@ -101,6 +119,7 @@ class Watch:
     _teacher: dict[Point, Latent] = field(factory=dict, init=False)
     _raised: frozenset[str] = field(default=frozenset(), init=False)
     _off: bool = field(default=False, init=False)
+    _calls: int = field(default=0, init=False)  # of a network, so far
 
     @classmethod
     def of(
@@ -114,7 +133,7 @@ class Watch:
         note: Callable[[str], object],
     ) -> Watch | None:
         """None where there is nowhere to write, or nothing to see, since the backbone has no codec."""
-        if wanted is None or path is None or type(recipe.backbone).codec is FlowMapSpec.codec:
+        if wanted is None or path is None or not _seen(recipe):
             return None
         return cls(wanted, recipe, data, device, path, say, note)
 
@@ -164,14 +183,39 @@ class Watch:
         least = fewest(nets[self.recipe.result])
         counts = [n for n in self.previews.steps if n >= least]
         with undisturbed(nets, self.device):
-            if "teacher" in nets and (not self._teacher or "teacher" in self.recipe.trains):
-                points = [pair.point("teacher", n, learnt) for n in sorted({*counts, self.previews.reference})]
-                self._teacher = {point: pair.made(point) for point in points}
             student = [pair.point("student", n, learnt) for n in counts if "student" in nets]
-            latents = self._teacher | {point: pair.made(point) for point in student}
+            teacher: list[Point] = []
+            if "teacher" in nets and (not self._teacher or "teacher" in self.recipe.trains):
+                teacher = [pair.point("teacher", n, learnt) for n in sorted({*counts, self.previews.reference})]
+            total = (
+                self._calls
+                + sum(p.calls for p in teacher)
+                + self._to_come(trainer, done) * sum(p.calls for p in student)
+            )
+            made = {point: self._told(point, pair, total) for point in teacher + student}
+            self._teacher = {p: latents for p, latents in made.items() if p in teacher} or self._teacher
+            latents = self._teacher | {point: made[point] for point in student}
         folder = self.path / PREVIEWS / f"stage_{trainer.number}_{done:08d}"
         shown = Preview(trainer.number, done, folder, {}, {}, {})
-        return shown if rank() > 0 else self._written(shown, latents, pair, at, last=done == stage.steps)
+        shown = shown if rank() > 0 else self._written(shown, latents, pair, at, last=done == stage.steps)
+        tell(NAME, self._calls, total)
+        return shown
+
+    def _told(self, point: Point, pair: Paired, total: int) -> Latent:
+        tell(NAME, self._calls, total)
+        made = pair.made(point)
+        self._calls += point.calls
+        return made
+
+    def _to_come(self, trainer: Trainer, done: int) -> int:
+        """How many previews there are from this one on."""
+        here, later = trainer.stage.steps, [one.steps for one in self.recipe.stages[trainer.number + 1 :]]
+        due = self.previews.due
+        return (
+            sum(due(n, here) for n in range(done, here))
+            + 1
+            + sum(1 + sum(due(n, steps) for n in range(1, steps)) for steps in later)
+        )
 
     def _written(
         self, shown: Preview, latents: Mapping[Point, Latent], pair: Paired, at: int, *, last: bool
@@ -194,7 +238,8 @@ class Watch:
             self.say(f"{HEALTH} cannot be written: {error}")
         flat = {f"at {n} steps/{name}": value for n, of in values.items() for name, value in of.items()}
         pictures = {"teacher and student": shown.folder / "grid.png"}
-        return Preview(shown.stage, shown.iteration, shown.folder, pictures, flat, alarms)
+        paired = values.get(str(max(self.previews.steps)), {}).get("paired_error")
+        return Preview(shown.stage, shown.iteration, shown.folder, pictures, flat, alarms, paired)
 
     def _judged(
         self, made: Mapping[Point, Samples], pair: Paired

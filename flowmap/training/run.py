@@ -21,9 +21,10 @@ from tqdm import tqdm
 from .. import validators
 from ..atomic import write_json
 from ..recipe import Recipe, RecipeError, describe, digest
+from .forecast import Kind
 from .interrupt import Preempted
 from .pace import Pace, Profile, bound
-from .progress import Progress, nonfinite
+from .progress import Progress, nonfinite, part
 from .ranks.distributed import world
 from .store import status
 from .store.lock import Lock, me
@@ -64,6 +65,7 @@ class Run:
     _metrics: Metrics | None = field(default=None, init=False)
     _pace: Pace = field(factory=Pace, init=False)
     _profile: Profile | None = field(default=None, init=False)
+    _stages: int = field(default=0, init=False)
     _early: list[str] = field(factory=list, init=False)  # notes from before the start
     _bar: Progress = field(default=Factory(lambda run: Progress(run.speaks), takes_self=True), init=False)
     _guard: Any = field(factory=threading.RLock, init=False)  # notes come from the threads of trackers, too
@@ -84,6 +86,9 @@ class Run:
 
     def start(self, recipe: Recipe) -> None:
         """Say what is to be done; an error where the directory takes nothing."""
+        self._stages = len(recipe.stages)
+        for number, stage in enumerate(recipe.stages):
+            self._bar.forecast.expect(part(number), stage.steps, "training")
         if self._lock is None or self.path is None:
             return
         now = tuple(stage.steps for stage in recipe.stages)
@@ -97,6 +102,8 @@ class Run:
             "running",
             **me(),
             started=self._lock.started,
+            began=time.time(),
+            spent=status.spent(self.path),
             command=status.command(),
             stages=len(recipe.stages),
             notes=self._early,
@@ -144,12 +151,29 @@ class Run:
                 self._status = self._status.noted(text)
                 self._update()
 
+    def expect(self, what: str, total: float, kind: Kind = "other", weight: float | None = None) -> None:
+        """Work beside the iterations, by the name that `flowmap.doing.tell` gives it; see `Forecast`."""
+        self._bar.forecast.expect(what, total, kind, weight)
+
+    def doing(self, what: str, done: int, total: int | None) -> None:
+        """Hears what is told of work beside the iterations."""
+        self._bar.doing(what, done, total)
+        if time.monotonic() - self._written > BETWEEN:
+            self._update()
+
+    def previewed(self, paired: float | None) -> None:
+        """There were previews; paired: the student's paired error in them."""
+        if paired is not None:
+            self._bar.paired(paired)
+
     def evaluating(self) -> None:
+        self._bar.forecast.over(*(part(number) for number in range(self._stages)), "previews")
         self._update(state="evaluating")
-        self.close()
 
     def finished(self, sha256: str | None = None, saved: str | None = None) -> None:
         """Done. sha256: of what was trained. saved: in what type, and what that loses."""
+        self._bar.forecast.over(*self._bar.forecast.parts)
+        self.close()
         if saved is not None:
             self.say(saved)
         self._update(state="finished", reason=None, hash=sha256, saved=saved)
@@ -165,7 +189,9 @@ class Run:
         if self.profile and self.path is not None and self.speaks and self._profile is None:
             self._profile = Profile(self.path / TRACE, self.profile)
             self._profile.start()
-        self._bar.stage(number, name, first, steps)
+        for k, done in enumerate(self.operations):
+            self._bar.forecast.expect(part(k), self._bar.forecast.parts[part(k)].total, "training", done)
+        self._bar.stage(number, max(self._stages, number + 1), name, first, steps)
         self._update(stage=number, method=name, step=first, steps=steps)
 
     def step(self, number: int, iteration: int, logs: Mapping[str, float] | None) -> None:
@@ -192,16 +218,21 @@ class Run:
         if time.monotonic() - self._written > BETWEEN:
             self._update()
 
-    def close(self) -> None:
-        self._bar.close()
+    def stage_over(self) -> None:
         if self._profile is not None:
             self._profile.stop()
+
+    def close(self) -> None:
+        self._bar.close()
+        self.stage_over()
 
     def _update(self, **changes: Any) -> None:
         with self._guard:
             if self._status is None or self.path is None:
                 return
-            self._status = attrs.evolve(self._status, updated=time.time(), **changes)
+            left = self._bar.forecast.left()
+            times: dict[str, Any] = {"updated": time.time(), "left": left.seconds, "uncounted": left.uncounted}
+            self._status = attrs.evolve(self._status, **times, **changes)
             self._written = time.monotonic()
             try:
                 write_json(self.path / status.FILE, attrs.asdict(self._status))

@@ -79,7 +79,7 @@ def _stage(
             run.step(trainer.number, iteration, logs)
             for told in _rounded(trainer, logs or {}):
                 run.note(told)
-            watch.after(trainer, iteration)
+            run.previewed(watch.after(trainer, iteration))
             stopping, due = saves.agreed(stop.asked)
             if last or stopping or due:
                 during(f"the checkpoint after {iteration + 1} iterations of {trainer.where}")
@@ -93,8 +93,8 @@ def _stage(
                     where if saves.folder is None else f"{where}; saved: the same call goes on from there", stop.number
                 )
     trainer.finish()
-    watch.train_end(trainer)
-    run.close()
+    run.previewed(watch.train_end(trainer))
+    run.stage_over()
     during(f"what comes after {trainer.where}")
 
 

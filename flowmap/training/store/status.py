@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +15,7 @@ import attrs
 from attrs import field, frozen
 
 from ...kind import half, kind, own
+from ..forecast import Left, clock
 from . import health
 from .lock import alive
 
@@ -49,6 +50,10 @@ class Status:
     ticks: int | None = None
     started: str = ""
     updated: float = 0.0  # seconds since 1970
+    began: float = 0.0  # likewise
+    spent: float = 0.0  # seconds, by earlier starts
+    left: float = 0.0  # seconds, of what is known how fast it goes
+    uncounted: tuple[str, ...] = field(default=(), converter=_row)  # the parts of which that is not known
     command: str = ""
     stage: int | None = None
     stages: int | None = None
@@ -67,6 +72,11 @@ class Status:
         return attrs.evolve(self, notes=(*self.notes, text)[-NOTES:])
 
     @property
+    def took(self) -> float:
+        """Seconds from its beginning to the last sign of life."""
+        return max(0.0, self.updated - self.began) if self.began else 0.0
+
+    @property
     def lost(self) -> bool:
         """It says that it goes on, and its process is no more: killed, or the machine went down."""
         return self.state in ("running", "evaluating") and alive(attrs.asdict(self)) is False
@@ -81,6 +91,15 @@ def read(run: Path) -> Status:
         raise StatusError(f"{run}: there is no {FILE} in it, so it is no run directory") from None
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise StatusError(f"{run / FILE} cannot be read: {error}") from None
+
+
+def spent(run: Path) -> float:
+    """Seconds that the starts so far have taken, to be told by the next one."""
+    try:
+        found = read(run)
+    except StatusError:
+        return 0.0
+    return found.spent + found.took
 
 
 def command() -> str:
@@ -113,6 +132,7 @@ def lines(run: Path) -> dict[str, str]:
     told["process"] = f"pid {status.pid} on {status.host}, started {status.started}"
     if status.updated:
         told["updated"] = f"{_ago(time.time() - status.updated)} ago"
+    told |= dict(_times(status))
     if (sound := health.line(run)) is not None:
         told["health"] = sound
     for number, (name, share) in enumerate(status.nonfinite.items(), 1):
@@ -138,6 +158,17 @@ def _state(status: Status) -> str:
     if status.state in ("running", "evaluating") and alive(attrs.asdict(status)) is None:
         return f"{status.state}, it says; whether its process lives is known on {status.host} alone"
     return status.state
+
+
+def _times(status: Status) -> Iterator[tuple[str, str]]:
+    """How long it has taken and, of one that goes on, will take."""
+    on = status.state in ("running", "evaluating") and not status.lost
+    since = time.time() - (status.updated or status.began) if on else 0.0
+    if status.began:
+        before = f", and {clock(status.spent)} in earlier starts" if status.spent >= 1 else ""
+        yield "elapsed", f"{clock(status.took + since)}{before}"
+    if on and (status.left or status.uncounted):
+        yield "left", Left(max(1.0, status.left - since) if status.left else 0.0, status.uncounted).told()
 
 
 def _next(status: Status, run: Path) -> str | None:

@@ -1,0 +1,53 @@
+"""What is being done and how far it is, from whoever does it to whoever shows it: a run's bar, a command's lines."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeAlias
+
+SOON = 2.0  # seconds, below which nothing is said
+
+Listener: TypeAlias = Callable[[str, int, int | None], object]
+"""(what is done, how much of it, of how much): 0 and None where it is not counted."""
+
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def heard(listener: Listener) -> Iterator[None]:
+    """While entered, this thread's `tell` goes to `listener`."""
+    before = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(before)
+
+
+def tell(what: str, done: int = 0, total: int | None = None) -> None:
+    """Where nobody listens, nothing."""
+    if (listener := _listener.get()) is not None:
+        listener(what, done, total)
+
+
+@contextmanager
+def counted(total: int, what: str = "sampling") -> Iterator[Callable[[int], object]]:
+    """Gives what is to be called with every number of steps done: for who listens or else, in a terminal, for a bar."""
+    if _listener.get() is None:
+        from tqdm import tqdm
+
+        often = 0.5 if sys.stderr.isatty() else 10.0  # seconds; a log file gets few lines
+        with tqdm(total=total, desc=what, unit="step", mininterval=often, dynamic_ncols=True, delay=SOON) as bar:
+            yield bar.update
+        return
+    done = 0
+
+    def tick(count: int) -> None:
+        nonlocal done
+        done += count
+        tell(what, done, total)
+
+    tell(what, 0, total)
+    yield tick
