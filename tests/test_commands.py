@@ -18,11 +18,15 @@ import flowmap
 from flowmap import distill
 from flowmap.cli import main, recipes
 from flowmap.cli.curve import place
+from flowmap.cli.needs import needs
+from flowmap.derivative import OneSided
 from flowmap.evaluation import QualityCurve
 from flowmap.evaluation.records import Record
+from flowmap.methods import anyflow, meanflow
 from flowmap.methods.citations import ANYFLOW, WAN
 from flowmap.model import FlowMapSpec
 from flowmap.objectives import Networks
+from flowmap.plugins import installed, origins
 from flowmap.testing.kit_helpers import Result, Results
 from tests.test_students import code_of
 
@@ -287,6 +291,23 @@ def test_plugins_says_where_a_name_comes_from(capsys: pytest.CaptureFixture[str]
     assert ["wan21", "from", "wan21"] in lines
     assert ["anyflow_forward", "from", "core"] in lines and ["tensorboard", "from", "core"] in lines
     assert ["quickstart", "Distil", "a", "small"] in [line[:4] for line in lines]
+
+
+def test_plugins_says_what_each_method_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plugins", "--needs"]) == 0
+    told = {k: v.strip() for k, _, v in (line.partition("  ") for line in capsys.readouterr().out.splitlines())}
+    assert told.keys() == origins(installed(), "flowmap_methods").keys()
+    assert told["anyflow_on_policy"] == "trains student, critic; calls teacher; derivative CentralDifference"
+    assert told["flow_matching"] == "trains teacher"
+    assert told["ayf_lmd"] == "trains student; calls teacher; derivative EndForwardMode"
+    assert told["dmd2"] == "trains student, critic; calls teacher; adds to the critic"
+    assert told["reward_nft"] == "needs scores="
+
+
+def test_what_a_method_needs_is_its_own_value_s() -> None:
+    assert needs(lambda: meanflow.meanflow(derivative=OneSided())) == "trains student; derivative OneSided"
+    taught = needs(lambda: anyflow.forward(velocity="teacher"))
+    assert taught == "trains student; calls teacher; derivative CentralDifference"
 
 
 def test_cite_prints_each_entry_once(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

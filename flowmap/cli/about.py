@@ -20,6 +20,8 @@ HOOKS = {
 
 
 def plugins(options: Namespace) -> None:
+    if options.needs:
+        return _needs()
     from ..plugins import installed, origins
 
     for hook, heading in HOOKS.items():
@@ -44,6 +46,16 @@ def plugins(options: Namespace) -> None:
         print(f"  {name:{width}}  {recipes.about(file)}".rstrip())
 
 
+def _needs() -> None:
+    from ..plugins import collect, installed
+    from .needs import needs
+
+    methods = collect(installed(), "flowmap_methods")
+    width = max(map(len, methods), default=0)
+    for name, make in methods.items():
+        print(f"{name:{width}}  {needs(make)}")
+
+
 def check(options: Namespace) -> int:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # casting tiny networks, the checks do what it warns of
     from ..plugins import backbone
@@ -61,6 +73,11 @@ def cite(options: Namespace) -> None:
     print("\n\n".join(citations(recipe)))
 
 
+def _listing(parser: ArgumentParser) -> None:
+    told = "methods alone, each with what it trains, which networks it calls, and its derivative"
+    parser.add_argument("--needs", action="store_true", help=told)
+
+
 def _backbone(parser: ArgumentParser) -> None:
     parser.add_argument("backbone", metavar="BACKBONE", help="a name from `flowmap plugins`, a directory, or a hub id")
 
@@ -70,7 +87,11 @@ def _recipe(parser: ArgumentParser) -> None:
 
 
 PLUGINS = Command(
-    "plugins", "list recipes, backbones, methods, exporters, forms, layouts and trackers", "flowmap plugins", plugins
+    "plugins",
+    "list recipes, backbones, methods, exporters, forms, layouts and trackers",
+    "flowmap plugins",
+    plugins,
+    _listing,
 )
 CHECK = Command("check", "run the conformance kit on a backbone", "flowmap check wan21", check, _backbone)
 CITE = Command("cite", "print BibTeX of a recipe's methods and backbone", "flowmap cite quickstart", cite, _recipe)

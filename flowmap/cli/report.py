@@ -12,6 +12,8 @@ from .errors import UsageError
 def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the run directory, in whatever state the run is")
     parser.add_argument("--out", metavar="FILE", help="the page; RUN/index.html by default")
+    told = "VBench's *_eval_results.json of the student's videos: a table of it goes into the student's card"
+    parser.add_argument("--vbench", metavar="FILE", help=told)
 
 
 def run(options: Namespace) -> None:
@@ -25,7 +27,19 @@ def run(options: Namespace) -> None:
         raise UsageError(
             f"--out {options.out!r}: is a directory: name a file, such as {options.out.rstrip('/')}/run.html"
         )
+    if options.vbench is not None:
+        print(_vbench(path, Path(options.vbench)))
     print(report.write(path, out))
+
+
+def _vbench(run: Path, results: Path) -> Path:
+    from ..evaluation.card import add_vbench
+    from ..evaluation.vbench import VBenchError
+
+    try:
+        return add_vbench(run, results)
+    except VBenchError as error:
+        raise UsageError(str(error)) from error
 
 
 COMMAND = Command(

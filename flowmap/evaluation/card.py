@@ -20,7 +20,7 @@ from ..objectives.flow_map_matching import FlowMapMatching
 from ..objectives.mixture import Mixture
 from ..recipe import Recipe, describe, digest
 from ..training.run import environment
-from . import records, rounding, use
+from . import records, rounding, use, vbench
 
 FILE = "flowmap.json"
 """Beside the student's weights, what they are; written last."""
@@ -108,6 +108,7 @@ def write(recipe: Recipe, out: Path) -> Path:
             *_weights(recipe, out),
             _training(recipe),
             *_evaluation(recipe, out),
+            *_vbench(out),
             _cite(recipe),
         ]
     )
@@ -201,6 +202,23 @@ def _evaluation(recipe: Recipe, out: Path) -> list[str]:
         "## Quality against the number of steps\n\nMean ± spread over seeds, at each number of steps:\n\n"
         f"{records.markdown(found)}\n\n{lines}"
     ]
+
+
+def _vbench(out: Path) -> list[str]:
+    return [vbench.section(vbench.read(out / vbench.FILE))] if (out / vbench.FILE).is_file() else []
+
+
+def add_vbench(run: Path, results: Path) -> Path:
+    """Keep VBench's results of the student's videos with the run, and write them into its card, whose path it gives.
+
+    A `VBenchError` where the file is none of VBench's, or the run has no card yet.
+    """
+    scores, path = vbench.read(results), run / "student" / "README.md"
+    if not path.is_file():
+        raise vbench.VBenchError(f"{run}: there is no card in it, {path}: a run that has finished has one")
+    write_text(run / vbench.FILE, results.read_text(encoding="utf-8"))
+    write_text(path, vbench.placed(path.read_text(encoding="utf-8"), vbench.section(scores)))
+    return path
 
 
 def _cite(recipe: Recipe) -> str:
