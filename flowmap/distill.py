@@ -144,6 +144,7 @@ def distill(
                     older(path, run.say)
                 _write(recipe, nets[recipe.result], batches, probe, run, path / recipe.result, pm)
             _judge(recipe, nets, run, path)
+            watch.judged(path, len(recipe.stages), recipe.stages[-1].steps)
             run.finished(sha256, card.saved(path / recipe.result))
             report.quietly(path, run.say)
         return nets[recipe.result]

@@ -67,6 +67,13 @@ class Observers:
         self.call("flowmap_train_end", trainer=trainer)
         return paired
 
+    def judged(self, run: Path, stages: int, iterations: int) -> None:
+        """The evaluation is there: trackers get its curve, as of the last stage's end."""
+        curve = run / "plots" / "nfe.png"
+        if curve.is_file():
+            for tracker in self.trackers:
+                tracker.put(stages - 1, iterations, {}, {"quality against steps": curve})
+
     def _seen(self, trainer: Trainer, preview: Preview | None) -> float | None:
         if preview is None:
             return None

@@ -136,20 +136,26 @@ def _page(steps: Sequence[Any], cells: Sequence[Sequence[Picture]], prompts: Seq
     return page
 
 
-def write_beside(shown: Mapping[Point, Tensor], prompts: Sequence[str], path: Path) -> None:
-    """First, middle and last frame of every prompt's videos, a row a model, at the numbers of steps that all have."""
+def write_beside(shown: Mapping[Point, Tensor], prompts: Sequence[str], path: Path, fps: float | None = None) -> None:
+    """Every prompt's videos, a row a model, at the numbers of steps that all have: first, middle and last frame in a
+    .png, all frames in an .mp4."""
     names = labels(shown)
     made = {label: {p.steps: videos for p, videos in shown.items() if p.key == key} for key, label in names.items()}
     steps = sorted(set.intersection(*(set(of) for of in made.values())))
-    rows = {n: torch.stack([_strip(made[label][n]) for label in made], 1).flatten(0, 1) for n in steps}
-    write_labelled(rows, [f"{label}: {prompt}" for prompt in prompts for label in made], path)
+    part = _strip if path.suffix == ".png" else _small
+    rows = {n: torch.stack([part(made[label][n]) for label in made], 1).flatten(0, 1) for n in steps}
+    write_labelled(rows, [f"{label}: {prompt}" for prompt in prompts for label in made], path, fps)
 
 
 def _strip(videos: Tensor) -> Tensor:
     """[N, F, 3, H, W] -> at most STRIP of the frames, of a size for looking at them."""
     count = videos.shape[1]
-    few = videos[:, sorted({i * (count - 1) // (STRIP - 1) for i in range(STRIP)})].float()
-    return torch.stack([smaller(video) for video in few])
+    return _small(videos[:, sorted({i * (count - 1) // (STRIP - 1) for i in range(STRIP)})])
+
+
+def _small(videos: Tensor) -> Tensor:
+    """[N, F, 3, H, W], of a size for looking at them."""
+    return torch.stack([smaller(video) for video in videos.float()])
 
 
 def write_grid(rows: Mapping[str, Mapping[int, Tensor]], prompts: Sequence[str], path: Path) -> None:

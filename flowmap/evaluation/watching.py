@@ -229,6 +229,11 @@ class Watch:
         videos = {point: one.videos[first] for point, one in made.items()}
         with atomic.whole(shown.folder) as folder:
             previews.write_beside(videos, prompts[first], folder / "grid.png")
+            atomic.write_text(folder / "prompts.txt", "".join(f"{prompt}\n" for prompt in prompts[first]))
+            moving = last and next(iter(videos.values())).shape[1] > 1
+            if moving:
+                rate = self.recipe.backbone.frame_rate()
+                previews.write_beside(videos, prompts[first], folder / "grid.mp4", rate)
             if last:
                 album.write(videos, prompts[first], folder, self.recipe.backbone.frame_rate())
         told = {"stage": shown.stage, "iteration": at, "done": shown.iteration, "time": time.time()}
@@ -237,7 +242,8 @@ class Watch:
         if error := Metrics(self.path / HEALTH).add(record):
             self.say(f"{HEALTH} cannot be written: {error}")
         flat = {f"at {n} steps/{name}": value for n, of in values.items() for name, value in of.items()}
-        pictures = {"teacher and student": shown.folder / "grid.png"}
+        pictures = {"teacher and student": shown.folder / "grid.png", "prompts": shown.folder / "prompts.txt"}
+        pictures |= {"teacher and student, moving": shown.folder / "grid.mp4"} if moving else {}
         paired = values.get(str(max(self.previews.steps)), {}).get("paired_error")
         return Preview(shown.stage, shown.iteration, shown.folder, pictures, flat, alarms, paired)
 

@@ -31,6 +31,10 @@ class TensorBoard:
         from PIL import Image
 
         for name, file in pictures.items():
+            if file.suffix == ".txt":
+                self.writer.add_text(f"stage {stage}/{name}", file.read_text().replace("\n", "  \n"), iteration)
+            if file.suffix != ".png":  # a video there is a GIF made again
+                continue
             with Image.open(file) as picture:
                 pixels = np.array(picture.convert("RGB"))
             self.writer.add_image(f"stage {stage}/{name}", pixels, iteration, dataformats="HWC")

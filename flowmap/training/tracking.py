@@ -31,10 +31,11 @@ class Tracker(Protocol):
 
 @runtime_checkable
 class ShowsPictures(Protocol):
-    """A tracker that takes pictures, too, on the same thread."""
+    """A tracker that takes previews, too, on the same thread."""
 
     def show(self, stage: int, iteration: int, pictures: Mapping[str, Path]) -> None:
-        """Previews: files by name. Of errors the same holds as of `Tracker.log`."""
+        """Previews, and the curve of quality at the end: files by name, .png, .mp4 or .txt (prompts, one a line). Of
+        errors the same holds as of `Tracker.log`."""
 
 
 class TrackerError(Exception):
@@ -107,7 +108,8 @@ class Tracked:
                 continue
             stage, iteration, values, pictures = record
             try:
-                tracker.log(stage, iteration, values)
+                if values:
+                    tracker.log(stage, iteration, values)
                 if pictures and isinstance(tracker, ShowsPictures):
                     tracker.show(stage, iteration, pictures)
                 failures = 0

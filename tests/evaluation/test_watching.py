@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 import torch
 from attrs import evolve
@@ -231,7 +232,15 @@ def test_trackers_and_plugins_get_them(tmp_path: Path) -> None:
     run(tmp_path, pm=pm, track=["mine"])
     assert [name for *_, name in heard] == MADE
     assert [(a, b) for a, b, _ in logged] == [(a, b) for a, b, _ in heard] == [(a, b) for a, b, _ in shown]
-    assert shown[0][2] == {"teacher and student": tmp_path / "previews" / MADE[0] / "grid.png"}
+    assert len(shown) == len(MADE)
+    folder = tmp_path / "previews" / MADE[0]
+    told = {"teacher and student": folder / "grid.png", "prompts": folder / "prompts.txt"}
+    assert shown[0][2].items() >= told.items()
+    ends = [files for _, _, files in shown if "teacher and student, moving" in files]
+    assert len(ends) == 2  # stages
+    with av.open(str(ends[0]["teacher and student, moving"])) as file:
+        assert len({frame.to_ndarray(format="rgb24").tobytes() for frame in file.decode(video=0)}) > 1
+    assert len(told["prompts"].read_text().splitlines()) >= 1
 
 
 @pytest.mark.parametrize(
