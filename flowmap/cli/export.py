@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from .command import BACKBONE, Command
 from .errors import UsageError
+from .signs import lines
 from .threads import wait_passively
 
 if TYPE_CHECKING:
@@ -108,6 +109,11 @@ def sizes(text: str) -> tuple[str, Range]:
 
 
 def run(options: Namespace) -> None:
+    with lines():
+        _run(options)
+
+
+def _run(options: Namespace) -> None:
     if options.plan:
         plan(options)
         return

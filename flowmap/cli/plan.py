@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from . import recipes
 from .command import positive
 from .errors import UsageError
+from .signs import lines
 
 UNITS = {"GiB": 2**30, "GB": 10**9, "MiB": 2**20, "MB": 10**6, "TiB": 2**40, "TB": 10**12}
 OPTIONS = ("gpus", "memory", "tflops", "utilisation")
@@ -42,7 +43,8 @@ def run(options: Namespace) -> None:
     from ..planning import Machine, advise, plan, text
 
     given = {key: value for key in (*OPTIONS, *SHARED) if (value := getattr(options, key)) is not None}
-    found = plan(recipe, evolve(Machine(), **given))
+    with lines():
+        found = plan(recipe, evolve(Machine(), **given))
     print(text(found, advise(found)))
 
 

@@ -7,7 +7,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Timer
 
-from ..doing import SOON
+from ..doing import SOON, heard
+
+
+@contextmanager
+def lines() -> Iterator[None]:
+    """A line for every step of what is done while entered."""
+
+    def show(what: str, done: int, total: int | None) -> None:
+        if done == 0:
+            print(f"flowmap: {what}", file=sys.stderr, flush=True)
+
+    with heard(show):
+        yield
 
 
 @contextmanager

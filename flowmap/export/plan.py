@@ -12,6 +12,7 @@ from attrs import evolve, frozen
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from ..doing import tell
 from ..model import FlowMapSpec
 from ..plugins import backbone, installed, named
 from . import forms, listed
@@ -62,6 +63,7 @@ def plan(
     check_sizes(family, u, asked, graphs)
     planned = []
     for graph in graphs:
+        tell(f"tracing {graph.name!r}")
         traced = program(graph, family.profile(u, asked), DTYPES[precision], META)
         found = measured(graph.name, traced)
         planned.append(found if to is None else evolve(found, support=supported(to, exporter, traced)))

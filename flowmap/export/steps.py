@@ -12,6 +12,7 @@ import torch
 from attrs import evolve, frozen
 from torch import Tensor
 
+from ..doing import tell
 from ..experts import fewest
 from ..faults import reach
 from ..model import FlowMap, sha256
@@ -80,10 +81,12 @@ def build(
     built: list[Built] = []
     weights: dict[str, Tensor] = {}
     for graph in graphs:
+        tell(f"tracing {graph.name!r}")
         traced = program(graph, profile, DTYPES[asked.precision], device)
         lint(traced)
         require_precision(traced, DTYPES[asked.precision])
         weights |= traced.state_dict
+        tell(f"building {graph.name!r} for {manifest.to}")
         with failing(f"{manifest.to} cannot build {graph.name!r}"):
             file = exporter.build(Job(traced, graph, profile, asked, folder))
         built.append(Built.of(graph, profile, asked.precision, file))
@@ -131,8 +134,10 @@ def compare(
             call, said = exporter.compare(folder / g.file, g, manifest)
         calls[g.name] = Checked(g, call, device)
     made = family.runner(calls, manifest.config)
+    tell("comparing with the student")
     found = verify.parity(u, made, family, asked, manifest.precision, steps, manifest.sampler["shift"], codec)
     found.require()
+    tell("timing both")
     timed = latency({"eager": u, manifest.to: made}, family, u, asked.usual(), compile=compile)
     parity = {"beside": f"the student in {str(DTYPES[manifest.precision]).removeprefix('torch.')}", **found.json()}
     lost = None

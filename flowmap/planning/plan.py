@@ -15,6 +15,7 @@ from .. import validators
 from .._types import Role
 from ..data import Data, TensorData
 from ..data.sized import TellsSizes
+from ..doing import tell
 from ..kernels import Float32
 from ..method import Method
 from ..methods.flow_matching import flow_matching
@@ -225,6 +226,7 @@ def _stage(
     recipe: Recipe, nets: Networks, machine: Machine, number: int, frames: int, sizes: Mapping[str, tuple[int, ...]]
 ) -> StagePlan:
     stage, seed, text = recipe.stages[number], recipe.seed, frozenset(sizes) - {"x"}
+    tell(f"planning stage {number} ({stage.method.name}), of {len(recipe.stages)}")
     samples = _samples(stage, machine)
     hardest = evolve(stage, method=all_off_diagonal(stage.method), batch=samples, micro=None)
     length = drawn(hardest, nets, frames, text, _by_frames, seed, number, HARDEST_OF)

@@ -10,9 +10,11 @@ from attrs import field, frozen
 
 from flowmap import AdamW, FlowMapSpec, Recipe, Stage, distill
 from flowmap.atomic import write_json
+from flowmap.cli.signs import lines
 from flowmap.doing import counted, heard, tell
 from flowmap.methods import anyflow
 from flowmap.objectives import Networks
+from flowmap.planning import plan
 from flowmap.plugins import manager
 from flowmap.training import progress
 from flowmap.training.progress import Progress
@@ -94,6 +96,17 @@ def test_status_says_what_is_left_of_a_run_that_goes_on(tmp_path: Path) -> None:
     assert told["left"] == "1:00 left, not counting evaluation"
     write_json(tmp_path / status.FILE, goes_on | {"state": "failed"})
     assert "left" not in status.lines(tmp_path)
+
+
+def test_a_plan_says_a_line_a_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = Recipe(Toy(), (Stage(anyflow.forward(), 3, batch=4),) * 2, data=data())
+    with lines():
+        plan(recipe)
+    out, err = capsys.readouterr()
+    told = [f"flowmap: planning stage {k} (anyflow_forward), of 2" for k in range(2)]
+    assert err.splitlines() == told and not out
+    plan(recipe)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_who_listens_hears_and_where_nobody_does_there_is_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
