@@ -103,7 +103,7 @@ def distill(
             for passed in () if found is None else found.passed:
                 run.note(passed)
             run.say(_begins(recipe, path, found))
-            _expect(recipe, run, watching.work(previews, recipe, path), judged=judged)
+            watching.expect(run, recipe, previews, path)
             for change in () if found is None else grown(recipe, found, before):
                 run.say(change)
             if (shifts := recipe.shifts) and shifts != {recipe.backbone.shift}:
@@ -148,17 +148,6 @@ def distill(
             run.finished(sha256, card.saved(path / recipe.result))
             report.quietly(path, run.say)
         return nets[recipe.result]
-
-
-def _expect(recipe: Recipe, run: Run, previews: tuple[int, int], *, judged: bool) -> None:
-    """What a run does beside its iterations, for the time that is left."""
-    if previews[0]:
-        run.expect(watching.NAME, previews[0], "sampling", previews[1])
-    if judged and isinstance(recipe.evaluation, QualityCurve):
-        calls, samples = recipe.evaluation.work
-        run.expect("evaluation", calls, "sampling", samples)
-    elif judged:
-        run.expect("evaluation", 1)
 
 
 def evaluate(

@@ -24,9 +24,11 @@ from ..objectives import Networks
 from ..recipe import Recipe
 from ..training.loop import Trainer, TrainingError
 from ..training.ranks.agree import RankError, during, everywhere, rank, ranks
+from ..training.run import Run
 from ..training.store.health import HEALTH, PREVIEWS
 from ..training.store.metrics import Metrics, read
 from . import album, previews
+from .curve import QualityCurve
 from .health import Alarms, measured
 from .metrics import Samples
 from .paired import Paired, undisturbed
@@ -74,6 +76,18 @@ class Previews:
         """After `done` of the `steps` iterations of a stage; not at its end."""
         every = self.every or max(APART, -(-steps // TIMES))
         return done % every == 0 and done < steps
+
+
+def expect(run: Run, recipe: Recipe, previews: Previews | None, path: Path | None) -> None:
+    """Tell a run what it does beside its iterations, for the time that is left."""
+    calls, samples = work(previews, recipe, path)
+    if calls:
+        run.expect(NAME, calls, "sampling", samples)
+    if path is not None and isinstance(recipe.evaluation, QualityCurve):
+        calls, samples = recipe.evaluation.work
+        run.expect("evaluation", calls, "sampling", samples)
+    elif path is not None and recipe.evaluation is not None:
+        run.expect("evaluation", 1)
 
 
 def work(previews: Previews | None, recipe: Recipe, path: Path | None) -> tuple[int, int]:
