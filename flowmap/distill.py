@@ -26,7 +26,7 @@ from .objectives import Networks, equipped
 from .observers import Observers, tracked
 from .planning.operations import operations
 from .recipe import Precision, Recipe, RecipeError, digest, not_data
-from .resume import grown, newest
+from .resume import ended, grown, newest
 from .training import stages
 from .training.final_hash import final_hash
 from .training.interrupt import Interrupt
@@ -140,7 +140,7 @@ def distill(
             nets["student"].guidance, nets["student"].history_noise = card.guidance(recipe), card.history_noise(recipe)
         if path is not None:
             if batches is not None and probe is not None:
-                if found is not None and not _trained(recipe, found):
+                if found is not None and not ended(recipe, found):
                     older(path, run.say)
                 _write(recipe, nets[recipe.result], batches, probe, run, path / recipe.result, pm)
             _judge(recipe, nets, run, path)
@@ -257,13 +257,7 @@ def _shifted(recipe: Recipe, shifts: Set[float]) -> str:
 def _finished(recipe: Recipe, found: checkpoint.Found, path: Path) -> bool:
     """Whether all is trained and the student written, in the type that the recipe asks for."""
     known = card.known(path / recipe.result)
-    return _trained(recipe, found) and known is not None and known.get("dtype", recipe.save_dtype) == recipe.save_dtype
-
-
-def _trained(recipe: Recipe, found: checkpoint.Found) -> bool:
-    """Whether the last stage is at its end."""
-    last = len(recipe.stages) - 1
-    return (found.stage, found.iteration) == (last, recipe.stages[last].steps)
+    return ended(recipe, found) and known is not None and known.get("dtype", recipe.save_dtype) == recipe.save_dtype
 
 
 def _check(

@@ -50,6 +50,12 @@ def newest(recipe: Recipe, run: Path) -> tuple[checkpoint.Found | None, Steps]:
     return found, before
 
 
+def ended(recipe: Recipe, found: checkpoint.Found) -> bool:
+    """Whether the last stage is at its end."""
+    last = len(recipe.stages) - 1
+    return (found.stage, found.iteration) == (last, recipe.stages[last].steps)
+
+
 def steps(recipe: Recipe) -> Steps:
     return tuple(stage.steps for stage in recipe.stages)
 
