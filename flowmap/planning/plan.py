@@ -26,7 +26,7 @@ from ..recipe import Recipe, RecipeError, Stage
 from ..training.ranks.context_groups import unsplit
 from ..training.ranks.networks import precision, specs
 from ..training.ranks.offload import offload, stays
-from .counts import Kind, Moment
+from .counts import Kind, Ledger, Moment
 from .draws import DRAWS, Tariff, drawn, mean
 from .hollow import CPU, META, hollowed
 from .shape import Shape, judged, shape
@@ -258,8 +258,6 @@ def _by_frames(call: Call) -> float:
 
 def _ask(recipe: Recipe, nets: Networks, call: Call, sizes: Mapping[str, tuple[int, ...]]) -> float:
     """The operations of a call that the traced step did not make."""
-    from .counts import Ledger
-
     if call.what != "forward" or call.past:
         raise RecipeError(f"no price is known of {call}: the step that was traced makes no such call")
     _, *rest = sizes["x"]
