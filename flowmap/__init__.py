@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .kernels import Kernels
     from .model import FlowMap, FlowMapSpec
     from .module import ModuleSpec
+    from .muon import Muon
     from .plugins import backbone, load
     from .recipe import AdamW, Ema, Recipe, Stage
     from .rollout import sample
@@ -40,6 +41,7 @@ __all__ = [
     "LatentFolder",
     "Mixed",
     "ModuleSpec",
+    "Muon",
     "Recipe",
     "Rng",
     "Stage",
@@ -64,6 +66,7 @@ _MODULES = {
     "kernels": ("Kernels",),
     "model": ("FlowMap", "FlowMapSpec"),
     "module": ("ModuleSpec",),
+    "muon": ("Muon",),
     "plugins": ("backbone", "load"),
     "adamw8bit": ("AdamW8bit",),
     "recipe": ("AdamW", "Ema", "Recipe", "Stage"),

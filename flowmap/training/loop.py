@@ -15,6 +15,7 @@ from ..adamw8bit import AdamW8bit, Optimizer8bit
 from ..data import Data, ReadsAhead, draw
 from ..faults import reach
 from ..method import Update
+from ..muon import Muon, MuonAdamW
 from ..objectives import Networks, taught, within
 from ..pieces import in_pieces
 from ..recipe import AdamW, Stage
@@ -186,7 +187,7 @@ class Trainer:
         clip(gradients, length, settings.clip)
         skip = skips.end(iteration, length, sums)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = rate(settings, iteration, self.stage.steps, group.get("initial_lr"))
         optimizer.found_inf = skip  # type: ignore[attr-defined]  # what fused kernels read: not 0 changes nothing
         optimizer.step()
         reach(f"{role}.after")
@@ -199,13 +200,14 @@ class Trainer:
         return within(role, logs | within(NONFINITE, skips.nonfinite))
 
 
-def rate(settings: AdamW, iteration: int, steps: int) -> float:
-    """The learning rate of an iteration, counted from 0."""
+def rate(settings: AdamW, iteration: int, steps: int, lr: float | None = None) -> float:
+    """The learning rate of an iteration, counted from 0; lr: in place of the settings' own."""
+    lr = settings.lr if lr is None else lr
     warm = min(1.0, (iteration + 1) / (settings.warmup + 1))
     if settings.schedule == "constant":
-        return settings.lr * warm
+        return lr * warm
     done = iteration / max(1, steps)
-    return settings.lr * warm * (settings.floor + (1 - settings.floor) * 0.5 * (1 + math.cos(math.pi * done)))
+    return lr * warm * (settings.floor + (1 - settings.floor) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def _settings(stage: Stage, role: Role) -> AdamW:
@@ -216,6 +218,8 @@ def _settings(stage: Stage, role: Role) -> AdamW:
 
 def _optimizer(settings: AdamW, trained: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
     """Tensors in pieces, and tensors that every rank has, are stepped each on their own."""
+    if isinstance(settings, Muon):
+        return MuonAdamW(trained.values(), settings)
     pieces, whole = ([p for p in trained.values() if in_pieces(p) == sharded] for sharded in (True, False))
     groups = [{"params": parameters} for parameters in (pieces, whole) if parameters]
     if isinstance(settings, AdamW8bit):

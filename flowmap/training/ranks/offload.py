@@ -22,6 +22,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from ..._types import Role
 from ...adamw8bit import AdamW8bit
 from ...model import FlowMap
+from ...muon import Muon
 from ...recipe import Recipe
 from ...recomputing import Offload
 
@@ -31,17 +32,25 @@ Place = tuple[nn.Module, str]
 
 
 def stays(recipe: Recipe, processes: int, compiled: bool = False) -> list[str]:
-    """Why nothing is offloaded, and no moment in 8 bits, of networks that so many processes have in pieces, or whose
-    blocks are compiled."""
-    return [*_offloads(recipe.offload, processes, compiled), *_low(recipe, processes)]
+    """Why nothing is offloaded, of networks that so many processes have in pieces or whose blocks are compiled, and why
+    an optimiser does not step those in pieces."""
+    return [*_offloads(recipe.offload, processes, compiled), *_whole(recipe, processes)]
 
 
-def _low(recipe: Recipe, processes: int) -> list[str]:
-    low = any(isinstance(s.optimizer_of(role), AdamW8bit) for s in recipe.stages for role in s.method.trains)
-    if not low or processes == 1:
+def _whole(recipe: Recipe, processes: int) -> list[str]:
+    if processes == 1:
         return []
-    where = f"AdamW8bit: of a network in pieces on {processes} processes the moments are divided already"
-    return [f"{where}: take AdamW, or Distribution(shard=False), a copy on each"]
+    used = {type(s.optimizer_of(role)) for s in recipe.stages for role in s.method.trains}
+    network = f"of a network in pieces on {processes} processes"
+    why = {
+        AdamW8bit: f"AdamW8bit: {network} the moments are divided already",
+        Muon: f"Muon: a step of a matrix is made of all of it, and {network} each has a part",
+    }
+    return [
+        f"{said}: take AdamW, or Distribution(shard=False), a copy on each"
+        for kind, said in why.items()
+        if kind in used
+    ]
 
 
 def _offloads(what: Offload | None, processes: int, compiled: bool) -> list[str]:
