@@ -13,7 +13,7 @@ from attrs import field, frozen
 
 from . import asked, validators, values
 from ._types import Role
-from .data import Data, DataError, Source, fingerprint
+from .data import Data, Source, lacking
 from .experts import too_few_steps
 from .method import Method
 from .model import FlowMapSpec
@@ -75,6 +75,17 @@ def not_data(what: str, data: object) -> str | None:
         return None
     a = validators.article(type(data).__name__)
     return f"{what} is {a}: must have `batch(index)` and a length, or `load(...)`"
+
+
+def absent(value: object) -> list[str]:
+    """What a network's spec or data lacks on the disk, in sentences; nothing is loaded."""
+    if not isinstance(value, FlowMapSpec):
+        return lacking(value)
+    try:
+        value.validate()
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 Precision: TypeAlias = Literal["float32", "bfloat16"]
@@ -227,10 +238,7 @@ class Recipe:
         """All that can be known to be wrong without loading anything, each in a sentence."""
         found = list[str]()
         for spec in self.specs:
-            try:
-                spec.validate()
-            except ValueError as error:
-                found.append(str(error))
+            found += absent(spec)
         unasked = self.forward_teacher is not None and "forward_teacher" not in self.roles
         found += ["Recipe.forward_teacher: no objective follows a teacher's trajectories: must be None"] * unasked
         if not found:
@@ -238,10 +246,7 @@ class Recipe:
             found += asked.histories(methods, self.spec_of, forward)
             found += asked.guidance(methods, self.evaluation, self.spec_of, forward)
             found += too_few_steps(self.backbone.boundary, self.evaluation)
-        try:  # a source looks at its files to tell itself from others
-            _ = fingerprint(self.data) if isinstance(self.data, Source) else None
-        except (DataError, OSError) as error:
-            found.append(str(error))
+        found += absent(self.data)
         return tuple(dict.fromkeys(found))
 
     def validate(self) -> None:

@@ -1,7 +1,8 @@
 """All that is wrong with a recipe's file at once, each in a sentence with its line.
 
 A file that failed is run a second time, statement by statement, with every call in it watched: one that fails leaves a
-`Broken` value behind, and of what is made from that, the rest is judged.
+`Broken` value behind, and of what is made from that, the rest is judged. So are the directories of the networks and
+of the data that the recipe is given, by the line that made them.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import ast
 import contextlib
 import io
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from attrs import define, field
+from attrs import define, evolve, field
 
+from ..recipe import Recipe, absent
 from .broken import BROKEN, broken
 from .calls import beside, mistakes
 
@@ -28,19 +30,30 @@ FRAMES = frozenset({"super", "locals", "globals", "vars", "dir", "eval", "exec",
 class Watch:
     path: Path
     found: list[str] = field(factory=list)
+    made: dict[int, tuple[int, Any]] = field(factory=dict)  # by id: its line, and the value, which lives on
 
     def call(self, line: int, function: Any, *arguments: Any, **named: Any) -> Any:
         if broken(function):
             return BROKEN
+        if _makes_recipe(function, arguments):
+            self._look(line, [*(() if function is evolve else arguments), *named.values()])
         if any(map(broken, (*arguments, *named.values()))):
             self.found += [f"{self.path}, line {line}: {text}" for text in beside(function, arguments, named)]
             return BROKEN
         try:
-            return function(*arguments, **named)
+            value = function(*arguments, **named)
+            self.made.setdefault(id(value), (line, value))
+            return value
         except Exception as error:
             place = _place(self.path, error.__traceback__) or f"{self.path}, line {line}"
             self.found += [f"{place}: {text}" for text in mistakes(function, arguments, named, error)]
             return BROKEN
+
+    def _look(self, line: int, given: Iterable[Any]) -> None:
+        """For the directories of what a recipe is given."""
+        for value in given:
+            at, _ = self.made.get(id(value), (line, None))
+            self.found += [f"{self.path}, line {at}: {text}" for text in absent(value)]
 
     def statement(self, node: ast.stmt, names: dict[str, Any]) -> None:
         """Run a statement; where it fails, its names are broken."""
@@ -75,6 +88,13 @@ def told(error: BaseException, path: Path, names: Mapping[str, Any]) -> str:
     place = _place(path, error.__traceback__) or str(path)
     (text,) = mistakes(None, (), {}, error, names)
     return f"{place}: {text}{_beside(path, error.__traceback__)}"
+
+
+def _makes_recipe(function: Any, arguments: tuple[Any, ...]) -> bool:
+    """Whether a call makes a recipe, of another by `evolve` perhaps, which may be broken."""
+    return function is Recipe or (
+        function is evolve and len(arguments) == 1 and (broken(arguments[0]) or isinstance(arguments[0], Recipe))
+    )
 
 
 class _Watched(ast.NodeTransformer):

@@ -6,6 +6,7 @@ from .draw import Draws, draw, indices
 from .fingerprint import Fingerprinted, fingerprint
 from .folder import LatentFolder
 from .format import DataError
+from .lacking import lacking
 from .mixed import Mixed
 from .prefetch import Prefetch, ReadsAhead
 from .shards import LatentShards
@@ -32,4 +33,5 @@ __all__ = [
     "draw",
     "fingerprint",
     "indices",
+    "lacking",
 ]

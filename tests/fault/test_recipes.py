@@ -204,6 +204,45 @@ def test_several_mistakes(text: str, messages: tuple[str, ...], capsys: pytest.C
     assert refused(f"{HEAD}RECIPE = {text}\n", capsys) == [f"mine.py, {message}" for message in messages]
 
 
+def test_directories_that_lack_things_are_told_with_the_mistakes_of_stages(capsys: pytest.CaptureFixture[str]) -> None:
+    """Three mistakes in stages, two parts of the data, the teacher's directory: one refusal, each with its line."""
+    text = f"""{HEAD}
+from flowmap import LatentFolder, Mixed
+from flowmap_wan21 import Wan21
+SPEC = ModuleSpec(torch.nn.Linear(1, 1), time=None)
+UNUSED = LatentFolder("unused")
+DATA = Mixed((
+    LatentFolder("first"),
+    LatentFolder("second"),
+))
+RECIPE = Recipe(
+    SPEC,
+    (
+        Stage(anyflow.forward(guidance=0.5), 10),
+        Stage(anyflow.forward(), 0),
+        Stage(anyflow.forward(), 10, batch=0),
+    ),
+    teacher=Wan21(path="./nowhere/teacher"),
+    data=DATA,
+)
+LATER = evolve(RECIPE, data=LatentFolder("third"))
+"""
+    wrong = ("Mixed((", "guidance=0.5", "forward(), 0)", "batch=0", "nowhere", "third")
+    data, guidance, steps, batch, directory, third = (text[: text.index(part)].count("\n") + 1 for part in wrong)
+    refusal = "holds no encoded data: index.json: No such file or directory"
+    found = refused(text, capsys)
+    (teacher,) = (said for said in found if "nowhere/teacher" in said)
+    assert teacher.startswith(f"mine.py, line {directory}: Wan21.path = './nowhere/teacher': ")
+    assert [said for said in found if said != teacher] == [
+        f"mine.py, line {guidance}: forward.guidance = 0.5: must be >= 1",
+        f"mine.py, line {steps}: Stage.steps = 0: must be >= 1",
+        f"mine.py, line {batch}: Stage.batch = 0: must be >= 1",
+        f"mine.py, line {data}: first {refusal}; {MADE_BY}",
+        f"mine.py, line {data}: second {refusal}; {MADE_BY}",
+        f"mine.py, line {third}: third {refusal}; {MADE_BY}",
+    ]
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
