@@ -101,7 +101,7 @@ ONE = {  # what is wrong with the first line after HEAD
         "ConsistencySimulation.times = (1.0, 0.5, 0.75): must decrease strictly from 1.0 and stay above 0"
     ),
     "FlowMapBackwardSimulation(steps=(0, 2))": (
-        "FlowMapBackwardSimulation.steps = (0, 2): must name at least one budget, each at least 1"
+        "FlowMapBackwardSimulation.steps = (0, 2): must name at least one budget, each at least 1, or (4, 2) of chunks"
     ),
     "Update('generator', ((1.0, print),))": f"Update.role = 'generator': {ROLES}",
     "Update('student', (print,))": "Update.terms[0] = a builtin_function_or_method: must be a pair (weight, objective)",
@@ -141,7 +141,7 @@ SEVERAL = {
 )""": (
         "line 11: AdamW.lr = -1: must be > 0",
         "line 11: Stage.steps = 0: must be >= 1",
-        "line 12: on_policy.steps = (): must name at least one budget, each at least 1",
+        "line 12: on_policy.steps = (): must name at least one budget, each at least 1, or (4, 2) of chunks",
         "line 12: Stage.batch = 0: must be >= 1",
         "line 8: Recipe has no field 'sede' (= 3): must be one of backbone, stages, teacher, critic, forward_teacher, "
         "data, evaluation, seed, dtype, save_dtype, name, settings, offload; did you mean 'seed'?",
