@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def section(run: Path) -> str:
     bar = BAR.format(
         last=len(album.steps) - 1, first=middle, frames=frames - 1, still=" hidden" if frames == 1 else "", more=more
     )
-    rows = "".join(_row(k, prompt, album) for k, prompt in enumerate(told["prompts"]))
+    rows = "".join(_row(k, prompt, album) for k, prompt in enumerate(_named(told["prompts"])))
     explained = (TOLD.format(fine=album.fine[1]) if album.fine else "") + (RENOISED if renoised else "")
     data = json.dumps(_data(album)).replace("<", "\\u003c")
     return (
@@ -81,6 +81,12 @@ def section(run: Path) -> str:
         f'<noscript><p class="bad">The player needs JavaScript.</p></noscript>'
         f'<script id="album" type="application/json">{data}</script>'
     )
+
+
+def _named(prompts: Sequence[str]) -> list[str]:
+    """A prompt that was before is told to be another sample of it."""
+    before = [prompts[:k].count(prompt) for k, prompt in enumerate(prompts)]
+    return [f"{prompt}, sample {n + 1}" if n else prompt for prompt, n in zip(prompts, before, strict=True)]
 
 
 def _row(k: int, prompt: str, album: Album) -> str:

@@ -120,6 +120,16 @@ def test_what_users_wrote_is_text(page: str) -> None:
     assert "<b>red" not in page
 
 
+def test_rows_of_a_prompt_that_is_shown_twice_are_told_apart(tmp_path: Path) -> None:
+    made.run(tmp_path)
+    file = tmp_path / "samples" / "album.json"
+    told = json.loads(file.read_text())
+    write_json(file, told | {"prompts": ["a cube"] * len(told["prompts"])})
+    page = report.write(tmp_path).read_text()
+    rows = re.findall(r'<div class="prompt">(.*?)</div>', page)
+    assert rows == ["a cube", *(f"a cube, sample {k}" for k in range(2, len(told["prompts"]) + 1))] and len(rows) > 1
+
+
 def test_it_says_how_it_went(page: str) -> None:
     text = Parsed(page).text
     for said in ("finished", "11 of 11", "anyflow_forward", "anyflow_on_policy"):
