@@ -45,7 +45,7 @@ def features(steps):
 
 
 CLAIMS = [
-    (r"they do improve, from (\S+) at 4 steps to (\S+) at 32", [features(4), features(32)]),
+    (r"features they improve, stages 1 \+ 2 from (\S+) at 4 steps to (\S+) at 32", [features(4), features(32)]),
     (r"AnyFlow is level there from 4 to 32 steps \((\S+) and (\S+)\)", [guided("anyflow", 4), guided("anyflow", 32)]),
     (r"rCM gets worse \((\S+) to (\S+)\)", [guided("rcm", 4), guided("rcm", 32)]),
     (r"longer `tiny_wan` run .* from (\S+) at 4 steps to (\S+) at 32", [longer(4), longer(32)]),
