@@ -26,7 +26,10 @@ def histories(methods: Sequence[Method], spec_of: SpecOf, forward: bool) -> list
     return [
         f"stage {i} ({method.name}) asks the {must} the data's velocity, or a causal Recipe.forward_teacher"
         for i, method in enumerate(methods)
-        if any(taught_forward(o.needs) and not isinstance(o, OnTrajectories) for o in method.objectives)
+        if any(
+            "student" in o.needs and taught_forward(o.needs) and not isinstance(o, OnTrajectories)
+            for o in method.objectives
+        )
     ]
 
 

@@ -229,11 +229,11 @@ def test_what_may_lie_where_a_run_goes(names: list[str], found: str | None) -> N
 
 def test_a_method_that_there_is_not_and_one_of_a_single_stage(capsys: pytest.CaptureFixture[str]) -> None:
     assert said(capsys, "distill", "quickstart", "--method", "rmc").startswith(
-        "no method for a whole recipe is called 'rmc': there are apt, "
+        "no method for a whole recipe is called 'rmc': there are aapt, apt, "
     )
     assert said(capsys, "distill", "quickstart:anyflow_forward").startswith(
         "the method 'anyflow_forward' is of one stage: put it into a Stage of a recipe file; for a whole recipe there "
-        "are apt, "
+        "are aapt, apt, "
     )
 
 

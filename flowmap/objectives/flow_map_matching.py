@@ -53,11 +53,11 @@ class FlowMapMatching(Ordered):
     `warmup` is ϱ, 1 unless the derivative is to come in slowly. `role` is the network that learns: the teacher in a
     stage that fine-tunes it.
 
-    Calls a sample: 1 G, 1 F for guidance where the prompt is there, or for the network's own velocity, 2 F for the
-    derivative of those off the diagonal, without a causal network's history where it is kept; none of the F builds a
-    graph. Raw losses are logged by role, before any reweight. Where the network computes in less than float32,
-    "rounding" is logged when `shared` asks for it, for 2 F more: the mean square of the target's error by it, over that
-    of v̂ - u.
+    Calls a sample: 1 G, 1 F for guidance where the prompt is there (of all on several ranks), or for the network's own
+    velocity, 2 F for the derivative of those off the diagonal, without a causal network's history where it is kept;
+    none of the F builds a graph. Raw losses are logged by role, before any reweight. Where the network computes in less
+    than float32, "rounding" is logged when `shared` asks for it, for 2 F more: the mean square of the target's error by
+    it, over that of v̂ - u.
 
     Given z_t, the guided velocity of the data is the teacher's and w (ε - x - v_c), of mean zero: so with the teacher's
     the loss lacks w² ‖ε - x - v_c‖² of what it would be with the data's. Reweights are told this noise; see `Balanced`.
@@ -162,6 +162,5 @@ class FlowMapMatching(Ordered):
 
 
 def _indices(mask: Tensor, shared: Shared) -> Tensor:
-    """Of the samples where `mask` [B]; one where there is none, to be in step with other ranks."""
-    found = mask.nonzero()[:, 0]
-    return found if len(found) or shared.ranks == 1 else torch.zeros(1, dtype=torch.long)
+    """Of the samples where `mask` [B]; all of them on several ranks, to be in step with the others."""
+    return mask.nonzero()[:, 0] if shared.ranks == 1 else torch.arange(len(mask))

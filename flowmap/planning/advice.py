@@ -12,6 +12,7 @@ from ..data.sized import Sized
 from ..recipe import Recipe, Stage
 from ..recomputing import Offload
 from ..training.ranks.context_groups import unsplit
+from ..training.ranks.offload import stays
 from .plan import RESERVE, Machine, Plan, StagePlan, plan
 from .trace import replaced
 
@@ -130,7 +131,7 @@ def _gpus(of: Plan) -> Iterator[Change]:
 def _larger(of: Plan, machine: Machine, more: str) -> Iterator[Change]:
     """The smallest number of GPUs that fits, or else the largest."""
     first = next((n for n in evolve(of, machine=machine).worlds if n >= of.machine.gpus), None)
-    if first is None:
+    if first is None or stays(of.recipe, first):
         return
     known = plan(of.recipe, evolve(machine, gpus=first), like=of)
     gpus = known.smallest or known.worlds[-1]

@@ -117,7 +117,7 @@ def test_a_method_cites_its_paper_and_says_whom_it_asks(make: Callable[..., Meth
     [
         # (G, F, J, GJ) a sample
         (improved(), (1, 0.5, 0.5, 0), NONE),
-        (improved(diagonal=0.0, w=2.0), (1, 2, 1, 0), NONE),
+        (improved(diagonal=0.0, w=2.0, drop=0.0), (1, 2, 1, 0), NONE),
         (shortcut.shortcut(), (1, 0.25, 0, 0), NONE),
         (shortcut.shortcut(share=1.0), (1, 2, 0, 0), NONE),
         (ayf.emd(), (1, 0, 1, 0), (0, 2, 0, 0)),
@@ -130,7 +130,7 @@ def test_a_method_cites_its_paper_and_says_whom_it_asks(make: Callable[..., Meth
         (esd(diagonal=0.0), (1, 1, 1, 0), NONE),
         (psd(), (1, 0.5, 0, 0), NONE),
         (psd(diagonal=0.0, split="anywhere"), (1, 2, 0, 0), NONE),
-        (psd(velocity="teacher", w=3.0), (1, 0.5, 0, 0), (0, 1.5, 0, 0)),
+        (psd(velocity="teacher", w=3.0, drop=0.0), (1, 0.5, 0, 0), (0, 1.5, 0, 0)),
         (tvm.tvm(), (1, 2, 0, 1), NONE),
         (tvm.tvm(w=1.0), (1, 1, 0, 1), NONE),
         (tvm.tvm(through=False), (2, 2, 1, 0), NONE),

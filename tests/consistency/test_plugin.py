@@ -118,7 +118,7 @@ def test_a_causal_wan_is_trained_with_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["consistency", "scm", "rcm"])
 def test_a_bidirectional_teacher_is_not_asked_about_chunks(name: str) -> None:
-    with pytest.raises(ValueError, match="frames after a clean history"):
+    with pytest.raises(ValueError, match="which makes all frames at once, about frames after a history"):
         distill(trained_by(small(Far(attention="dense").tiny()), name, PM).capped(1), device="cpu")
 
 

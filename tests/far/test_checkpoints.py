@@ -175,7 +175,7 @@ def test_a_bidirectional_teacher_is_not_asked_about_a_clean_history() -> None:
     spec = Far(lora=None).tiny()
     x, c = spec.example(4)
     stage = Stage(anyflow.forward(velocity="teacher"), steps=1, batch=4)
-    with pytest.raises(ValueError, match="a student in chunks takes 'data'"):
+    with pytest.raises(ValueError, match="which makes all frames at once, about frames after a history"):
         distill(Recipe(spec, (stage,)), TensorData(x, dict(c), {"text": torch.zeros(1, *c["text"].shape[1:])}))
 
 

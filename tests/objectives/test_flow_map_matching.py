@@ -194,8 +194,8 @@ def test_a_sample_whose_prompt_was_dropped_has_no_null_call(guidance: Exact | Fu
     u.calls.clear()
     gone({"student": u}, batch, Rng.seeded(0), Shared())
     assert len(u.calls) == 1
-    gone({"student": u}, batch, Rng.seeded(0), Shared(ranks=2))  # of one, to be in step with the others
-    assert [len(call["z"]) for call in u.calls[1:3]] == [64, 1]
+    gone({"student": u}, batch, Rng.seeded(0), Shared(ranks=2))  # of all, to be in step with the others
+    assert [len(call["z"]) for call in u.calls[1:3]] == [64, 64]
 
 
 WITH_NULL = [

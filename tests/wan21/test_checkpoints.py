@@ -248,7 +248,9 @@ def test_what_was_not_trained_is_carried_over_as_it_is(role: str, tmp_path: Path
 
 def test_a_prompt_too_long_for_what_is_kept_is_refused() -> None:
     codec = evolve(DIGITS, text_tokens=6).codec(device=CPU, dtype=torch.float32)
-    with pytest.raises(ValueError, match="text_tokens = 6 is too few"):
+    with pytest.raises(
+        ValueError, match=r"too long for text_tokens = 6, .* has 8: give the backbone text_tokens=9 or more"
+    ):
         codec.encode_prompts(["a three moving left slowly, bouncing"])
 
 
