@@ -108,7 +108,7 @@ class Tracked:
                 continue
             stage, iteration, values, pictures = record
             try:
-                if values:
+                if values or not pictures:
                     tracker.log(stage, iteration, values)
                 if pictures and isinstance(tracker, ShowsPictures):
                     tracker.show(stage, iteration, pictures)
