@@ -19,7 +19,7 @@ from torch import Tensor
 from flowmap import AdamW, FlowMap, Recipe, Rng, Stage, distill, load, sample
 from flowmap._types import Cache, Cond, Latent, Time
 from flowmap.chunked import HISTORY
-from flowmap.evaluation import card
+from flowmap.evaluation import Previews, card, paired
 from flowmap.experts import TwoExperts
 from flowmap.guidance import Guided
 from flowmap.methods import anyflow
@@ -212,6 +212,23 @@ def test_a_student_is_sampled_with_what_it_was_made_with(tmp_path: Path) -> None
     stage = Stage(anyflow.on_policy(steps=(2,)), 1, batch=2)
     assert card.history_noise(Recipe(spec, (stage,))) == 0.0
     assert Sampling.of(tmp_path).history_noise == 0.0
+
+
+def test_previews_are_sampled_as_the_student_has_learnt_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clean in stage 0, which has clean history; noised in stage 1; of the teacher nothing is said."""
+    asked: list[float | None] = []
+
+    def watched(*given: Any, **named: Any) -> Any:
+        asked.append(named.get("history_noise"))
+        return sample(*given, **named)
+
+    monkeypatch.setattr(paired, "sample", watched)
+    spec = Far(TINY_WAN, lora=None, text_tokens=12, shift=1.0, partition=(1,) * 5, long=1.0)
+    methods = anyflow.forward(guidance=1.0), anyflow.on_policy(steps=(2,), history_noise=TAU)
+    stages = tuple(Stage(m, 1, batch=2, optimizer=AdamW(1e-4), ema=None) for m in methods)
+    previews = Previews(steps=(1,), count=1, seeds=(0,), reference=2)
+    distill(Recipe(spec, stages, data=MovingDigits(count=2)), out=tmp_path / "run", device="cpu", previews=previews)
+    assert list(dict.fromkeys(asked)) == [None, 0.0, TAU]
 
 
 def test_what_cannot_be_is_said() -> None:

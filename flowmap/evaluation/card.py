@@ -56,9 +56,12 @@ def facts(recipe: Recipe, data: Data) -> dict[str, Any]:
     }
 
 
-def history_noise(recipe: Recipe) -> float:
-    """Of finished chunks as later ones see them: that of the last stage in which the student makes its own."""
-    found = [levels for stage in recipe.stages if (levels := [*values.found(stage, "history_noise")])]
+def history_noise(recipe: Recipe, stages: int | None = None) -> float:
+    """Of finished chunks as later ones see them: that of the last stage in which the student makes its own.
+
+    stages: of the first so many alone.
+    """
+    found = [levels for stage in recipe.stages[:stages] if (levels := [*values.found(stage, "history_noise")])]
     return max(found[-1]) if found else recipe.backbone.sampling().history_noise
 
 

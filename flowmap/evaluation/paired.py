@@ -34,6 +34,7 @@ class Paired:
     seeds: tuple[int, ...]
     batch: int
     device: torch.device
+    history_noise: float = 0.0  # of the student's chunks, as it has learnt to see them so far
 
     def point(self, model: Literal["teacher", "student"], steps: int, learnt: Kind) -> Point:
         """How that model is sampled; learnt: how the student is, by the method that trains it."""
@@ -65,10 +66,12 @@ class Paired:
         grid = grid_of(Sampling(), point.steps, self.recipe.backbone.shift, u.boundary)
         noise = torch.stack([self._noise(seed, count) for seed in self.seeds], 1).flatten(0, 1)
         rows = torch.arange(count).repeat_interleave(len(self.seeds))
+        noisy = self.history_noise if point.model == "student" else None
         found = []
         for part in torch.arange(len(rows)).split(self.batch):
             cond = {name: value.to(self.device) for name, value in select(s.cond, rows[part]).items()}
-            found.append(sample(u, noise[part].to(self.device), cond, grid=grid, step=STEPS[point.sampler]).cpu())
+            z = noise[part].to(self.device)
+            found.append(sample(u, z, cond, grid=grid, step=STEPS[point.sampler], history_noise=noisy).cpu())
         return torch.cat(found)
 
     def _noise(self, seed: int, count: int) -> Tensor:

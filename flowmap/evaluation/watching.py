@@ -27,7 +27,7 @@ from ..training.ranks.agree import RankError, during, everywhere, rank, ranks
 from ..training.run import Run
 from ..training.store.health import HEALTH, PREVIEWS
 from ..training.store.metrics import Metrics, read
-from . import album, previews
+from . import album, card, previews
 from .curve import QualityCurve
 from .health import Alarms, measured
 from .metrics import Samples
@@ -193,7 +193,8 @@ class Watch:
             assert self._subjects is not None
         own = stage.micro or max(1, stage.batch // ranks())
         nets: Networks = {role: u for role, u in trainer.nets.items() if role != "critic"}
-        pair = Paired(self.recipe, nets, self._subjects, self.previews.seeds, own, self.device)
+        noise = card.history_noise(self.recipe, trainer.number + 1)
+        pair = Paired(self.recipe, nets, self._subjects, self.previews.seeds, own, self.device, noise)
         least = fewest(nets[self.recipe.result])
         counts = [n for n in self.previews.steps if n >= least]
         with undisturbed(nets, self.device):

@@ -1,4 +1,4 @@
-"""The numbers of README's benchmark section, each with the file of benchmarks/results and the record that it is of."""
+"""The numbers of README's benchmark section and of the law in docs/benchmarks.md, each with the record it is of."""
 
 import json
 import re
@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SECTION = (ROOT / "README.md").read_text().partition("## Benchmarks\n")[2].partition("\n## ")[0]
+LAW = (ROOT / "docs" / "benchmarks.md").read_text().partition("## The law\n")[2].partition("\n### ")[0]
 NUMBER = re.compile(r"(?<![\w.:])\d+\.\d+(?!\w|\.\d)")
 """With a decimal point, not in a name: what was measured."""
 
@@ -39,13 +40,15 @@ def longer(steps):
     return "tiny_wan/nfe.json", key
 
 
-def features(steps):
-    key = {"method": "anyflow", "sampler": "flow_map", "metric": "feature_distance", "steps": steps}
+def features(steps, method="anyflow"):
+    key = {"method": method, "metric": "feature_distance", "steps": steps}
+    key |= {"sampler": "flow_map"} if method == "anyflow" else {}
     return "law.json", key
 
 
 CLAIMS = [
-    (r"features they improve, stages 1 \+ 2 from (\S+) at 4 steps to (\S+) at 32", [features(4), features(32)]),
+    (r"features stages 1 \+ 2 improve, from (\S+) at 4 steps to (\S+) at 32", [features(4), features(32)]),
+    (r"and rCM does, too, from (\S+) to (\S+)", [features(4, "rcm"), features(32, "rcm")]),
     (r"AnyFlow is level there from 4 to 32 steps \((\S+) and (\S+)\)", [guided("anyflow", 4), guided("anyflow", 32)]),
     (r"rCM gets worse \((\S+) to (\S+)\)", [guided("rcm", 4), guided("rcm", 32)]),
     (r"longer `tiny_wan` run .* from (\S+) at 4 steps to (\S+) at 32", [longer(4), longer(32)]),
@@ -55,18 +58,19 @@ CLAIMS = [
 """A sentence, whose groups are numbers, and the record of each."""
 
 
-def cells():
+def cells(section=SECTION):
     """Of the table: (row, steps, text)."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in SECTION.splitlines() if line[:1] == "|"]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
     steps = [int(head.split()[0]) for head in rows[0][1:] if head.split()[0].isdigit()]
     return [(row[0], n, text) for row in rows[2:] for n, text in zip(steps, row[1:], strict=False)]
 
 
-def test_every_number_of_the_table_is_the_one_that_was_measured():
+@pytest.mark.parametrize("section", [SECTION, LAW], ids=["README", "docs"])
+def test_every_number_of_the_table_is_the_one_that_was_measured(section):
     found = read("law.json")
     by_row = {(r["title"], r["sampler"], r["steps"]): r for r in found if r["metric"] == "energy_distance"}
-    assert cells()
-    for row, steps, text in cells():
+    assert cells(section)
+    for row, steps, text in cells(section):
         title, sampler = (row, "flow_map")
         if row.endswith(", re-noised"):
             title, sampler = row.removesuffix(", re-noised"), "consistency"
@@ -95,3 +99,12 @@ def test_no_number_stands_there_that_has_no_record():
     claimed = [n for pattern, _ in CLAIMS for n in re.search(pattern, " ".join(SECTION.split())).groups()]
     known = [text.strip(",;.") for text in claimed] + [n for *_, text in cells() for n in NUMBER.findall(text)]
     assert sorted(NUMBER.findall(SECTION)) == sorted(known)
+
+
+def test_the_prose_about_the_law_has_no_number_that_was_not_measured():
+    """With three decimals, each is the mean or the error of a record, of a slope or of a difference, rounded."""
+    records = [r for name in ("law", "law_slopes", "law_differences") for r in read(f"{name}.json")]
+    known = {f"{abs(r[what]):.3f}" for r in records for what in ("mean", "se")}
+    prose = "\n".join(line for line in LAW.splitlines() if line[:1] != "|")
+    said = re.findall(r"(?<![\d.])\d\.\d{3}(?!\d)", prose)
+    assert len(said) > 10 and not {*said} - known
