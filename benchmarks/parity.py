@@ -4,9 +4,9 @@
     python -m benchmarks.parity ../before
 
 Toy networks (2 blocks, d = 128), batch 4, adapters of rank 24 and whole networks; stages 1 and 2 on all frames at once,
-stage 1 of a causal student. Two things are set equal, since they are other on purpose since then: the generators behind
-`Rng` and random weights are those of 7344f60 on both sides, and (t, r) are drawn by a fork on both, as here.
-The width of the difference, h, is 0.02 on both. Nothing else is: `Balanced`, whose scale is another with a teacher's
+stage 1 of a causal student. Three things are set equal, since they are other on purpose since then: the generators
+behind `Rng` and random weights are those of 7344f60 on both sides, (t, r) are drawn by a fork on both, as here, and the
+width of the difference, h, is 0.02 on both. No other thing is: `Balanced`, whose scale is another with a teacher's
 velocity, is what it was with the data's, which is learnt from here.
 """
 

@@ -14,8 +14,8 @@ from flowmap.adamw8bit import Optimizer8bit, decoded, encoded
 from flowmap.methods import anyflow
 from flowmap.planning.trace import trace
 from flowmap.recipe import RecipeError
-from flowmap.training import loop
 from tests.planning.helpers import data, hollow, spec, stage
+from tests.training.resumed import assert_goes_on
 
 SIZE = (64, 100)
 
@@ -99,19 +99,7 @@ def recipe(count: int) -> Recipe:
 
 
 def test_a_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
-    whole, inner = distill(recipe(5), device="cpu").trained(), loop.reach
-    left = iter(range(100))
-
-    def stop(at: str) -> None:
-        if at == "student.after" and next(left) == 3:
-            raise RuntimeError("stop")
-
-    monkeypatch.setattr(loop, "reach", stop)
-    with pytest.raises(RuntimeError, match="stop"):
-        distill(recipe(5), out=tmp_path, device="cpu", save_minutes=0.0)
-    monkeypatch.setattr(loop, "reach", inner)
-    again = distill(recipe(5), out=tmp_path, device="cpu").trained()
-    assert all(torch.equal(p, again[name]) for name, p in whole.items())
+    assert_goes_on(recipe, tmp_path, monkeypatch)
 
 
 def test_what_a_plan_counts():
