@@ -82,7 +82,7 @@ def test_a_rate_that_falls_falls_over_the_new_steps_and_that_is_told(
         f"is its next; a run of {new} from the start would have had another\n" in capfd.readouterr().err
     )
     straight = run(recipe(new, **falling), tmp_path / "straight")
-    monkeypatch.setattr(loop, "rate", lambda a, i, steps: right(a, i, old if i < old else steps))
+    monkeypatch.setattr(loop, "rate", lambda a, i, n, lr=None: right(a, i, old if i < old else n, lr))
     assert run(recipe(new, **falling), tmp_path / "pieced") == found != straight
 
 
