@@ -6,17 +6,15 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from attrs import frozen
 
 import flowmap
 from flowmap.recipe import describe
 
+from .drift_run import Finished, Settings
 from .report import hardware
-
-if TYPE_CHECKING:
-    from .drift import Finished, Settings
 
 METRICS = {
     "frame_distance": "squared Fréchet distance of single frames to real ones (lower is better)",

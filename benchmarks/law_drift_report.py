@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from . import jobs
 from .curves import SURE, interval, table
+from .law_drift_jobs import Drift
 from .law_jobs import GROUPS
 from .law_lines import moments_of
-
-if TYPE_CHECKING:
-    from .law_drift import Drift
 
 TITLES = {
     "absolute_drift": "Mean | ink / ink of the first frame − 1 |, in percent",

@@ -20,7 +20,24 @@ from .heads import Heads, Judge
 
 
 @frozen
-class Adversarial(Equips):
+class Judged(Equips):
+    """An objective of the student's samples, which the critic with `heads` judges at `times`."""
+
+    rollout: Rollout = ConsistencySimulation()
+    heads: Heads = Heads()
+    times: TimeSampler = Diagonal(shift=5.0)
+
+    @property
+    def needs(self) -> frozenset[Role]:
+        return frozenset({"student", "critic"})
+
+    @property
+    def equips(self) -> Mapping[Role, Equip]:
+        return {"critic": self.heads}
+
+
+@frozen
+class Adversarial(Judged):
     """The student's side, non-saturating:
 
         L = E softplus(-D(y, t | c)),       y = (1 - t) x + t ε,   x = G_θ(ε),
@@ -31,18 +48,7 @@ class Adversarial(Equips):
     its graph is gone before the student's own backward pass. 1 G of the critic, beside the rollout.
     """
 
-    rollout: Rollout = ConsistencySimulation()
-    heads: Heads = Heads()
-    times: TimeSampler = Diagonal(shift=5.0)
     noised: bool = True
-
-    @property
-    def needs(self) -> frozenset[Role]:
-        return frozenset({"student", "critic"})
-
-    @property
-    def equips(self) -> Mapping[Role, Equip]:
-        return {"critic": self.heads}
 
     def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
         x = self.rollout(nets["student"], rng.noise_like(batch.x), batch.cond, rng)
@@ -57,7 +63,7 @@ class Adversarial(Equips):
 
 
 @frozen
-class Discrimination(Equips):
+class Discrimination(Judged):
     """The critic's side: data x, and the student's samples x̃,
 
         L = E softplus(-D(y, t | c)) + E softplus(D(ỹ, t | c)) + λ E |D(y, t | c) - D(y + σ n, t | c)|²,   n ~ N(0, 1),
@@ -68,20 +74,9 @@ class Discrimination(Equips):
     2 G of the critic in one call, 3 with R1, beside a rollout without a graph.
     """
 
-    rollout: Rollout = ConsistencySimulation()
-    heads: Heads = Heads()
-    times: TimeSampler = Diagonal(shift=5.0)
     noised: bool = True
     r1: float = field(default=0.0, validator=validators.ge(0.0))
     sigma: float = field(default=0.1, validator=validators.gt(0.0))
-
-    @property
-    def needs(self) -> frozenset[Role]:
-        return frozenset({"student", "critic"})
-
-    @property
-    def equips(self) -> Mapping[Role, Equip]:
-        return {"critic": self.heads}
 
     def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
         with torch.no_grad():

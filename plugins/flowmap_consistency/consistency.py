@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Literal, Protocol, TypeAlias
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
 
 import torch
 from attrs import field, frozen
 from torch import Tensor
 
 from flowmap import Batch, Recipe, Rng, Stage, validators
-from flowmap._types import Latent, Mean, Role, Shared, Time
+from flowmap._types import Latent, Mean, Shared, Time
 from flowmap.method import Method, Update
 from flowmap.objectives import Loss, Networks, nonfinite
 from flowmap.path import expand, interpolate
 from flowmap.reweights import Reweight, reweighted, unbalanced
 from flowmap.times import TimeSampler, euler_grid
 
+from .along import ALONG, Along, AlongVelocity
 from .citations import CONSISTENCY, IMPROVED, LCM
 from .scale import Scale
 
@@ -80,7 +81,7 @@ class InverseGap:
 
 
 @frozen
-class DiscreteConsistency:
+class DiscreteConsistency(AlongVelocity):
     """Neighbours on a trajectory have one end, arXiv:2303.01469, eqs. 7 and 10:
 
         x̂_θ(z_t, t)  ≈  sg[ x̂_θ(z_t', t') ],      x̂_θ(z, t) = z - t u_θ(z, t, 0),      x̂_θ(z, 0) = z.
@@ -94,22 +95,10 @@ class DiscreteConsistency:
     """
 
     times: TimeSampler = Neighbours()
-    velocity: Literal["teacher", "data"] = field(default="teacher", validator=validators.in_(("teacher", "data")))
+    velocity: Along = field(default="teacher", validator=validators.in_(ALONG))
     solver: Solver = euler
     w: float = field(default=3.0, validator=validators.ge(1.0))
     reweight: tuple[Reweight, ...] = field(default=(), validator=unbalanced)
-
-    def __attrs_post_init__(self) -> None:
-        if self.velocity == "data" and self.w != 1.0:
-            raise ValueError(f"DiscreteConsistency.w = {self.w} with velocity = 'data': guides a teacher; must be 1")
-
-    @property
-    def needs(self) -> frozenset[Role]:
-        return frozenset({"student", "teacher"} if self.velocity == "teacher" else {"student"})
-
-    @property
-    def guides(self) -> Mapping[Role, float]:
-        return {"teacher": self.w} if self.velocity == "teacher" else {}
 
     def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
         u_θ = nets["student"]

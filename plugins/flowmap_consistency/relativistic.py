@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowmap import Batch, FlowMap, Rng, validators
-from flowmap._types import Latent, Mean, Role, Shared
-from flowmap.objectives import Equip, Equips, Loss, Networks, nonfinite
+from flowmap._types import Latent, Mean, Shared
+from flowmap.objectives import Loss, Networks, nonfinite
 from flowmap.rollout import ConsistencySimulation, Rollout
 from flowmap.times import Diagonal, TimeSampler
 
-from .adversarial import judge
+from .adversarial import Judged, judge
 from .heads import Heads
 
 STUDENT_FORCING = ConsistencySimulation((1.0,), history_grad=True)
@@ -55,21 +55,13 @@ class Segments:
 
 
 @frozen
-class Relative(Equips):
+class Relative(Judged):
     """What both sides have: the samples, and the pieces that are judged."""
 
     rollout: Rollout = STUDENT_FORCING
     heads: Heads = Heads()
     times: TimeSampler = Diagonal(shift=5.0)
     segments: Segments = Segments()
-
-    @property
-    def needs(self) -> frozenset[Role]:
-        return frozenset({"student", "critic"})
-
-    @property
-    def equips(self) -> Mapping[Role, Equip]:
-        return {"critic": self.heads}
 
     def made(self, u: FlowMap, batch: Batch, rng: Rng) -> tuple[Latent, int]:
         """The student's video, and the frames of a clip's first chunk."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -11,7 +10,7 @@ from attrs import field, frozen
 from torch import Tensor
 
 from flowmap import Batch, Recipe, Rng, Stage, validators
-from flowmap._types import Latent, Mean, Role, Shared, Time
+from flowmap._types import Latent, Mean, Shared, Time
 from flowmap.derivative import Derivative, ForwardMode
 from flowmap.method import Method, Update
 from flowmap.objectives import Loss, Networks, nonfinite
@@ -21,6 +20,7 @@ from flowmap.reweights import Ramp, Reweight, reweighted, unbalanced
 from flowmap.times import Diagonal, LogitNormal, TimeSampler
 
 from . import trigflow
+from .along import ALONG, Along, AlongVelocity
 from .citations import CONSISTENCY, SCM
 from .scale import Scale
 
@@ -34,7 +34,7 @@ class Prior:
 
 
 @frozen
-class ContinuousConsistency:
+class ContinuousConsistency(AlongVelocity):
     """The consistency function f = cos θ x_θ - sin θ F_θ, which is z_t - t u_θ(z_t, t, 0), does not change along dx/dθ:
 
         F_θ  ≈  sg[ F_θ + g / (‖g‖ + 0.1) ],      g = -a (F_θ - dx/dθ) - ρ (c s x_θ + T),      T = c s dF_θ/dθ.
@@ -55,23 +55,11 @@ class ContinuousConsistency:
 
     times: TimeSampler = Diagonal(LogitNormal(-1.0, 1.4))
     derivative: Derivative = ForwardMode()
-    velocity: Literal["teacher", "data"] = field(default="teacher", validator=validators.in_(("teacher", "data")))
+    velocity: Along = field(default="teacher", validator=validators.in_(ALONG))
     w: float = field(default=3.0, validator=validators.ge(1.0))
     warmup: Ramp = Ramp(10_000)
     form: Literal["scm", "rcm"] = field(default="scm", validator=validators.in_(("scm", "rcm")))
     reweight: tuple[Reweight, ...] = field(default=(), validator=unbalanced)
-
-    def __attrs_post_init__(self) -> None:
-        if self.velocity == "data" and self.w != 1.0:
-            raise ValueError(f"ContinuousConsistency.w = {self.w} with velocity = 'data': guides a teacher; must be 1")
-
-    @property
-    def needs(self) -> frozenset[Role]:
-        return frozenset({"student", "teacher"} if self.velocity == "teacher" else {"student"})
-
-    @property
-    def guides(self) -> Mapping[Role, float]:
-        return {"teacher": self.w} if self.velocity == "teacher" else {}
 
     def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
         u_θ = nets["student"]

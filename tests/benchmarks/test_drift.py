@@ -12,8 +12,8 @@ from attrs import evolve
 from flowmap_digits.data import MovingDigits
 
 from benchmarks import drift, drift_report
-from benchmarks.drift import FULL, SMOKE, Finished, RunError
 from benchmarks.drift_report import Value
+from benchmarks.drift_run import FULL, SMOKE, Finished, RunError, edges
 from flowmap import distill
 from flowmap.cli import recipes
 from flowmap.cli.errors import UsageError
@@ -101,7 +101,7 @@ def test_differences_are_taken_seed_by_seed_in_the_last_chunk() -> None:
 def test_chunks_in_video_frames(causal: bool, latents: int, frames: int, expected: tuple[int, ...]) -> None:
     u = Toy(causal=causal).build(frozenset({"student"}), device=torch.device("cpu"), dtype=torch.float32)["student"]
     assert FRAMES == 4
-    assert drift.edges(u, latents, frames) == expected
+    assert edges(u, latents, frames) == expected
 
 
 def test_a_run_that_cannot_be_measured_says_why(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

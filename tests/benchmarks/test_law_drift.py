@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from benchmarks import law_drift
-from benchmarks.law_drift import LONGER, METRICS, MODELS, SMOKED, _measured, _Real, groups_of
+from benchmarks.law_drift import SMOKED
+from benchmarks.law_drift_jobs import LONGER, METRICS, _measured, _Real, groups_of
 from benchmarks.law_jobs import SMOKE, costs
-from benchmarks.law_rows import NAMES
+from benchmarks.law_rows import MODELS, NAMES
 from flowmap.evaluation import Samples
 
 
