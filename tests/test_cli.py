@@ -58,8 +58,13 @@ REQUESTS = {
     "status nowhere": "run 'nowhere': there is no such directory; `flowmap distill` makes one",
     "curve nowhere": "run 'nowhere': there is no recipe.json in it, so it is no run directory",
     "cite quickstrat": (
-        f"there is no recipe 'quickstrat': give a Python file, or one of {NAMES}; did you mean 'quickstart'?"
+        "there is no recipe or method 'quickstrat': give a name from `flowmap plugins`, or a Python file; did you mean "
+        "'quickstart'?"
     ),
+    "cite aap": (
+        "there is no recipe or method 'aap': give a name from `flowmap plugins`, or a Python file; did you mean 'aapt'?"
+    ),
+    "cite nowhere.py": "recipe 'nowhere.py': there is no such file",
 }
 RECIPES = {
     "X = 1": "mine.py defines no recipe: it needs RECIPE = Recipe(...) at the top level",

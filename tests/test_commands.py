@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,13 @@ from flowmap.cli.needs import needs
 from flowmap.derivative import OneSided
 from flowmap.evaluation import QualityCurve
 from flowmap.evaluation.records import Record
+from flowmap.hookspecs import hookimpl
+from flowmap.method import Method
 from flowmap.methods import anyflow, meanflow
 from flowmap.methods.citations import ANYFLOW, WAN
 from flowmap.model import FlowMapSpec
 from flowmap.objectives import Networks
-from flowmap.plugins import installed, origins
+from flowmap.plugins import collect, installed, manager, origins
 from flowmap.testing.kit_helpers import Result, Results
 from tests.test_students import code_of
 
@@ -314,6 +318,40 @@ def test_cite_prints_each_entry_once(recipe: Path, capsys: pytest.CaptureFixture
     assert main(["cite", str(recipe)]) == 0
     out = capsys.readouterr().out
     assert out.count(ANYFLOW) == out.count(WAN) == 1
+
+
+@pytest.mark.parametrize("name", sorted(collect(installed(), "flowmap_methods")))
+def test_every_method_can_be_cited(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cite", name]) == 0
+    out = capsys.readouterr().out
+    entries = re.findall(r"@\w+\{(\w+),", out)
+    assert entries and len(entries) == len(set(entries))
+
+
+def test_a_method_is_cited_by_its_own_paper(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cite", "aapt"]) == 0
+    out = capsys.readouterr().out
+    assert all(number in out for number in ("2506.09350", "2501.08316", "2501.05441")) and "2605.13724" not in out
+    assert main(["cite", "reward_mfa"]) == 0  # made of rewards
+    assert "2609.37670" in capsys.readouterr().out
+
+
+def test_a_method_of_others_that_must_be_given_something_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    pm = manager(Demanding())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flowmap.plugins.installed", lambda: pm)
+        assert main(["cite", "demanding"]) == 2
+    assert "the method 'demanding' needs depth=: cite a recipe that has it" in capsys.readouterr().err
+
+
+class Demanding:
+    @hookimpl
+    def flowmap_methods(self) -> Mapping[str, Callable[..., Method]]:
+        return {"demanding": demanding}
+
+
+def demanding(depth: int) -> Method:
+    return anyflow.forward(h=depth)
 
 
 def test_check_fails_when_a_check_does(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from .. import __version__
-from . import about, curve, data, distill, export, importing, inspecting, push, report, sample, source, status
+from . import about, citing, curve, data, distill, export, importing, inspecting, push, report, sample, source, status
 from .command import Command
 from .errors import UsageError, after_first, nearest, sentence, unknown
 
@@ -30,7 +30,7 @@ COMMANDS: Mapping[str, Command] = {
         data.COMMAND,
         about.PLUGINS,
         about.CHECK,
-        about.CITE,
+        citing.CITE,
     )
 }
 
@@ -52,6 +52,7 @@ EPILOG = """examples:
   flowmap plugins                                      what is installed
   flowmap check wan21                                  does a backbone keep its promises?
   flowmap cite quickstart                              BibTeX of everything that a recipe uses
+  flowmap cite aapt                                    BibTeX of a method
 """
 
 

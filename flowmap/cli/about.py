@@ -1,4 +1,4 @@
-"""flowmap plugins, check, cite: what is installed, whether it keeps its promises, and whom to thank."""
+"""flowmap plugins, check: what is installed, and whether it keeps its promises."""
 
 from __future__ import annotations
 
@@ -66,13 +66,6 @@ def check(options: Namespace) -> int:
     return 1 if any(each.outcome == "failed" for each in found) else 0
 
 
-def cite(options: Namespace) -> None:
-    recipe = recipes.load(options.recipe)
-    from ..evaluation.card import citations
-
-    print("\n\n".join(citations(recipe)))
-
-
 def _listing(parser: ArgumentParser) -> None:
     told = "methods alone, each with what it trains, which networks it calls, and its derivative"
     parser.add_argument("--needs", action="store_true", help=told)
@@ -80,10 +73,6 @@ def _listing(parser: ArgumentParser) -> None:
 
 def _backbone(parser: ArgumentParser) -> None:
     parser.add_argument("backbone", metavar="BACKBONE", help="a name from `flowmap plugins`, a directory, or a hub id")
-
-
-def _recipe(parser: ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help=recipes.HELP)
 
 
 PLUGINS = Command(
@@ -94,4 +83,3 @@ PLUGINS = Command(
     _listing,
 )
 CHECK = Command("check", "run the conformance kit on a backbone", "flowmap check wan21", check, _backbone)
-CITE = Command("cite", "print BibTeX of a recipe's methods and backbone", "flowmap cite quickstart", cite, _recipe)

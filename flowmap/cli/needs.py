@@ -15,7 +15,7 @@ def needs(make: Callable[..., Method]) -> str:
 
     What must be given to make it, where it has no defaults: `needs scores=`.
     """
-    if missing := _required(make):
+    if missing := required(make):
         return f"needs {', '.join(f'{name}=' for name in missing)}"
     from .._types import Role
 
@@ -29,7 +29,8 @@ def needs(make: Callable[..., Method]) -> str:
     return "; ".join(parts)
 
 
-def _required(make: Callable[..., Any]) -> list[str]:
+def required(make: Callable[..., Any]) -> list[str]:
+    """The arguments that it has no defaults for."""
     given = inspect.signature(make).parameters.values()
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [one.name for one in given if one.default is one.empty and one.kind not in several]

@@ -49,12 +49,17 @@ def split(name: str) -> tuple[str, str | None]:
     return (found[1], found[2]) if found else (name, None)
 
 
+def is_file(name: str) -> bool:
+    """Whether a name is that of a file, there or not."""
+    return name.endswith(".py") or "/" in name
+
+
 def find(name: str) -> Path:
     """The file of a recipe given by name or by path."""
     name, _ = split(name)
     if name in known():
         return known()[name]
-    if name.endswith(".py") or "/" in name:
+    if is_file(name):
         if not Path(name).is_file():
             raise UsageError(f"recipe {name!r}: there is no such file")
         return Path(name)
