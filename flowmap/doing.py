@@ -1,10 +1,11 @@
-"""What is being done and how far it is, from whoever does it to whoever shows it: a run's bar, a command's lines."""
+"""What is being done and how far it is, from whoever does it to whoever shows it: a run's bar, a command's lines; and
+what it is for, to whoever adds up what it costs."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TypeAlias
 
@@ -13,7 +14,11 @@ SOON = 2.0  # seconds, below which nothing is said
 Listener: TypeAlias = Callable[[str, int, int | None], object]
 """(what is done, how much of it, of how much): 0 and None where it is not counted."""
 
+Spending: TypeAlias = Callable[[str], AbstractContextManager[object]]
+"""Within what it gives, all that is computed is for the part of that name."""
+
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+_spending: ContextVar[Spending] = ContextVar("spending", default=lambda name: nullcontext())
 
 
 @contextmanager
@@ -30,6 +35,21 @@ def tell(what: str, done: int = 0, total: int | None = None) -> None:
     """Where nobody listens, nothing."""
     if (listener := _listener.get()) is not None:
         listener(what, done, total)
+
+
+@contextmanager
+def adding(spending: Spending) -> Iterator[None]:
+    """While entered, the parts that `spent_on` names in this thread are those of `spending`."""
+    before = _spending.set(spending)
+    try:
+        yield
+    finally:
+        _spending.reset(before)
+
+
+def spent_on(name: str) -> AbstractContextManager[object]:
+    """Within it, calls of networks are for `name`, a row of a plan; where nobody adds up, nothing."""
+    return _spending.get()(name)
 
 
 @contextmanager

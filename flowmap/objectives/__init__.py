@@ -90,7 +90,9 @@ def guides(parts: Iterable[object]) -> Mapping[Role, float]:
     return found
 
 
-# (network, one sample to look at) -> a network that has what an objective calls; a frozen value
+# (network, one sample to look at) -> a network that has what an objective calls; a frozen value. Where it has an
+# attribute `as_flow_map` that is true, what it makes calls that network as a flow map alone, none of its blocks, and so
+# a plan can count it.
 Equip: TypeAlias = Callable[[FlowMap, Batch], FlowMap]
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from .._types import Cache, Cond, Latent, Role, Time
 from ..data import TensorData
-from ..model import Kept, Spans, Wrapped
-from ..objectives import Networks
+from ..model import FlowMap, Kept, Spans, Wrapped
+from ..objectives import Networks, equipped
 from ..recipe import Stage
 from ..training.loop import Trainer
 from .flops import Meter
@@ -80,14 +80,15 @@ def drawn(
     """
     till = Till()
     meter = Meter(till)
-    sketches = {role: Sketch(u, role, price, till, meter) for role, u in nets.items()}
+    sketches: dict[Role, FlowMap] = {role: Sketch(u, role, price, till, meter) for role, u in nets.items()}
     text = {name: torch.zeros(stage.batch, 1) for name in cond}
     data = TensorData(torch.ones(stage.batch, frames, 1, 1, 1), text, {name: torch.zeros(1, 1) for name in cond})
     found: list[Mapping[str, float]] = []
     with ExitStack() as stack:
         for role, sketch in sketches.items():
             stack.enter_context(meter.watch(role, sketch))
-        trainer = Trainer(sketches, evolve(stage, method=meter.method(stage.method), micro=None), data, seed, number)
+        learning = equipped(sketches, stage.method.equips, data.batch([0]))
+        trainer = Trainer(learning, evolve(stage, method=meter.method(stage.method), micro=None), data, seed, number)
         for iteration in range(count):
             meter.spent.clear()
             trainer.step(iteration)

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .._types import Batch, Cond, Latent, Rng, Role, Shared, Time
 from ..data import Data
 from ..derivative import Derivative, MeanVelocity
+from ..doing import adding
 from ..method import Method
 from ..model import FlowMap
 from ..objectives import Loss, Networks, Objective
@@ -108,7 +109,7 @@ class Meter:
                 handle.remove()
 
     def method(self, method: Method) -> Method:
-        """`method` with its parts named."""
+        """`method` with its parts named; others, objectives may name themselves, by `flowmap.doing.spent_on`."""
         return evolve(
             method,
             updates=tuple(
@@ -143,7 +144,7 @@ class _Named:
         return needs
 
     def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
-        with self.meter.spending(f"{self.name} forward"):
+        with adding(self.meter.spending), self.meter.spending(f"{self.name} forward"):
             loss: Loss = self.objective(nets, batch, rng, shared)
         self.meter.part = f"{self.name} backward"
         return loss

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any, get_args
 
 import torch
 from attrs import evolve, field, fields, frozen
-from torch import Tensor
 
 from .. import validators
 from .._types import Role
-from ..data import Data, TensorData
-from ..data.sized import TellsSizes
 from ..doing import tell
 from ..kernels import Float32
 from ..method import Method
 from ..methods.flow_matching import flow_matching
-from ..model import FlowMap, FlowMapSpec, Streamed
-from ..objectives import Networks
+from ..model import FlowMap, Streamed
+from ..objectives import Networks, equipped
 from ..objectives.distribution_matching import CriticMatching, DistributionMatching
 from ..recipe import Recipe, RecipeError, Stage
 from ..training.ranks.context_groups import unsplit
@@ -29,6 +27,8 @@ from ..training.ranks.offload import offload, stays
 from .counts import Kind, Ledger, Moment
 from .draws import DRAWS, Tariff, drawn, mean
 from .hollow import CPU, META, hollowed
+from .samples import cond_of, data_of, sizes_of
+from .scored import silent
 from .shape import Shape, judged, shape
 from .trace import Call, Traced, all_off_diagonal, replaced, trace
 
@@ -61,7 +61,8 @@ class StagePlan:
     """One stage. parts: operations of an iteration on the global batch, by part, the mean over its draws.
 
     samples: on a GPU at once, or on the GPUs of one context. ratios: to an iteration of plain flow matching of the same
-    student; None where it has no pass on data whose cost would be known.
+    student; None where it has no pass on data whose cost would be known. scored: samples of an iteration that rewards
+    judge, by what is done to them; of these neither operations nor memory are in it.
     """
 
     number: int
@@ -72,6 +73,7 @@ class StagePlan:
     ratio: float | None
     reference_ratio: float | None
     context: int = 1
+    scored: Mapping[str, float] = field(factory=dict)
 
     @property
     def flops(self) -> float:
@@ -157,17 +159,20 @@ def plan(recipe: Recipe, machine: Machine = Machine(), *, like: Plan | None = No
 
     like: a plan of a recipe that this one was made of by `evolve`. A stage in which nothing differs is not run again.
     """
-    if recipe.equips:
-        raise RecipeError("this recipe equips networks with more than its backbone has, which has no plan yet")
+    for role, equip in recipe.equips.items():
+        if not getattr(equip, "as_flow_map", False):
+            told = f"this recipe equips the {role} with {type(equip).__name__}, which look into the network"
+            raise RecipeError(f"{told}: that has no plan yet")
     if said := unsplit(recipe, machine.context) + stays(recipe, machine.gpus):
         raise RecipeError("\n".join(said))
     known = {} if like is None or not _same_networks(like.recipe, recipe) else _same_stages(like, recipe, machine)
     if like is not None and len(known) == len(recipe.stages):
         return Plan(recipe, machine, like.shape, tuple(known.values()))
-    frames, sizes = _sizes(recipe)
+    frames, sizes = sizes_of(recipe)
     nets = networks(recipe, precision(recipe))
+    learning = equipped(nets, recipe.equips, data_of(recipe, 1, sizes).batch([0]))
     stages = tuple(
-        known.get(number) or _stage(recipe, nets, machine, number, frames, sizes)
+        known.get(number) or _stage(recipe, learning, machine, number, frames, sizes)
         for number in range(len(recipe.stages))
     )
     return Plan(recipe, machine, shape(recipe, nets), stages)
@@ -225,24 +230,28 @@ def _samples(stage: Stage, machine: Machine) -> int:
 def _stage(
     recipe: Recipe, nets: Networks, machine: Machine, number: int, frames: int, sizes: Mapping[str, tuple[int, ...]]
 ) -> StagePlan:
-    stage, seed, text = recipe.stages[number], recipe.seed, frozenset(sizes) - {"x"}
+    seed, text, scored = recipe.seed, frozenset(sizes) - {"x"}, Counter[str]()
+    stage = evolve(recipe.stages[number], method=silent(recipe.stages[number].method, scored))
     tell(f"planning stage {number} ({stage.method.name}), of {len(recipe.stages)}")
     samples = _samples(stage, machine)
     hardest = evolve(stage, method=all_off_diagonal(stage.method), batch=samples, micro=None)
     length = drawn(hardest, nets, frames, text, _by_frames, seed, number, HARDEST_OF)
     iteration = max(range(HARDEST_OF), key=lambda i: sum(length[i].values()))
-    found = trace(hardest, nets, _data(recipe, samples, sizes), seed, number, iteration)
+    found = trace(hardest, nets, data_of(recipe, samples, sizes), seed, number, iteration)
     tariff = Tariff(dict(found.prices), lambda call: _ask(recipe, nets, call, sizes))
 
     def parts(method: Method) -> dict[str, float]:
+        scored.clear()
         forward = mean(drawn(evolve(stage, method=method), nets, frames, text, tariff, seed, number, DRAWS))
         return {**forward, **{f"{name} backward": cost for name, cost in _backward(found.parts, forward)}}
 
     own, ratio, theirs = parts(stage.method), None, None
+    judged = {name: count / DRAWS for name, count in scored.items() if count}
     if "student backward" in found.parts:
         plain = sum(parts(flow_matching(role="student")).values())
         ratio, theirs = sum(own.values()) / plain, sum(parts(reference(stage.method)).values()) / plain
-    return StagePlan(number, stage, own, found, samples, ratio, theirs, machine.context)
+    own_stage = recipe.stages[number]
+    return StagePlan(number, own_stage, own, found, samples, ratio, theirs, machine.context, judged)
 
 
 def _backward(traced: Mapping[str, float], forward: Mapping[str, float]) -> list[tuple[str, float]]:
@@ -261,7 +270,7 @@ def _ask(recipe: Recipe, nets: Networks, call: Call, sizes: Mapping[str, tuple[i
     if call.what != "forward" or call.past:
         raise RecipeError(f"no price is known of {call}: the step that was traced makes no such call")
     _, *rest = sizes["x"]
-    cond = _cond(recipe.spec_of(call.role), 1, sizes)
+    cond = cond_of(recipe.spec_of(call.role), 1, sizes)
     if call.history:
         cond["history"] = torch.zeros(1, call.history, *rest)
     half, z, u = torch.full((1,), 0.5), torch.zeros(1, call.frames, *rest), nets[call.role]
@@ -272,29 +281,3 @@ def _ask(recipe: Recipe, nets: Networks, call: Call, sizes: Mapping[str, tuple[i
         with Ledger() as ledger:
             u(z, half, half, cond, kept)
     return float(ledger.flops)
-
-
-def _data(recipe: Recipe, samples: int, sizes: Mapping[str, tuple[int, ...]]) -> TensorData:
-    cond = _cond(recipe.backbone, samples, sizes)
-    return TensorData(torch.zeros(samples, *sizes["x"]), cond, recipe.backbone.null(cond))
-
-
-def _cond(backbone: FlowMapSpec, samples: int, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Zeros, and ones where the backbone's example has integers: masks of texts without padding, which cost most."""
-    _, like = backbone.example(1)
-    whole = {name for name, value in like.items() if not value.is_floating_point()}
-    zeros = {name: torch.zeros(samples, *size) for name, size in sizes.items() if name != "x"}
-    return {name: torch.ones_like(v, dtype=like[name].dtype) if name in whole else v for name, v in zeros.items()}
-
-
-def _sizes(recipe: Recipe) -> tuple[int, dict[str, tuple[int, ...]]]:
-    """(frames, of a sample's latents "x" and of each condition)."""
-    data = recipe.data
-    if isinstance(data, TellsSizes):
-        told = dict(data.sizes(recipe.backbone))
-        return told["x"][0], told
-    if isinstance(data, Data):
-        one = data.batch([0])
-        return one.x.shape[1], {"x": tuple(one.x.shape[1:]), **{k: tuple(v.shape[1:]) for k, v in one.cond.items()}}
-    what = "no data" if data is None else f"data = {type(data).__name__}(...), which does not say of what size"
-    raise RecipeError(f"the recipe has {what}: a plan needs Sized(data, x=(F, C, H, W), cond={{...}}) of flowmap.data")

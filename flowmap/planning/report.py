@@ -87,7 +87,17 @@ def _operations(plan: Plan) -> Iterator[str]:
     yield f"  The mean over {DRAWS} iterations' draws of times, jumps and prefixes. Plain flow matching: of the same"
     yield "  student on the same batch. The reference, AnyFlow's code, takes a difference for every sample, where only"
     yield "  those off the diagonal need one, and rolls out again for the critic."
+    yield from _scored(plan)
     yield ""
+
+
+def _scored(plan: Plan) -> Iterator[str]:
+    """What rewards ask for beside the networks."""
+    if kinds := dict.fromkeys(what for stage in plan.stages for what in stage.scored):
+        yield "  Samples of an iteration that rewards judge, which are counted alone: neither operations, memory nor"
+        yield "  hours of the codec and of rewards are in this plan."
+        for what in kinds:
+            yield _row(what, [f"{count:.4g}" if (count := stage.scored.get(what)) else "–" for stage in plan.stages])
 
 
 def _memory(plan: Plan) -> Iterator[str]:
@@ -203,7 +213,7 @@ def _row(name: str, cells: list[str]) -> str:
 
 
 def _number(value: float) -> str:
-    return "–" if not value else f"{value:.2f}"
+    return "–" if not value else f"{value:.2f}" if value >= 0.005 else f"{value:.1e}"
 
 
 def _percent(value: float) -> str:

@@ -113,7 +113,7 @@ def trace(stage: Stage, nets: Networks, data: Data, seed: int, number: int, iter
         trainer.step(iteration)
         meter.settle()
     lasting: dict[Kind, int] = {kind: ledger.held[kind] for kind in KINDS}
-    gradients = [sum(_size(p) for p in trained.values()) for trained in trainer.trained.values()]
+    gradients = [sum(_size(p) for p in trained.values() if p.requires_grad) for trained in trainer.trained.values()]
     lasting["gradients"] = sum(gradients)
     found = {part: float(count) for part, count in meter.spent.items() if count}
     single = ledger.single / max(1, ledger.flops)
@@ -204,7 +204,7 @@ def _gradients(parameters: Iterable[nn.Parameter], ledger: Ledger) -> Iterator[N
         if p.grad is not None:
             ledger.label("gradients", [p.grad])
 
-    handles = [p.register_post_accumulate_grad_hook(arrived) for p in parameters]
+    handles = [p.register_post_accumulate_grad_hook(arrived) for p in parameters if p.requires_grad]
     try:
         yield
     finally:

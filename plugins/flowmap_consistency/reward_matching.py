@@ -12,6 +12,7 @@ from torch import Tensor
 from flowmap import Batch, FlowMap, Rng, validators
 from flowmap._types import Cond, Latent, Mean, Role, Shared, Time, concat, select
 from flowmap.derivative import CentralDifference, Derivative
+from flowmap.doing import spent_on
 from flowmap.objectives import Equip, Equips, Loss, Networks, nonfinite
 from flowmap.path import expand, interpolate
 from flowmap.rewards import Scores, Spread, advantages
@@ -148,7 +149,7 @@ class RewardMatching(Equips):
     def _made(self, u: Versions, batch: Batch, rng: Rng) -> tuple[Latent, Cond]:
         """`number` samples a prompt of the old policy, [number · n, ...], and their conditions."""
         steps, like = self.steps[rng.randint(len(self.steps))], batch.x
-        with u.using("old"):
+        with u.using("old"), spent_on("samples"):
             made = [
                 sample(u, own.noise_like(like), batch.cond, steps, shift=self.shift, rng=own)
                 for own in (rng.fork(SAMPLES, k) for k in range(self.number))
@@ -175,7 +176,8 @@ class RewardMatching(Equips):
         """D_v u off the diagonal, where it counts."""
         du, off = torch.zeros_like(v), (t != r).nonzero()[:, 0]
         if len(off):
-            du[off] = self.derivative(u, z[off], t[off], r[off], v[off], select(cond, off)).to(du)
+            with spent_on("derivative"):
+                du[off] = self.derivative(u, z[off], t[off], r[off], v[off], select(cond, off)).to(du)
         return du
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from attrs import field, frozen
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from flowmap import Batch, FlowMap, validators
 from flowmap._types import Cache, Cond, Latent, Time
+from flowmap.doing import spent_on
 from flowmap.model import Wrapped
 from flowmap.pieces import in_pieces
 
@@ -21,6 +22,7 @@ class Keeps:
     """Called, it makes `Versions` of a network: an `Equip`."""
 
     names: tuple[str, ...] = field(default=("old", "reference"), validator=validators.min_len(1))
+    as_flow_map: ClassVar[bool] = True
 
     def __call__(self, u: FlowMap, sample: Batch) -> Versions:
         return Versions(u, self.names)
@@ -65,7 +67,7 @@ class Versions(Wrapped):
         held = [_held(p).clone() if in_pieces(p) else p.data for p in own]
         try:
             self._fill(own, [_held(version) for version in self._of(name)])
-            with torch.no_grad():
+            with torch.no_grad(), spent_on(name):
                 yield
         finally:
             self._fill(own, held)
