@@ -53,6 +53,20 @@ def spent_on(name: str) -> AbstractContextManager[object]:
 
 
 @contextmanager
+def part_of(before: int, total: int) -> Iterator[None]:
+    """While entered, what is counted is counted as a part of more: `before` of the `total` were done already."""
+    if (outer := _listener.get()) is None:
+        yield
+        return
+
+    def listener(what: str, done: int, of: int | None) -> None:
+        outer(what, done, None) if of is None else outer(what, before + done, total)
+
+    with heard(listener):
+        yield
+
+
+@contextmanager
 def counted(total: int, what: str = "sampling") -> Iterator[Callable[[int], object]]:
     """Gives what is to be called with every number of steps done: for who listens or else, in a terminal, for a bar."""
     if _listener.get() is None:

@@ -9,7 +9,7 @@ from attrs import field, frozen
 
 from . import validators
 from ._types import Role
-from .objectives import Equip, Equips, Objective, guides, taught_forward, united
+from .objectives import Equip, Equips, Objective, from_data, guides, taught_forward, united
 
 Sampler: TypeAlias = Literal["flow_map", "consistency"]
 
@@ -83,6 +83,11 @@ class Method:
     @property
     def trains(self) -> frozenset[Role]:
         return frozenset(u.role for u in self.updates)
+
+    @property
+    def from_data(self) -> bool:
+        """Whether it learns from the data's latents; else of data it takes the conditions, and the size of latents."""
+        return from_data(self.objectives)
 
     @property
     def guides(self) -> Mapping[Role, float]:

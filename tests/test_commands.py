@@ -301,17 +301,23 @@ def test_plugins_says_what_each_method_needs(capsys: pytest.CaptureFixture[str])
     assert main(["plugins", "--needs"]) == 0
     told = {k: v.strip() for k, _, v in (line.partition("  ") for line in capsys.readouterr().out.splitlines())}
     assert told.keys() == origins(installed(), "flowmap_methods").keys()
-    assert told["anyflow_on_policy"] == "trains student, critic; calls teacher; derivative CentralDifference"
-    assert told["flow_matching"] == "trains teacher"
-    assert told["ayf_lmd"] == "trains student; calls teacher; derivative EndForwardMode"
-    assert told["dmd2"] == "trains student, critic; calls teacher; adds to the critic"
+    assert told["anyflow_on_policy"] == (
+        "trains student, critic; calls teacher; derivative CentralDifference; data: latents and conditions"
+    )
+    assert told["flow_matching"] == "trains teacher; data: latents and conditions"
+    assert told["ayf_lmd"] == "trains student; calls teacher; derivative EndForwardMode; data: latents and conditions"
+    assert told["dmd2"] == "trains student, critic; calls teacher; adds to the critic; data: latents and conditions"
+    assert told["self_forcing"] == "trains student, critic; calls teacher; data: conditions alone"
     assert told["reward_nft"] == "needs scores="
 
 
 def test_what_a_method_needs_is_its_own_value_s() -> None:
-    assert needs(lambda: meanflow.meanflow(derivative=OneSided())) == "trains student; derivative OneSided"
+    on_data = "; data: latents and conditions"
+    assert needs(lambda: meanflow.meanflow(derivative=OneSided())) == f"trains student; derivative OneSided{on_data}"
     taught = needs(lambda: anyflow.forward(velocity="teacher"))
-    assert taught == "trains student; calls teacher; derivative CentralDifference"
+    assert taught == f"trains student; calls teacher; derivative CentralDifference{on_data}"
+    alone = needs(lambda: anyflow.on_policy(cotrain=0.0))
+    assert alone == "trains student, critic; calls teacher; data: conditions alone"
 
 
 def test_cite_prints_each_entry_once(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

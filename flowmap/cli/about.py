@@ -67,7 +67,7 @@ def check(options: Namespace) -> int:
 
 
 def _listing(parser: ArgumentParser) -> None:
-    told = "methods alone, each with what it trains, which networks it calls, and its derivative"
+    told = "methods alone, each with what it trains, which networks it calls, its derivative, and what it takes of data"
     parser.add_argument("--needs", action="store_true", help=told)
 
 

@@ -16,10 +16,9 @@ from .sample import size
 if TYPE_CHECKING:
     from ..data import VideoFolder
     from ..data.shards import LatentShards
-    from ..data.writer import Progress
     from ..model import FlowMapSpec
 
-    Work: TypeAlias = Callable[[Callable[[Progress], None]], LatentShards | None]
+    Work: TypeAlias = Callable[[], LatentShards | None]
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -77,15 +76,10 @@ def encode(options: Namespace, spec: FlowMapSpec, told: Callable[[Path, Work], N
     if (others := left(Path(options.clips))) is not None:
         print(f"warning: not taken: {others}")
     for out, folder in folders(options):
-        work = partial(folder.encode, spec, out, **to)
         try:
-            told(out, partial(_under, work))
+            told(out, partial(folder.encode, spec, out, **to))
         except NoClipsError:
             print(f"{out}: no clip is of this size")
-
-
-def _under(work: Callable[..., LatentShards | None], bar: Callable[[Progress], None]) -> LatentShards | None:
-    return work(progress=bar)
 
 
 def _folder(

@@ -14,7 +14,7 @@ from . import recipes
 from .command import Command, positive
 from .distill import default_out, report
 from .errors import UsageError
-from .settings import applied
+from .settings import applied, replaced
 from .threads import wait_passively
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def run(options: Namespace) -> None:
     name, settings = (options.recipe, []) if options.recipe else _recipe_of(path)
     recipes.find(name)
     wait_passively(options.console)
-    recipe = applied(recipes.load(name), settings)
+    recipe = applied(recipes.load(name, replaced=replaced(settings)), settings)
     import attrs
 
     from ..distill import evaluate, judging

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
     from ..data.check import Finding
     from ..data.format import Index
     from ..data.shards import LatentShards
-    from ..data.writer import Progress
     from ..model import FlowMapSpec
     from ..recipe import Recipe
 
@@ -162,9 +159,9 @@ def _synth(options: Namespace) -> None:
         shard=options.shard_size,
         images=() if options.context is None else _images(Path(options.context), len(prompts)),
     )
-    out, device, dtype = Path(options.out), _device(), _dtype(options)
-    work = partial(asked.run, teacher, out, device=device, dtype=dtype, part=options.shard)
-    _told(options.teacher, out, lambda bar: work(progress=bar))
+    out = Path(options.out)
+    on: dict[str, Any] = {"device": _device(), "dtype": _dtype(options)}
+    _told(options.teacher, "sampling", out, partial(asked.run, teacher, out, **on, part=options.shard))
 
 
 def _images(path: Path, prompts: int) -> list[str]:
@@ -181,9 +178,8 @@ def _images(path: Path, prompts: int) -> list[str]:
 def _encode(options: Namespace) -> None:
     wait_passively(options.console)
     _, spec = _resolve(options.backbone)
-    clips.encode(
-        options, spec, partial(_told, options.backbone), device=_device(), dtype=_dtype(options), part=options.shard
-    )
+    told = partial(_told, options.backbone, "encoding")
+    clips.encode(options, spec, told, device=_device(), dtype=_dtype(options), part=options.shard)
 
 
 def _check(options: Namespace) -> int:
@@ -263,26 +259,27 @@ def _dtype(options: Namespace) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[options.dtype]
 
 
-def _told(backbone: str, out: Path, work: Callable[[Callable[[Progress], None]], LatentShards | None]) -> None:
-    """Run `work` under a bar, and say what there is at its end; backbone: as it was asked for."""
-    from tqdm import tqdm
+def _told(backbone: str, part: str, out: Path, work: Callable[[], LatentShards | None]) -> None:
+    """Run `work`, with lines of progress, and say what there is at its end.
 
+    backbone: as it was asked for. part: what `work` calls most of what it does.
+    """
     from ..data.format import told
     from ..data.remarks import remarks
+    from ..doing import heard
+    from ..training.progress import Progress
     from ..validators import counted
 
-    often = 0.5 if sys.stderr.isatty() else 10.0  # seconds; a log file gets few lines
-    with ExitStack() as shown:
-        bar: Any = None
-
-        def show(progress: Progress) -> None:
-            nonlocal bar
-            if bar is None:  # not before there is progress: what is refused says so, and nothing else
-                made = tqdm(desc=str(out), unit="file", mininterval=often, dynamic_ncols=True, total=progress.total)
-                bar = shown.enter_context(made)
-            bar.update(progress.done - bar.n)
-
-        data = work(show)
+    shown, data = Progress(speaks=True), None
+    shown.forecast.expect(part, 1)
+    try:
+        with heard(shown.doing):
+            data = work()
+        shown.forecast.over(part)
+    except BaseException:
+        shown.close(failed=True)
+        raise
+    shown.close()
     if data is None:
         print(f"{out}: this part is finished; the index comes with the last part")
     else:

@@ -16,19 +16,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from attrs import define, evolve, field
+from attrs import define, evolve, field, fields
 
 from ..recipe import Recipe, absent
 from .broken import BROKEN, broken
 from .calls import beside, mistakes
 
 WATCH = "__flowmap_watch__"
+FIELDS = tuple(one.alias for one in fields(Recipe) if not one.kw_only)
 FRAMES = frozenset({"super", "locals", "globals", "vars", "dir", "eval", "exec", "__import__"})  # see their caller
 
 
 @define
 class Watch:
     path: Path
+    replaced: frozenset[str] = frozenset()  # fields of the recipe that do not stay what the file makes them
     found: list[str] = field(factory=list)
     made: dict[int, tuple[int, Any]] = field(factory=dict)  # by id: its line, and the value, which lives on
 
@@ -36,7 +38,8 @@ class Watch:
         if broken(function):
             return BROKEN
         if _makes_recipe(function, arguments):
-            self._look(line, [*(() if function is evolve else arguments), *named.values()])
+            given = dict(zip(FIELDS, () if function is evolve else arguments, strict=False)) | named
+            self._look(line, [value for name, value in given.items() if name not in self.replaced])
         if any(map(broken, (*arguments, *named.values()))):
             self.found += [f"{self.path}, line {line}: {text}" for text in beside(function, arguments, named)]
             return BROKEN
@@ -65,13 +68,16 @@ class Watch:
             names.update(dict.fromkeys(_bound(node), BROKEN))
 
 
-def all_of(path: Path, names: dict[str, Any], first: Exception) -> list[str]:
-    """The mistakes in the file at `path`, which failed with `first`; `names`: of a fresh module, to run it in."""
+def all_of(path: Path, names: dict[str, Any], first: Exception, replaced: frozenset[str] = frozenset()) -> list[str]:
+    """The mistakes in the file at `path`, which failed with `first`; `names`: of a fresh module, to run it in.
+
+    replaced: fields of the recipe that it will not have from the file; what is not on the disk is no mistake of theirs.
+    """
     try:
         tree = ast.parse(path.read_text())
     except (SyntaxError, ValueError):
         return [told(first, path, names)]
-    watch = Watch(path)
+    watch = Watch(path, replaced)
     names[WATCH] = watch.call
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         for node in ast.fix_missing_locations(_Watched().visit(tree)).body:

@@ -11,9 +11,10 @@ if TYPE_CHECKING:
 
 
 def needs(make: Callable[..., Method]) -> str:
-    """`trains student, critic; calls teacher; derivative CentralDifference`, of the method with its defaults.
+    """`trains student; derivative CentralDifference; data: latents and conditions`, of the method with its defaults.
 
-    What must be given to make it, where it has no defaults: `needs scores=`.
+    Data of conditions alone still have latents, whose size is that of the samples; no value of them is used. What must
+    be given to make it, where it has no defaults: `needs scores=`.
     """
     if missing := required(make):
         return f"needs {', '.join(f'{name}=' for name in missing)}"
@@ -26,6 +27,7 @@ def needs(make: Callable[..., Method]) -> str:
         parts.append(f"calls {', '.join(called)}")
     parts += [f"derivative {name}" for name in dict.fromkeys(_derivatives(method))]
     parts += [f"adds to the {role}" for role in method.equips]
+    parts.append(f"data: {'latents and conditions' if method.from_data else 'conditions alone'}")
     return "; ".join(parts)
 
 

@@ -73,15 +73,17 @@ def asked(options: Namespace) -> Recipe:
     name, method = split(options.recipe)
     method = options.method or method
     told = list[str]()
-    recipe = settings.applied(load(name if method is None else f"{name}:{method}"), options.settings, told)
+    replaced = settings.replaced(options.settings)
+    recipe = load(name if method is None else f"{name}:{method}", replaced=replaced)
+    recipe = settings.applied(recipe, options.settings, told)
     if int(os.environ.get("RANK", "0")) == 0:
         for line in told:
             print(f"flowmap: {line}", file=sys.stderr)
     return recipe
 
 
-def load(name: str) -> Recipe:
-    """The recipe, knowing its name."""
+def load(name: str, *, replaced: frozenset[str] = frozenset()) -> Recipe:
+    """The recipe, knowing its name. replaced: fields that will be set to something else; what they lack is not told."""
     import attrs
 
     path = find(name)
@@ -90,7 +92,7 @@ def load(name: str) -> Recipe:
         raise without
     from ..recipe import Recipe
 
-    module = _run(path)
+    module = _run(path, replaced)
     if (key := next((key for key in NAMES if key in vars(module)), None)) is None:
         raise without
     recipe = getattr(module, key)
@@ -130,7 +132,7 @@ def _may_hold_recipe(path: Path) -> bool:
     return not {*NAMES, "*"}.isdisjoint(imported | stored)
 
 
-def _run(path: Path) -> ModuleType:
+def _run(path: Path, replaced: frozenset[str]) -> ModuleType:
     """As Python runs a script: what lies beside it can be imported."""
     module = _module(path)
     sys.path.insert(0, str(path.parent.resolve()))
@@ -142,7 +144,7 @@ def _run(path: Path) -> ModuleType:
 
         if isinstance(error, SystemExit):
             raise UsageError(mistakes.told(error, path, {})) from error
-        found = mistakes.all_of(path, vars(_module(path)), error)
+        found = mistakes.all_of(path, vars(_module(path)), error, replaced)
         raise UsageError(*found) from error
     finally:
         sys.path.remove(str(path.parent.resolve()))

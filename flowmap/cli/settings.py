@@ -43,6 +43,11 @@ def setting(text: str) -> str:
     return text
 
 
+def replaced(settings: Sequence[str]) -> frozenset[str]:
+    """The fields of the recipe that `settings` give another value as a whole."""
+    return frozenset(field for field, _, _ in (text.partition("=") for text in settings) if field.isidentifier())
+
+
 def applied(recipe: Recipe, settings: Sequence[str], told: list[str] | None = None) -> Recipe:
     """`recipe` with all `settings`, one after the other; a `UsageError` with all that is wrong with them.
 

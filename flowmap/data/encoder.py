@@ -11,6 +11,7 @@ from attrs import evolve, frozen
 from torch import Tensor
 
 from .._types import Cond, concat
+from ..doing import tell
 from ..model import Codec, conditions_of_images, tokens_cut
 from .clip import Clip
 from .decode import Video
@@ -19,6 +20,7 @@ from .remarks import CUT
 from .shown import as_floats
 from .writer import Made, stored
 
+ENCODING = "encoding"
 PIXELS = 1 << 26
 """In one call of the encoder: two clips of Wan's size."""
 
@@ -51,6 +53,8 @@ class Encoder:
         bad: list[tuple[str, str]] = []
         x: list[Tensor] = []
         own: list[Cond] = []
+        through = 0
+        tell(ENCODING, 0, len(windows))
         with ThreadPoolExecutor(1) as pool:
             coming = pool.submit(self._read, groups[0])
             for k in range(len(groups)):
@@ -64,6 +68,8 @@ class Encoder:
                     together = as_floats(torch.stack([video.frames for _, _, video in videos]).to(self.device))
                     x.append(self.codec.encode(together).cpu())
                     own.append(conditions_of_images(self.codec, together[:, 0], self.size[0]))
+                through += len(groups[k])
+                tell(ENCODING, through, len(windows))
         if bad and not self.skip:
             raise BadSamplesError(bad)
         if not prompts:

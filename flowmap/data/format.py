@@ -16,7 +16,7 @@ import hashlib
 import json
 import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,17 @@ class Plan:
     def files(self) -> list[str]:
         """Every file but the index."""
         return [NULL, *(f"shard-{k:05d}.safetensors" for k in range(-(-self.count // self.shard)))]
+
+    def samples(self, file: str) -> range:
+        """The numbers of those in a file; of the null prompt's, none."""
+        if file == NULL:
+            return range(0)
+        first = int(file[len("shard-") : -len(".safetensors")]) * self.shard
+        return range(first, min(first + self.shard, self.count))
+
+    def counted(self, files: Iterable[str]) -> int:
+        """How many samples they have, those that cannot be made among them."""
+        return sum(len(self.samples(file)) for file in files)
 
 
 @frozen

@@ -13,6 +13,7 @@ from attrs import asdict, evolve, field, frozen, validators
 from torch import Tensor
 
 from .._types import Cond, Latent, Rng, Role, concat
+from ..doing import tell
 from ..guidance import Guided
 from ..model import Codec, FlowMap, FlowMapSpec, Sampling, conditions_of_images, guided_twice, require_short
 from ..rollout import STEPS, Step, walk
@@ -128,6 +129,7 @@ class Synthesis:
         return found
 
     def _open(self, teacher: FlowMapSpec, device: torch.device, dtype: torch.dtype) -> Generator:
+        tell("loading the teacher")
         try:
             codec = teacher.codec(device=device, dtype=dtype)
             assert self.shape is not None  # settled
@@ -185,12 +187,14 @@ class Generator:
         u = self.u if self.w == 1.0 else Guided(self.u, self.w, null)
         own = concat(*(self.first_frames(k) for k in range(first, last)))
         most, made = max(1, ELEMENTS // prod(self.shape)), []
+        tell("sampling", 0, last - first)
         for start in range(first, last, most):
             numbers = range(start, min(start + most, last))
             rows = [distinct.index(prompts[k - first]) for k in numbers]
             cond = {name: value[rows] for name, value in texts.items()}
             cond |= {name: value[start - first :][: len(rows)] for name, value in own.items()}
             made.append(self._walk(u, numbers, cond).cpu())
+            tell("sampling", numbers.stop - first, last - first)
         x = torch.cat(made)
         if not bool(x.isfinite().all()):
             raise DataError(f"the teacher made values that are not finite, among samples {first} to {last - 1}")

@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from attrs import asdict, evolve, field, frozen
 
 from .. import validators
+from ..doing import tell
 from ..model import FlowMapSpec, require_short
 from .buckets import Size, of_size
 from .clip import Clip
@@ -29,6 +30,7 @@ from .writer import Progress, write
 
 __all__ = ["VideoFolder", "frames_of"]
 
+T = TypeVar("T")
 positive = validators.ge(1)
 LOOKING = 8
 """Threads that look at files before any is encoded."""
@@ -110,6 +112,7 @@ class VideoFolder:
         """
         require_directory(out)
         settled = self._settled(backbone)
+        tell("listing the clips")
         clips = settled.clips()
         if self.among and not (clips := of_size(clips, settled.size, self.among, settled._every)):
             raise NoClipsError(f"{self.path}: of no clip {settled.size} is the best size among {self.among}")
@@ -120,9 +123,11 @@ class VideoFolder:
         own = asdict(settled, filter=lambda a, _: a.name not in ("cache", "shard", "bad"))
         made_from = {"folder": own, "reader": READER, "backbone": repr(backbone), "dtype": str(dtype)}
         made_from["clips"] = hashlib.sha256(seen.encode("utf-8", "surrogatepass")).hexdigest()
+        tell("hashing the encoders")
         plan = Plan(len(windows), self.shard, made_from, backbone.encoders())
 
         def maker() -> Encoder:
+            tell("loading the encoders")
             try:
                 codec = backbone.codec(device=device, dtype=dtype)
                 codec.latent_shape(*settled.size)
@@ -165,8 +170,7 @@ class VideoFolder:
 
     def _look(self, clips: Sequence[Clip]) -> None:
         """An error that names all clips without a caption, and those that say that they are no video, or too short."""
-        with ThreadPoolExecutor(LOOKING) as pool:
-            said = [*pool.map(self._wrong, clips)]
+        said = _of_each(self._wrong, clips)
         if wrong := [(clip.key, why) for clip, why in zip(clips, said, strict=True) if why is not None]:
             many = f"{len(wrong)} of {len(clips)} clips cannot be encoded, and nothing was begun"
             raise DataError(f"{many}: mend them, or leave them out with {SKIP}:{told(wrong)}")
@@ -204,8 +208,7 @@ class VideoFolder:
         if self.windows == 1:
             return [(clip, 0) for clip in clips]
         stride = self.stride or self.size[0]
-        with ThreadPoolExecutor(LOOKING) as pool:
-            frames = [*pool.map(self._counted, clips)]
+        frames = _of_each(self._counted, clips)
         return [
             (clip, k * stride)
             for clip, n in zip(clips, frames, strict=True)
@@ -241,3 +244,14 @@ class VideoFolder:
         if (short := self._short(clip, len(video.frames), first)) is not None:
             raise DataError(short)
         return video
+
+
+def _of_each(look: Callable[[Clip], T], clips: Sequence[Clip]) -> list[T]:
+    """What `look` says of every clip, in their order."""
+    found: list[T] = []
+    tell("looking at clips", 0, len(clips))
+    with ThreadPoolExecutor(LOOKING) as pool:
+        for said in pool.map(look, clips):
+            found.append(said)
+            tell("looking at clips", len(found), len(clips))
+    return found

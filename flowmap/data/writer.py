@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .._types import Cond, Latent
 from ..atomic import folder, write_bytes
-from ..doing import tell
+from ..doing import part_of
 from .claims import claimed, lock
 from .format import HEAD, INDEX, NULL, OWN, BadSamplesError, Entry, File, Origin, Plan, sample_hash
 from .journal import Journal
@@ -58,7 +58,10 @@ class Maker(Protocol):
         """Entries [1, ...]."""
 
     def samples(self, first: int, last: int) -> Made:
-        """Samples first .. last - 1; a `BadSamplesError` with all among them that cannot be made, if there are some."""
+        """Samples first .. last - 1; a `BadSamplesError` with all among them that cannot be made, if there are some.
+
+        It may `flowmap.doing.tell` how many of them it is through with; they are counted with those of other files.
+        """
 
 
 @frozen
@@ -96,6 +99,7 @@ def write(
     journal, made = Journal(path, plan), 0
     bad: dict[str, tuple[tuple[str, str], ...]] = {}  # by shard: tried here, and not again
     todo = plan.files[part[0] - 1 :: part[1]]
+    own = frozenset(todo)
     while todo:
         before = made
         journal.refresh()
@@ -105,15 +109,16 @@ def write(
                 if ours and name not in journal.done and not (path / INDEX).is_file():  # with it the journal goes
                     require_own(path, plan)
                     kept = kept or maker()
+                    before_it = plan.counted(own & (journal.done.keys() | bad.keys()))
                     try:
-                        line = _make(path, name, plan, kept)
+                        with part_of(before_it, plan.counted(own)):
+                            line = _make(path, name, plan, kept)
                     except BadSamplesError as error:
                         bad[name] = error.samples
                         continue
                     journal.add(line)
                     made += 1
                     progress(Progress(len(journal.done), len(plan.files), made))
-                    tell("encoding", len(journal.done), len(plan.files))
         journal.refresh()
         if (path / INDEX).is_file():  # another process saw the end
             break
@@ -145,8 +150,8 @@ def _make(path: Path, name: str, plan: Plan, maker: Maker) -> dict[str, Any]:
             [*()],
         )
     else:
-        first = int(name[len("shard-") : -len(".safetensors")]) * plan.shard
-        made = maker.samples(first, min(first + plan.shard, plan.count))
+        numbers = plan.samples(name)
+        made = maker.samples(numbers.start, numbers.stop)
         skipped, origins = [*made.skipped], made.origins
         if not made.prompts:
             return nothing(name, skipped)

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
+
 from .. import values
 from .._types import Role
 from ..atomic import write_text
@@ -21,6 +23,7 @@ from ..objectives.mixture import Mixture
 from ..recipe import Recipe, describe, digest
 from ..training.run import environment
 from . import records, rounding, use, vbench
+from .sampling import video_size
 
 FILE = "flowmap.json"
 """Beside the student's weights, what they are; written last."""
@@ -132,9 +135,24 @@ def _head(recipe: Recipe) -> str:
 def _use(recipe: Recipe, out: Path) -> list[str]:
     if recipe.result != "student":
         return []
-    student = out / recipe.result
+    student, video = out / recipe.result, trained_at(recipe, out)
     few = sampler(recipe) == "consistency"
-    return use.sections(recipe.backbone, student, known(student) or {}, guidance(recipe), few, _manifest(out))
+    return use.sections(recipe.backbone, student, known(student) or {}, guidance(recipe), few, _manifest(out), video)
+
+
+def trained_at(recipe: Recipe, out: Path) -> tuple[int, int, int] | None:
+    """(frames, height, width) of the videos that the student was trained on, by the codec; None where it cannot say."""
+    latent, manifest = (known(out / recipe.result) or {}).get("latent_shape", ()), _manifest(out)
+    if manifest is not None and manifest["shape"].get("latent") == latent:
+        frames, _, height, width = manifest["shape"]["video"]
+        return frames, height, width
+    if len(latent) != 4 or not use.prompted(recipe.backbone):
+        return None
+    try:
+        codec = recipe.backbone.decoder(device=torch.device("cpu"), dtype=torch.float32)
+        return video_size(codec, latent)
+    except (RuntimeError, ValueError, OSError, ImportError, MemoryError):  # a card without it is better than none
+        return None
 
 
 def _files(recipe: Recipe, out: Path) -> list[str]:

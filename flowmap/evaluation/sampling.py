@@ -238,6 +238,13 @@ def video_frames(codec: Codec, frames: int, height: int, width: int) -> int:
     raise ValueError(f"no video of {height}x{width} has {frames} latent frames")
 
 
+def video_size(codec: Codec, shape: Sequence[int]) -> tuple[int, int, int]:
+    """(frames, height, width) of the video with latents of `shape`, (F, C, h, w)."""
+    frames, c, h, w = shape
+    height, width = _size(codec, c, h, w)
+    return video_frames(codec, frames, height, width), height, width
+
+
 def encode_context(codec: Codec, u: FlowMap, shape: tuple[int, int, int, int], context: Tensor | None) -> Latent:
     """`context` [n, 3, H, W] as latents [1, F0, C, h, w]; a ValueError where `u` cannot go on from them to `shape`.
 

@@ -42,9 +42,16 @@ def prompted(backbone: FlowMapSpec) -> bool:
 
 
 def sections(
-    backbone: FlowMapSpec, student: Path, facts: FACTS, w: float | None, few: bool, manifest: FACTS | None
+    backbone: FlowMapSpec,
+    student: Path,
+    facts: FACTS,
+    w: float | None,
+    few: bool,
+    manifest: FACTS | None,
+    video: tuple[int, int, int] | None = None,
 ) -> list[str]:
-    """w: built-in guidance, None where it is not known. few: it jumps to data. manifest: of the evaluation."""
+    """w: built-in guidance, None where it is not known. few: it jumps to data. manifest: of the evaluation. video:
+    frames, height and width that it was trained at, where they are known."""
     if kind(student) == "half":
         return [f"## Sampling\n\nThis is {half(student)}."]
     how = (
@@ -59,10 +66,18 @@ def sections(
     one = (
         f"{built_in}{'o' if built_in else 'O'}ne call of the network a step, no {'more ' if built_in else ''}guidance."
     )
-    text = f"## Sampling\n\n{one} {how} The grid is shifted by {backbone.shift:g}."
+    text = f"## Sampling\n\n{one} {how} The grid is shifted by {backbone.shift:g}.{_at(video)}"
     if kind(student) == "weights":
         return [f"{text}\n\n```python\n{by_flowmap(backbone, facts, few)}```"]
-    return _pipeline(backbone, student, facts, few, manifest, text)
+    return _pipeline(backbone, student, facts, few, manifest, text, video)
+
+
+def _at(video: tuple[int, int, int] | None) -> str:
+    if video is None:
+        return ""
+    frames, height, width = video
+    many = "" if frames == 1 else f"{frames} frames of "
+    return f" It was trained at {many}height {height} and width {width}."
 
 
 def by_flowmap(backbone: FlowMapSpec, facts: FACTS, few: bool) -> str:
@@ -100,15 +115,22 @@ x = flowmap.sample(u, noise, {given}, steps=4, shift={backbone.shift:g}{step})
 
 
 def _pipeline(
-    backbone: FlowMapSpec, student: Path, facts: FACTS, few: bool, manifest: FACTS | None, text: str
+    backbone: FlowMapSpec,
+    student: Path,
+    facts: FACTS,
+    few: bool,
+    manifest: FACTS | None,
+    text: str,
+    video: tuple[int, int, int] | None,
 ) -> list[str]:
     name = json.loads((student / INDEX).read_text())["_class_name"]
-    if manifest is None:
+    size: dict[str, int] | None
+    if video is None:
         latent = facts.get("latent_shape", [0])
         frames, size = latent[0], None
         text += f" It was trained on latents {latent}, [F, C, H, W]: tell the pipeline the size of such videos."
     else:
-        frames, _, height, width = manifest["shape"]["video"]
+        frames, height, width = video
         size = {"num_frames": frames, "height": height, "width": width}
     own = not isinstance(name, str)  # code of its own beside the weights, which knows how it is called
     if own and size is not None and (word := _word_for_frames(student / "student.py")) != "num_frames":

@@ -90,6 +90,22 @@ def guides(parts: Iterable[object]) -> Mapping[Role, float]:
     return found
 
 
+@runtime_checkable
+class TellsData(Protocol):
+    """An objective that says whether it learns from the latents of a batch. Not a part of `Objective`: one that does
+    not say, does.
+    """
+
+    @property
+    def from_data(self) -> bool:
+        """Else it takes of a batch the conditions and the size of the latents, and never their values."""
+
+
+def from_data(parts: Iterable[object]) -> bool:
+    """Whether one of them learns from the latents of a batch."""
+    return any(part.from_data if isinstance(part, TellsData) else True for part in parts)
+
+
 # (network, one sample to look at) -> a network that has what an objective calls; a frozen value. Where it has an
 # attribute `as_flow_map` that is true, what it makes calls that network as a flow map alone, none of its blocks, and so
 # a plan can count it.

@@ -47,6 +47,8 @@ class DistributionMatching:
     def __attrs_post_init__(self) -> None:
         _ends(self, self.rollout)
 
+    from_data = False
+
     @property
     def needs(self) -> frozenset[Role]:
         return frozenset({"student", "teacher", "critic"})
@@ -142,6 +144,8 @@ class CriticMatching:
                 "CriticMatching.one_pass = True: must be False where it has a rollout of its own, whose samples the "
                 "student's update does not see"
             )
+
+    from_data = False
 
     @property
     def needs(self) -> frozenset[Role]:

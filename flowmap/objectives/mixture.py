@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from .._types import NOTHING, Batch, Mean, Rng, Role, Shared, select, to_device
 from ..pieces import in_pieces
-from . import Equip, Equips, Loss, Networks, Objective, Ordered, guides, united, within
+from . import Equip, Equips, Loss, Networks, Objective, Ordered, from_data, guides, united, within
 
 Parts: TypeAlias = tuple[tuple[float, Objective], ...]
 
@@ -48,6 +48,10 @@ class Mixture(Equips, Ordered):
     @property
     def needs(self) -> frozenset[Role]:
         return frozenset[Role]().union(*(objective.needs for _, objective in self.parts))
+
+    @property
+    def from_data(self) -> bool:
+        return from_data(objective for _, objective in self.parts)
 
     @property
     def guides(self) -> Mapping[Role, float]:

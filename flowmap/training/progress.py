@@ -28,6 +28,7 @@ class Progress:
         self._began, self._shown = time.monotonic(), 0.0
         self._what, self._beside = "", ""
         self._stage, self._done = "", 0
+        self._begun: set[str] = set()
         self._paired: deque[float] = deque(maxlen=SMOOTHED)
 
     def stage(self, number: int, stages: int, name: str, first: int, steps: int) -> None:
@@ -53,7 +54,11 @@ class Progress:
             return
         known = self.forecast.parts.get(what)
         self.forecast.expect(what, total, "other" if known is None else known.kind)
-        self.forecast.at(what, done)
+        if what in self._begun:
+            self.forecast.at(what, done)
+        else:  # what is done of it now was done before
+            self.forecast.resumed(what, done)
+            self._begun.add(what)
         self._now(f"{what} {done}/{total}", at_once=done == 0)
 
     def paired(self, error: float) -> None:
@@ -71,8 +76,9 @@ class Progress:
         said |= {f"{k.rpartition('/')[2]} not finite": f"{100 * v:.2g}%" for k, v in logs.items() if nonfinite(k)}
         self._beside = ", ".join(f"{k}={v}" for k, v in said.items())
 
-    def close(self) -> None:
-        if self.speaks and self._shown:
+    def close(self, *, failed: bool = False) -> None:
+        """failed: why, the next line will say."""
+        if self.speaks and self._shown and not failed:
             self._show()
         if self._bar is not None:
             self._bar.close()

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from flowmap import Batch, FlowMap, Rng, validators
 from flowmap._types import Cond, Latent, Mean, Role, Shared, Time, concat
-from flowmap.objectives import Equip, Equips, Loss, Networks, Objective, guides, nonfinite, united, within
+from flowmap.objectives import Equip, Equips, Loss, Networks, Objective, from_data, guides, nonfinite, united, within
 from flowmap.path import interpolate
 from flowmap.rollout import ConsistencySimulation, Rollout
 from flowmap.times import ALL, Diagonal, Span, TimeSampler
@@ -49,6 +49,8 @@ class Adversarial(Judged):
     """
 
     noised: bool = True
+
+    from_data = False
 
     def __call__(self, nets: Networks, batch: Batch, rng: Rng, shared: Shared) -> Loss:
         x = self.rollout(nets["student"], rng.noise_like(batch.x), batch.cond, rng)
@@ -119,6 +121,10 @@ class OneRollout(Equips):
     @property
     def needs(self) -> frozenset[Role]:
         return frozenset[Role]({"student"}).union(*(term.needs for _, term in self.terms))
+
+    @property
+    def from_data(self) -> bool:
+        return from_data(term for _, term in self.terms)
 
     @property
     def guides(self) -> Mapping[Role, float]:

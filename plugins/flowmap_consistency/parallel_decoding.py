@@ -50,6 +50,8 @@ class ParallelDecoding:
         if self.most % self.least:
             raise ValueError(f"ParallelDecoding.most = {self.most}: must be a multiple of least = {self.least}")
 
+    from_data = False
+
     @property
     def needs(self) -> frozenset[Role]:
         return frozenset({"student", "teacher"})

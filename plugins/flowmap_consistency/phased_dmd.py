@@ -134,6 +134,8 @@ class PhaseMatching:
     def _some(self, attribute: object, train: tuple[int, ...]) -> None:
         _in(self, self.phases, train)
 
+    from_data = False
+
     @property
     def needs(self) -> frozenset[Role]:
         return frozenset({"student", "teacher", "critic"})
@@ -170,6 +172,8 @@ class PhaseCritic:
     @train.validator
     def _some(self, attribute: object, train: tuple[int, ...]) -> None:
         _in(self, self.phases, train)
+
+    from_data = False
 
     @property
     def needs(self) -> frozenset[Role]:

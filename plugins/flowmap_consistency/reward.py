@@ -69,6 +69,8 @@ class RewardGradient:
                 f"RewardGradient.scores: {', '.join(bad)} has no gradient: take `reward.nft`, which needs none"
             )
 
+    from_data = False
+
     @property
     def needs(self) -> frozenset[Role]:
         return frozenset({"student"})

@@ -103,6 +103,8 @@ class RewardMatching(Equips):
     agree: bool = False
     lag: tuple[float, float] = (0.001, 0.5)
 
+    from_data = False
+
     @property
     def needs(self) -> frozenset[Role]:
         return frozenset({"student"})

@@ -50,6 +50,8 @@ class TrajectoryRegression(OnTrajectories):
     shift: float = field(default=5.0, validator=validators.gt(0.0))
     w: float = field(default=5.0, validator=validators.ge(1.0))
 
+    from_data = False
+
     @property
     def needs(self) -> frozenset[Role]:
         return frozenset({"student", "teacher"})

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import flowmap_consistency
 import pytest
-from attrs import evolve
+import torch
+from attrs import evolve, frozen
 from flowmap_consistency import self_gradient_forcing
+from flowmap_consistency.decoded import Decoded
 from flowmap_consistency.scale import Scale
 from flowmap_far import Far
 from flowmap_wan21 import Wan21
+from torch import Tensor
 
 from flowmap import AdamW, Ema, Recipe, Stage, TensorData, distill
 from flowmap.cli import main
 from flowmap.method import Method
 from flowmap.methods import anyflow
 from flowmap.plugins import PluginError, collect, manager, trained_by
+from flowmap.rewards import Scores
 from tests.toys import Toy, data
+
+from .judges import toy
 
 PM = manager(entry_points=False)
 PM.register(flowmap_consistency, name="consistency")
@@ -96,6 +103,40 @@ def test_self_gradient_forcing_begins_with_a_diffusion_model() -> None:
     assert (recipe.stages[1].method.sampler, recipe.stages[1].method.guidance) == ("consistency", 2.0)
     assert "2607.20368" in recipe.stages[1].method.citations[0]
     distill(recipe.capped(1), device="cpu")
+
+
+@frozen
+class Bright:
+    """A reward of latents, with a gradient."""
+
+    name: str = "bright"
+    differentiable: bool = True
+
+    def __call__(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+        return videos.flatten(1).mean(1)
+
+
+def made(name: str) -> Method:
+    rewarded = {"scores": Scores(None, ((1.0, Bright()),))} if name.startswith("reward") else {}
+    return METHODS[name](**rewarded)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_method_says_truly_whether_it_learns_from_latents(name: str) -> None:
+    """What is trained depends on the values of the data's latents if it says so, and else not in a single bit."""
+    spec: Any
+    teacher: Any
+    method, spec, teacher, ours = made(name), toy(), toy(), data(8)
+    if name == "parallel_decoding":  # of a network with blocks for its heads
+        teacher = Wan21().tiny()
+        z, cond = teacher.example(8)
+        spec, ours = Decoded(teacher, heads=64), TensorData(z, dict(cond), teacher.null(cond))
+    steps = 1 + max(update.every for update in method.updates)  # a student that learns of data through its critic
+    recipe = Recipe(spec, (Stage(method, steps, batch=2, optimizer=AdamW(1e-2)),), teacher=teacher)
+    other = evolve(ours, x=ours.x.flip(0) + 1)
+    first, second = (distill(recipe, given, device="cpu").trained() for given in (ours, other))
+    same = all(torch.equal(value, second[key]) for key, value in first.items())
+    assert same != method.from_data
 
 
 def small(spec: Any) -> Recipe:

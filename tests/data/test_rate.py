@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tarfile
 from fractions import Fraction
 from pathlib import Path
@@ -261,6 +262,36 @@ def test_the_command_line_takes_rates_and_windows(tmp_path: Path, capsys: Any) -
         capsys.readouterr()
         assert main([*line, "--out", str(tmp_path / "b"), *wrong]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_encoding_says_what_it_does_from_the_beginning(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    """As a run does; every clip counts, also within a shard, and what an earlier call encoded."""
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for name in "abc":
+        film(clips / f"{name}.mp4", ramp(10), rate=16)
+    monkeypatch.setattr("flowmap.training.progress.SELDOM", -1.0)
+    monkeypatch.setattr("flowmap.data.encoder.PIXELS", 1)  # a clip a call
+    line = ["data", "encode", str(clips), "--backbone", "tiny_wan", "--size", "9x32x32", "--caption", "grey"]
+    line += ["--shard-size", "2", "--out", str(tmp_path / "out")]
+
+    left: list[bool] = []
+
+    def told(*more: str) -> list[str]:
+        assert main([*line, *more]) == 0
+        said = [text for text in capsys.readouterr().err.splitlines() if text.startswith("flowmap: ")]
+        assert all(re.fullmatch(r"flowmap: \d+%, \d+:\d\d.* \| [a-z ]+( \d+/\d+)?", text) for text in said)
+        left.append(any(re.search(r"0:\d\d left \| encoding 2/", text) for text in said))
+        return [*dict.fromkeys(text.rpartition(" | ")[2] for text in said)]
+
+    looked = ["listing the clips", *(f"looking at clips {k}/3" for k in range(4)), "hashing the encoders"]
+    assert told("--shard", "1/2") == [*looked, "loading the encoders", "encoding 0/1", "encoding 1/1"]
+    assert told() == [
+        *("listing the clips", "hashing the encoders", "loading the encoders"),
+        *(f"encoding {k}/3" for k in (1, 2, 3)),
+    ]
+    assert told()[-1] == "hashing the encoders"  # all is there
+    assert left == [False, True, False]
 
 
 def test_a_file_that_is_cut_short_has_fewer_windows(tmp_path: Path) -> None:

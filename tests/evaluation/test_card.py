@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, NoReturn
 
+import pytest
 import torch
 from attrs import evolve
+from flowmap_digits import TINY_WAN
+from flowmap_wan21 import Wan21
 from huggingface_hub import ModelCard
 
 from flowmap import AdamW, Recipe, Stage, TensorData, distill
@@ -103,13 +107,45 @@ def test_the_card_of_a_pipeline_keeps_its_latents_exact(tmp_path: Path) -> None:
 
 
 def test_a_card_says_how_its_student_is_loaded_without_an_evaluation_too(tmp_path: Path) -> None:
-    """A student without a pipeline by flowmap; one with, by diffusers, and on which latents it was trained."""
+    """A student without a pipeline by flowmap; one with, by diffusers, at the size that it was trained at."""
     distill(evolve(RECIPE, evaluation=None), out=tmp_path)
     text = (tmp_path / "student" / "README.md").read_text()
     assert 'u = flowmap.load("path/of/this/directory")' in text
+    assert "It was trained at 2 frames of height 4 and width 6." in text
     (tmp_path / "student" / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline"}))
     text = card.write(evolve(RECIPE, evaluation=None), tmp_path).read_text()
-    assert "It was trained on latents [2, 3, 4, 6], [F, C, H, W]: tell the pipeline the size of such videos." in text
+    assert "It was trained at 2 frames of height 4 and width 6." in text
     code = text.partition("```python\n")[2].partition("```")[0]
-    assert "pipe = WanPipeline.from_pretrained(" in code
-    assert "pipe('a prompt', num_inference_steps=4, guidance_scale=1.0).frames[0]" in code
+    assert "pipe = WanPipeline.from_pretrained(" in code and 'size = {"num_frames": 2, "height": 4, "width": 6}' in code
+    assert "pipe('a prompt', num_inference_steps=4, guidance_scale=1.0, **size).frames[0]" in code
+
+
+def test_the_size_of_a_card_is_the_training_s_whatever_was_judged(tmp_path: Path) -> None:
+    distill(evolve(RECIPE, evaluation=evolve(curve(steps=(1,), reference=1), shape=(3, 3, 8, 8))), out=tmp_path)
+    (tmp_path / "student" / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline"}))
+    text = card.write(RECIPE, tmp_path).read_text()
+    assert "It was trained at 2 frames of height 4 and width 6." in text
+    assert 'size = {"num_frames": 2, "height": 4, "width": 6}' in text and "pipe('left', " in text
+
+
+def test_where_nobody_knows_the_size_a_card_has_that_of_the_latents(tmp_path: Path) -> None:
+    class Lost(Exact):
+        def decoder(self, *, device: torch.device, dtype: torch.dtype) -> NoReturn:
+            raise OSError("no VAE on this machine")
+
+    student = tmp_path / "student"
+    student.mkdir()
+    (student / "flowmap.json").write_text(json.dumps({"latent_shape": [2, 3, 4, 6]}))
+    (student / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline"}))
+    text = card.write(evolve(RECIPE, backbone=Lost(), evaluation=None), tmp_path).read_text()
+    assert "It was trained on latents [2, 3, 4, 6], [F, C, H, W]: tell the pipeline the size of such videos." in text
+    assert "pipe('a prompt', num_inference_steps=4, guidance_scale=1.0).frames[0]" in text
+
+
+@pytest.mark.parametrize("video", [(9, 32, 48), (1, 64, 32)])
+def test_the_size_of_wan_s_latents_is_that_of_the_videos_that_were_encoded(video: Any, tmp_path: Path) -> None:
+    spec = Wan21(TINY_WAN, text_tokens=12)
+    latent = spec.decoder(device=torch.device("cpu"), dtype=torch.float32).latent_shape(*video)
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "flowmap.json").write_text(json.dumps({"latent_shape": latent}))
+    assert card.trained_at(evolve(RECIPE, backbone=spec), tmp_path) == video

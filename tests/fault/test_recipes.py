@@ -180,10 +180,10 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def refused(text: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+def refused(text: str, capsys: pytest.CaptureFixture[str], *more: str) -> list[str]:
     """What is said to a recipe, a sentence a line; and nothing is there that was not before."""
     Path("mine.py").write_text(text)
-    assert main(["distill", "mine.py"]) == 2
+    assert main(["distill", "mine.py", *more]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("flowmap: ") and "Traceback" not in err
     assert sorted(path.name for path in Path().iterdir() if path.name != "__pycache__") == ["mine.py"]
@@ -241,6 +241,19 @@ LATER = evolve(RECIPE, data=LatentFolder("third"))
         f"mine.py, line {data}: second {refusal}; {MADE_BY}",
         f"mine.py, line {third}: third {refusal}; {MADE_BY}",
     ]
+
+
+@pytest.mark.parametrize("given", ["data=LatentFolder('nowhere')", "None, None, LatentFolder('nowhere')"])
+def test_data_that_a_setting_replaces_are_no_mistake(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of data that only lie elsewhere on this machine nothing is told, and of the stages all that is wrong."""
+    text = f"{HEAD}from flowmap import LatentFolder\nSPEC = ModuleSpec(torch.nn.Linear(1, 1), time=None)\n"
+    text += f"RECIPE = Recipe(SPEC, (Stage(anyflow.forward(), 0),), {given})\n"
+    place = f"mine.py, line {text.count(chr(10))}"
+    stage = f"{place}: Stage.steps = 0: must be >= 1"
+    folder = f"{place}: nowhere holds no encoded data: index.json: No such file or directory; {MADE_BY}"
+    assert refused(text, capsys) == [stage, folder]
+    assert refused(text, capsys, "--set", "data=LatentFolder:data/mine") == [stage]
+    assert refused(text, capsys, "--set", "data.workers=0", "seed=1") == [stage, folder]
 
 
 @pytest.mark.parametrize(

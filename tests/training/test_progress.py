@@ -11,7 +11,7 @@ from attrs import field, frozen
 from flowmap import AdamW, FlowMapSpec, Recipe, Stage, distill
 from flowmap.atomic import write_json
 from flowmap.cli.signs import lines
-from flowmap.doing import counted, heard, tell
+from flowmap.doing import counted, heard, part_of, tell
 from flowmap.methods import anyflow
 from flowmap.objectives import Networks
 from flowmap.planning import plan
@@ -122,3 +122,27 @@ def test_who_listens_hears_and_where_nobody_does_there_is_a_bar(capsys: pytest.C
     with counted(5) as tick:
         tick(5)
     assert len(said) == 4
+
+
+def test_a_part_is_counted_with_the_rest() -> None:
+    said: list[tuple[str, int, int | None]] = []
+    with part_of(1, 2):
+        tell("nobody listens")
+    with heard(lambda *all: said.append(all)):
+        with part_of(4, 9):
+            tell("loading")
+            tell("encoding", 2, 3)
+        tell("encoding", 2, 3)
+    assert said == [("loading", 0, None), ("encoding", 6, 9), ("encoding", 2, 3)]
+
+
+def test_what_was_done_before_says_nothing_of_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, now = Progress(speaks=False), [100.0]
+    monkeypatch.setattr("flowmap.training.forecast.time.monotonic", lambda: now[0])
+    made.forecast.expect("encoding", 1)
+    made.doing("encoding", 40, 100)
+    assert made.forecast.left().told() == "encoding left"
+    for done in (41, 42):
+        now[0] += 60
+        made.doing("encoding", done, 100)
+    assert made.forecast.left().seconds == 58 * 60
