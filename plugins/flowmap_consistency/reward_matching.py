@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from typing import Literal
 
 import torch
@@ -83,6 +84,10 @@ class RewardMatching(Equips):
     `pairs` draws of (t, r) and ε a sample, u_θ is regressed by `form`, all on one derivative D_v u_old. Nothing of the
     data but their conditions is used.
 
+    Of a student in chunks, x^k is made after x^{<k} and regressed after it: z, v, ū and all three networks are of the
+    frames that `teacher_forcing` chooses, each chunk after the sample's own clean ones before it, which no tangent
+    moves; each version remembers them with its own weights, θ with a graph. A is of the whole video.
+
     Old and reference are `Versions` of the student: the start of the stage, and the old one follows the student before
     every iteration but the first, old <- η old + (1 - η) θ, η = min(lag[0] · iteration, lag[1]). An iteration is whole,
     so a stage that is resumed goes on exactly. `micro` of the stage parts prompts; with it the standard deviation of a
@@ -117,8 +122,9 @@ class RewardMatching(Equips):
         u = nets["student"]
         if not isinstance(u, Versions):
             raise TypeError(f"the student is a {type(u).__name__} without versions: see `flowmap.objectives.equipped`")
-        if len(chunks := u.chunks(batch.x.shape[1])) > 1:
-            raise ValueError(f"RewardMatching: the student makes chunks of {chunks} frames: must make all at once")
+        if u.history_noise:
+            said = f"the student remembers chunks at t = {u.history_noise:g}, history_noise"
+            raise ValueError(f"RewardMatching: {said}: must be 0, of clean chunks, after which it is regressed")
         self._follow(u, shared.iteration, rng)
         x, cond = self._made(u, batch, rng)
         with torch.no_grad():
@@ -128,7 +134,8 @@ class RewardMatching(Equips):
             clipped = A.clamp(-self.form.clip, self.form.clip)
         raws, norms = [], []
         for j in range(self.pairs):
-            raw, norm = self._pair(u, x, cond, clipped, [rng.fork(PAIRS, j, k) for k in range(self.number)])
+            streams = [rng.fork(PAIRS, j, k) for k in range(self.number)]
+            raw, norm = self._pair(u, *self._after(u, x, cond, rng.fork(PAIRS, j)), clipped, streams)
             raws.append(raw)
             norms.append(norm)
         raw = torch.stack(raws).mean(0)
@@ -157,6 +164,12 @@ class RewardMatching(Equips):
                 for own in (rng.fork(SAMPLES, k) for k in range(self.number))
             ]
         return torch.cat(made), concat(*[batch.cond] * self.number) if batch.cond else {}
+
+    def _after(self, u: FlowMap, x: Latent, cond: Cond, rng: Rng) -> tuple[Latent, Cond]:
+        """The frames of one draw, the same of every sample, and the conditions with those before them."""
+        rows = torch.arange(len(x), device=x.device).chunk(self.number)
+        parts = [u.teacher_forcing(x[own], select(cond, own), copy(rng)) for own in rows]
+        return torch.cat([frames for frames, _ in parts]), concat(*[c for _, c in parts])
 
     def _pair(self, u: Versions, x: Latent, cond: Cond, A: Tensor, rngs: list[Rng]) -> tuple[Tensor, Tensor]:
         """(the loss, |u_θ| / |u_ref|), each [B], of one draw of (t, r) and ε a sample."""

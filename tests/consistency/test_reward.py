@@ -427,13 +427,6 @@ def test_mistakes_are_named(make: Callable[[], Any], told: str) -> None:
         make()
 
 
-def test_a_student_in_chunks_is_refused() -> None:
-    u = Toy(causal=True).build(ROLES, device=CPU, dtype=torch.float32)["student"]
-    nets: Any = {"student": Keeps()(u, data(1).batch([0]))}
-    with pytest.raises(ValueError, match=r"makes chunks of \(2, 2\) frames"):
-        matching()(nets, data(4).batch([0, 1]), Rng.seeded(0), Shared())
-
-
 def test_settings_are_the_published_ones() -> None:
     found = methods.nft(SCORES).updates[0].terms[0][1]
     assert isinstance(found, RewardMatching)
