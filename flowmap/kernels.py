@@ -77,6 +77,13 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX") or "g++") or shutil.which("clang++")
 
 
+def in_full(device: torch.device) -> bool:
+    """Whether products of float32 on a device keep all that float32 has, so no TF32; code being compiled cannot ask."""
+    import torch
+
+    return device.type != "cuda" or (not torch.compiler.is_compiling() and _matmul() in ("highest", *FULL))
+
+
 def exact() -> AbstractContextManager[None]:
     """Meanwhile products of float32 are in full, whatever `Kernels.float32` says."""
     import torch

@@ -99,6 +99,24 @@ def test_it_is_pefts_in_float32_and_no_worse_in_bfloat16() -> None:
         assert off(ours[name], value) < max(1.5 * off(theirs[name], value), 2**-8), name
 
 
+def of_the_base(x: Tensor, w: Tensor, *_: Any) -> Tensor:
+    return w
+
+
+def test_in_tf32_no_weight_is_merged_and_in_full_it_is_what_is_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = told(adapted(), F32)
+    with monkeypatch.context() as planted:
+        planted.setattr(linear, "merged", of_the_base)
+        with pytest.raises(AssertionError):
+            test_it_is_pefts_in_float32_and_no_worse_in_bfloat16()
+    monkeypatch.setattr(linear, "in_full", lambda device: False)
+    monkeypatch.setattr(linear, "merged", None)  # so nobody calls it
+    for name, value in told(adapted(), F32).items():
+        assert off(value, wanted[name]) < 1e-6, name
+    with torch.no_grad():
+        assert adapted()(torch.zeros(4, 24)).isfinite().all()
+
+
 def merged(x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float, _: None) -> Tensor:
     """The product added into a weight that is rounded."""
     return F.linear(x, (w.float() + scale * b @ a).to(w.dtype), bias)

@@ -2,10 +2,12 @@
 
     y = W x + b + s B A x,     s = alpha / rank
 
-A [rank, in] and B [out, rank] are float32, for whom they are trained and saved; they multiply in the type of W, as
-rounded copies that are made for each call, and the whole sum is rounded once. Where W x is rounded first, or s B A is
-added into a W of a narrow type, what is below half of the last place there is lost, all of a young adapter among it
-(docs/large.md has the numbers). Of a base that is quantised, `quantised.Quantised`, W is made for each call as well.
+A [rank, in] and B [out, rank] are float32, for whom they are trained and saved. Where W is float32 and products are in
+full, y = W' x + b with W' = W + s B A, made for each call: tokens meet one product, as without adapters. Where W is
+narrow, or products are in TF32, A and B multiply in the type of W, as rounded copies that are made for each call, and
+the whole sum is rounded once: if W x were rounded first, or s B A were added into W, what is below half of the last
+place there would be lost, all of a young adapter among it (docs/large.md has the numbers). Of a base that is quantised,
+`quantised.Quantised`, W is made for each call as well.
 
 Names are peft's: `base_layer.weight`, `lora_A.<set>.weight`, `lora_B.<set>.weight`.
 """
@@ -17,6 +19,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from flowmap.kernels import in_full
 
 from .quantised import Quantised, weight_of
 from .sets import Sets
@@ -94,8 +98,8 @@ def once(
 ) -> Tensor:
     """W x + b + s B A x, in the type of x, which W and b are in, rounded once. low: the scales of W, if w is codes."""
     given = x, w, bias, a, b, scale, low
-    if not torch.is_grad_enabled():
-        return Once.forward(*given)[0]  # the same operations
+    if not torch.is_grad_enabled():  # the same operations
+        return F.linear(x, merged(*given), bias) if merges(x) else Once.forward(*given)[0]
     if torch.compiler.is_compiling():
         y, _ = Once.apply(*given)
     else:
@@ -103,19 +107,33 @@ def once(
     return cast("Tensor", y)
 
 
+def merges(x: Tensor) -> bool:
+    """Whether W' = W + s B A keeps what the adapters add, in the type of x and in products of it."""
+    return x.dtype.itemsize >= 4 and in_full(x.device)
+
+
+def merged(x: Tensor, w: Tensor, _: Any, a: Tensor, b: Tensor, scale: float, low: Tensor | None) -> Tensor:
+    """W' in the type of x."""
+    return torch.addmm(_weight(w, low, x), b.to(x.dtype), a.to(x.dtype), alpha=scale)
+
+
 class Once(torch.autograd.Function):
-    """y = [W, s B] [x, A x] + b, one product, whose sum is rounded once. Gradients of A and B are two thin products:
+    """y = W' x + b, or y = [W, s B] [x, A x] + b, one product, whose sum is rounded once. Gradients of A and B are two
+    thin products:
 
-    dx = W^T dy + A^T dh,     dA = dh x^T,     dB = s dy (A x)^T,     dh = s B^T dy.
+    dx = W'^T dy, or W^T dy + A^T dh,     dA = dh x^T,     dB = s dy (A x)^T,     dh = s B^T dy.
 
-    Of codes, W is made here and again in the backward pass, and not held between.
+    W' is made here and again in the backward pass, and not held between; so is W, of codes.
     """
 
     @staticmethod
     def forward(
         x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float, low: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        h, w = F.linear(x, a.to(x.dtype)), _weight(w, low, x)
+        h = F.linear(x, a.to(x.dtype))
+        if merges(x):
+            return F.linear(x, merged(x, w, bias, a, b, scale, low), bias), h
+        w = _weight(w, low, x)
         return F.linear(torch.cat([x, h], -1), torch.cat([w, (scale * b).to(w.dtype)], 1), bias), h
 
     @staticmethod
@@ -132,7 +150,9 @@ class Once(torch.autograd.Function):
         rows = dy.flatten(0, -2)
         dh = ctx.scale * (rows @ b.to(dy.dtype))
         dx = None
-        if ctx.needs_input_grad[0]:
+        if ctx.needs_input_grad[0] and merges(x):
+            dx = (rows @ merged(x, w, None, a, b, ctx.scale, low)).view(x.shape)
+        elif ctx.needs_input_grad[0]:
             dx = torch.addmm(rows @ _weight(w, low, x), dh, a.to(dy.dtype)).view(x.shape)
         da = wide(dh.t(), x.flatten(0, -2)).to(a.dtype)
         db = ctx.scale * wide(rows.t(), h.flatten(0, -2)).to(b.dtype)

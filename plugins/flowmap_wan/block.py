@@ -61,8 +61,9 @@ class Block(nn.Module):
         and of this rank's heads. turned: return the keys as they are rotated; else, of one rank alone, as before.
         """
         shift, scale, gate, shift_ff, scale_ff, gate_ff = (self.scale_shift_table[:, None] + e.float()).unbind(2)
+        dtype, wide = h.dtype, h.float()
 
-        x = _by_group(_affine, self.norm1(h.float()), groups, scale, shift).to(h.dtype)
+        x = _by_group(_affine, groups, (self.norm1(wide),), scale, shift).to(dtype)
         q, k, v = _heads(self.attn1, x, x)
         plain = k
         q, k = rotate(q, rope), rotate(k, rope)
@@ -70,26 +71,27 @@ class Block(nn.Module):
             q, k, v = share.heads(q.to(v.dtype), k.to(v.dtype), v)
         keys, values = torch.cat([*(k for k, _ in past), k], 1), torch.cat([*(v for _, v in past), v], 1)
         x = _attend(self.attn1, q, keys, values, mask, share)
-        h = (h.float() + _by_group(torch.mul, x, groups, gate)).to(h.dtype)
+        h = _by_group(torch.addcmul, groups, (wide, x), gate).to(dtype)
 
-        x = self.norm2(h.float()).to(h.dtype)
+        x = self.norm2(h.float()).to(dtype)
         h = h + _attend(self.attn2, *_heads(self.attn2, x, text[0]), text[1])
 
-        x = _by_group(_affine, self.norm3(h.float()), groups, scale_ff, shift_ff).to(h.dtype)
-        h = (h.float() + _by_group(torch.mul, self.ffn(x).float(), groups, gate_ff)).to(h.dtype)
+        wide = h.float()
+        x = _by_group(_affine, groups, (self.norm3(wide),), scale_ff, shift_ff).to(dtype)
+        h = _by_group(torch.addcmul, groups, (wide, self.ffn(x)), gate_ff).to(dtype)
         return h, k if turned else plain, v
 
 
 def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    return x * (1 + scale) + shift
+    return torch.addcmul(shift, x, 1 + scale)
 
 
-def _by_group(f: Callable[..., Tensor], x: Tensor, groups: Sequence[int], *values: Tensor) -> Tensor:
-    """f(tokens of group g, its values [B, 1, d]), so that no value is copied for each token."""
+def _by_group(f: Callable[..., Tensor], groups: Sequence[int], xs: Sequence[Tensor], *values: Tensor) -> Tensor:
+    """f(*(x's tokens of group g), its values [B, 1, d]), so that no value is copied for each token."""
     if len(groups) == 1:
-        return f(x, *values)
-    parts = x.split(list(groups), dim=1)
-    return torch.cat([f(part, *(value[:, i : i + 1] for value in values)) for i, part in enumerate(parts)], 1)
+        return f(*xs, *values)
+    parts = zip(*(x.split(list(groups), dim=1) for x in xs), strict=True)
+    return torch.cat([f(*part, *(value[:, i : i + 1] for value in values)) for i, part in enumerate(parts)], 1)
 
 
 def _heads(attn: Any, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -217,14 +217,16 @@ class WanFlowMap(FlowMap):
         return None if self.context is None else self.context.share(sum(groups))
 
     def _block(self, block: nn.Module, h: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-        def run(h: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-            with sets(self.net).using(self.adapter):  # here too: recomputation sees what the forward pass saw
-                made: tuple[Tensor, Tensor, Tensor] = block(h, *rest)
-            return made
+        made: tuple[Tensor, Tensor, Tensor]
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return block(h, *rest)
 
-        if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(run, h, *rest, use_reentrant=False, context_fn=contexts(self.checkpointing))
-        return run(h, *rest)
+        def run(h: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+            with sets(self.net).using(self.adapter):  # recomputation comes when `through` is over
+                return block(h, *rest)
+
+        made = checkpoint(run, h, *rest, use_reentrant=False, context_fn=contexts(self.checkpointing))
+        return made
 
 
 class Bidirectional(WanFlowMap):

@@ -15,6 +15,7 @@ from flowmap_wan21 import Wan21
 
 from flowmap import AdamW, Kernels, Recipe, Stage, TensorData, distill, kernels
 from flowmap.cli import main
+from flowmap.kernels import in_full
 from flowmap.methods import anyflow
 from flowmap.methods.meanflow import meanflow
 from flowmap.recipe import RecipeError
@@ -121,9 +122,10 @@ def test_times_are_embedded_in_full_while_products_are_in_tf32():
         assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.allow_tf32
         embed(pair(t, t))
         assert torch.get_float32_matmul_precision() == "high"
+        assert in_full(CPU) and not in_full(torch.device("cuda"))
     assert found == ["highest", "highest"] and torch.get_float32_matmul_precision() == "highest"
     with Kernels().running({}, CPU, print):
-        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cudnn.allow_tf32 and in_full(torch.device("cuda"))
     assert torch.backends.cudnn.allow_tf32 == convolutions
 
 
