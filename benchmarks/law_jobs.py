@@ -207,14 +207,14 @@ class Judging:
     def _judged(self) -> dict[str, Any]:
         bench = bench_of(self.settings, self.tuning)
         if self.name == "real":
-            return _measured(bench.real(real_clips, self.seed))
+            return measured(bench.real(real_clips, self.seed))
         if self.recipe is None:
-            return _measured(bench.made(Point("teacher", self.sampler, self.steps, self.steps), self.seed))
+            return measured(bench.made(Point("teacher", self.sampler, self.steps, self.steps), self.seed))
         out = trained(self.recipe, self.folder, self.settings.device)
         device = torch.device(self.settings.device)
         nets = {"student": self.recipe.backbone.load(out / "student", device=device, dtype=torch.float32)}
         made = evolve(bench, nets=nets).made(Point("student", self.sampler, self.steps, self.steps), self.seed)
-        return {"seconds": seconds_of(self.recipe, self.folder, self.settings.device), **_measured(made)}
+        return {"seconds": seconds_of(self.recipe, self.folder, self.settings.device), **measured(made)}
 
 
 @cache
@@ -230,7 +230,7 @@ def bench_of(settings: Settings, tuning: bool = False) -> Bench:
     return Bench.of(own, nets, TEACHER)
 
 
-def _measured(made: Samples) -> dict[str, Any]:
+def measured(made: Samples) -> dict[str, Any]:
     """Each metric, and of the same samples without each of the groups in turn."""
     features = measure.features(made.videos)
     prompts = len(set(made.prompts))
