@@ -13,11 +13,12 @@ from torch import Tensor
 
 from . import validators
 from ._types import Cache, Cond, Latent, Rng, Time
-from .model import FlowMap
+from .model import FlowMap, HistoryNoise, Recorded
 from .path import interpolate
 from .times import ALL, Grid, Span
 
 HISTORY = 0x415
+NO_GRAPH = "what a call keeps of its own input has no graph"
 BETWEEN = 1e-6
 """Times in float32 that are the same."""
 HistoryGrad: TypeAlias = bool | Literal["packed"]
@@ -63,8 +64,14 @@ def budgets(instance: object, attribute: Any, steps: Any) -> None:
         raise ValueError(f"{name} = {steps}: must name at least one budget, each at least 1, or (4, 2) of chunks")
 
 
-def noise_of_history(instance: Any, attribute: Any, value: float) -> None:
+def noise_of_history(instance: Any, attribute: Any, value: HistoryNoise) -> None:
     """The validator of `history_noise` beside a field `history_grad`."""
+    if isinstance(value, str):
+        validators.in_(("last",))(instance, attribute, value)
+        if instance.history_grad:
+            must = f"must be a number with history_grad = {instance.history_grad!r}: {NO_GRAPH}"
+            raise validators.wrong(instance, attribute, value, must)
+        return
     validators.ge(0.0)(instance, attribute, value)
     if value >= 1.0:
         raise validators.wrong(instance, attribute, value, "must be below 1, which is pure noise")
@@ -80,6 +87,26 @@ def time(x: Latent, t: float) -> Time:
 def seen_later(x: Latent, τ: float, rng: Rng) -> Latent:
     """A finished chunk, detached; noised to τ again by a stream of its own, forked from that of the chunk."""
     return interpolate(x.detach(), rng.fork(HISTORY).noise_like(x), time(x, τ))[0] if τ else x.detach()
+
+
+def recorder(u: FlowMap, cache: Cache) -> Recorded:
+    """For a chunk's last call; a ValueError where the network keeps nothing of it."""
+    if (found := u.recording(cache)) is None:
+        raise ValueError(
+            f"history_noise = 'last': this {type(u).__name__} keeps nothing of the call that makes a chunk: must be a "
+            "number"
+        )
+    return found
+
+
+def recorded(after: Cache, u: FlowMap, chunk: int) -> Cache:
+    """The snapshot that the last call of `chunk` left; a ValueError where there is none."""
+    if after is None:
+        raise ValueError(
+            f"history_noise = 'last': this {type(u).__name__} cannot remember chunk {chunk}, counted from 0, by the "
+            "call that made it: others are encoded anew with it. Must be a number, or all chunks at full resolution"
+        )
+    return after
 
 
 def remembering(rollout: Any) -> dict[str, Any]:
@@ -112,10 +139,10 @@ def require_expert(u: FlowMap, frames: int, within: Span) -> None:
         )
 
 
-def one_for_all(grid: Grid, history_noise: float | None) -> Tensor:
+def one_for_all(grid: Grid, history_noise: HistoryNoise | None) -> Tensor:
     """The times of all chunks; a ValueError where each has its own, or where the history is noised."""
     if history_noise:
-        raise ValueError(f"history_grad = 'packed' with history_noise = {history_noise:g}: must be 0, of clean chunks")
+        raise ValueError(f"history_grad = 'packed' with history_noise = {history_noise!r}: must be 0, of clean chunks")
     if isinstance(grid, Tensor):
         return grid
     raise ValueError(

@@ -33,6 +33,11 @@ Kind: TypeAlias = Literal["euler", "flow_map", "consistency", "phased"]
 jumps to the end of each one's phase, `flowmap.experts.phased_step`."""
 
 
+HistoryNoise: TypeAlias = float | Literal["last"]
+"""Of finished chunks as later ones see them: the time that they are noised to again; or "last", what the call that made
+a chunk kept of its own input, z_t at its (t, r), so that none is made to remember it."""
+
+
 @frozen
 class Sampling:
     """What a sampler must know of networks as they come.
@@ -46,7 +51,7 @@ class Sampling:
     kind: Kind = "euler"
     guidance: float | None = 1.0
     times: tuple[float, ...] | None = None
-    history_noise: float = 0.0
+    history_noise: HistoryNoise = 0.0
 
     @classmethod
     def of(cls, student: Path) -> Sampling:
@@ -78,6 +83,16 @@ class Kept:
     memory: Sequence[Any] = ()
 
 
+@define(eq=False)
+class Recorded:
+    """Given as `cache` to the last call of a chunk: it is that after `before`, and keeps what `extend` would, of its
+    own input z_t at its own (t, r), without a graph. after: then the snapshot with the chunk appended; None where the
+    network cannot have it like that, which is an error if there is another chunk."""
+
+    before: Cache
+    after: Cache = None
+
+
 @frozen(eq=False)
 class Spans:
     """Stretches of time to have the mean velocities of, all from one call: given as `cache` to a flow map that can,
@@ -103,7 +118,7 @@ class FlowMap(nn.Module, ABC):
 
     guidance: float | None = 1.0
     """What is built in, `Sampling.guidance`: more of it is an error."""
-    history_noise: float = 0.0
+    history_noise: HistoryNoise = 0.0
     """Of finished chunks as later ones see them, `flowmap.rollout.generate`: what a student was made with."""
     boundary: float | None = None
     """A time at which one network gives way to another, `flowmap.experts`: every sampler's grid has it."""
@@ -144,6 +159,10 @@ class FlowMap(nn.Module, ABC):
 
     def keeping(self, samples: Tensor) -> Kept | None:
         """A `Kept` for the `cache` of a teacher-forced call; None where there is nothing to keep."""
+        return None
+
+    def recording(self, cache: Cache) -> Recorded | None:
+        """A `Recorded` after `cache`, for a chunk's last call; None where calls keep nothing of their own input."""
         return None
 
     @property
@@ -224,6 +243,9 @@ class Wrapped(FlowMap, ABC):
 
     def extend_noisy(self, cache: Cache, z: Latent, t: Time, cond: Cond) -> Cache:
         return self.u.extend_noisy(cache, z, t, cond)
+
+    def recording(self, cache: Cache) -> Recorded | None:
+        return self.u.recording(cache)
 
     def bound(self, window: Window) -> None:
         self.u.bound(window)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import torch
 from attrs import field, frozen
@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from . import validators
-from ._types import Cache, Cond, Latent, Rng, Time, to_device
+from ._types import Cache, Cond, Latent, Rng, to_device
 from .chunked import (
+    NO_GRAPH,
     HistoryGrad,
     budgets,
     chunks_after,
@@ -23,6 +24,8 @@ from .chunked import (
     noise_of_history,
     one_for_all,
     packed,
+    recorded,
+    recorder,
     remembering,
     require_expert,
     require_one_time,
@@ -30,49 +33,17 @@ from .chunked import (
     serves,
     time,
 )
-from .experts import phased_step
-from .model import FlowMap, Kind, Sampling
-from .path import renoise
+from .model import FlowMap, HistoryNoise, Recorded, Sampling
+from .steps import STEPS as STEPS
+from .steps import Step as Step
+from .steps import consistency_step as consistency_step
+from .steps import euler_step as euler_step
+from .steps import ode_step as ode_step
+from .steps import restart_step as restart_step
 from .times import ALL, Grid, Span, Steps, corners_of, euler_grid, grids_of, of_chunk, parting, span
 
 CHUNK = 0xC4A2
 """Before the number of a chunk in the key of its stream: forks by a small number are anybody's."""
-Step: TypeAlias = Callable[[FlowMap, Latent, Time, Time, Cond, Cache, Rng], Latent]
-
-
-def ode_step(u: FlowMap, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache, rng: Rng) -> Latent:
-    """Follow the flow: Φ_{r←t}(z)."""
-    return u.jump(z, t, r, cond, cache)
-
-
-def euler_step(u: FlowMap, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache, rng: Rng) -> Latent:
-    """Follow the velocity at t: z - (t - r) u(z, t, t), one Euler step of a network that knows one time."""
-    return z - (t - r).reshape(-1, *(1,) * (z.ndim - 1)) * u(z, t, t, cond, cache)
-
-
-def consistency_step(u: FlowMap, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache, rng: Rng) -> Latent:
-    """Jump to data, then noise again to r. Consistency models, arXiv:2303.01469, algorithm 1."""
-    return restart_step(1.0)(u, z, t, r, cond, cache, rng)
-
-
-def restart_step(gamma: float) -> Step:
-    """Jump to (1 - γ) r, then noise again to r: γ = 0 follows the flow, γ = 1 is the consistency sampler.
-
-    γ-sampling, arXiv:2310.02279, section 4.
-    """
-
-    def step(u: FlowMap, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache, rng: Rng) -> Latent:
-        below = (1 - gamma) * r
-        z = u.jump(z, t, below, cond, cache)
-        return z if gamma == 0 else renoise(z, rng.noise_like(z), below, r)
-
-    return step
-
-
-STEPS: Mapping[Kind, Step] = {
-    "euler": euler_step, "flow_map": ode_step, "consistency": consistency_step, "phased": phased_step,
-}  # fmt: skip
-"""By `Sampling.kind`."""
 
 
 def generate(
@@ -87,7 +58,7 @@ def generate(
     grad_last: int | None = None,
     replay: bool = False,
     history_grad: bool = False,
-    history_noise: float | None = None,
+    history_noise: HistoryNoise | None = None,
 ) -> Iterator[Latent]:
     """Take the `noise` of chunk after chunk down `grid` = (1, ..., 0); yield each chunk as soon as it is finished.
 
@@ -100,13 +71,18 @@ def generate(
     second forward pass, in which a history with a graph is written anew for each.
 
     history_noise: the time τ that finished chunks are noised to again before they are remembered, (1 - τ) x + τ n,
-    which `FlowMap.extend_noisy` is told; None is the network's own. Those that are yielded stay as they are.
+    which `FlowMap.extend_noisy` is told; None is the network's own. Those that are yielded stay as they are. "last": a
+    chunk is remembered by what its last call kept, `flowmap.model.Recorded`, and no call is made to encode it; those
+    given, which no call made, and those of one step, whose call was given pure noise, are remembered clean.
 
     Chunk k of the video draws from `rng.fork(CHUNK, k)`, which no one else forks: the same with frames given, and when
     it is walked again. Where rng is None, each of its samples draws by its own noise.
     """
 
-    τ = u.history_noise if history_noise is None else history_noise
+    noisy = u.history_noise if history_noise is None else history_noise
+    own_calls, τ = noisy == "last", 0.0 if isinstance(noisy, str) else noisy
+    if own_calls and history_grad:
+        raise ValueError(f"history_noise = 'last' with history_grad: {NO_GRAPH}: must be a number")
 
     def stream(z: Latent, k: int) -> Rng:
         return Rng.of(z, CHUNK, k) if rng is None else rng.fork(CHUNK, k)
@@ -116,29 +92,33 @@ def generate(
             cache = u.extend_noisy(cache, x, time(x, τ), cond) if τ else u.extend(cache, x, cond)
         return cache
 
-    def run(z: Latent, cache: Cache, chunks: Sequence[Latent], k: int) -> Latent:
+    def run(z: Latent, cache: Cache, chunks: Sequence[Latent], k: int) -> tuple[Latent, Recorded | None]:
         cache = remembered(cache, chunks)
         times, own = of_chunk(grid, k), stream(z, k)
         steps = len(times) - 1
+        kept = recorder(u, cache) if own_calls and steps > 1 else None
         for i, (t, r) in enumerate(pairwise(times)):
             with torch.set_grad_enabled(torch.is_grad_enabled() and (grad_last is None or i >= steps - grad_last)):
-                z = step(u, z, t.expand(len(z)), r.expand(len(z)), cond, cache, own)
-        return z
+                seen = cache if kept is None or i < steps - 1 else kept
+                z = step(u, z, t.expand(len(z)), r.expand(len(z)), cond, seen, own)
+        return z, kept
 
     cache: Cache = None
+    kept: Recorded | None = None
     finished: Sequence[Latent] = [seen_later(x, τ, stream(x, k)) for k, x in enumerate(given)]
     for k, z in enumerate(noise, len(given)):
         again = replay and torch.is_grad_enabled()
         if not (again and history_grad):
             with torch.set_grad_enabled(torch.is_grad_enabled() and history_grad):
-                cache, finished = remembered(cache, finished), ()
+                cache = remembered(cache if kept is None else recorded(kept.after, u, k - 1), finished)
+                finished = ()
         if again:
             # early_stop would leave u in the middle of its last call, by an exception
-            x = checkpoint(run, z, cache, finished, k, use_reentrant=False, early_stop=False)
+            x, kept = checkpoint(run, z, cache, finished, k, use_reentrant=False, early_stop=False)
         else:
-            x = run(z, cache, (), k)
+            x, kept = run(z, cache, (), k)
         yield x
-        finished = (*finished, seen_later(x, τ, stream(z, k)))
+        finished = () if kept is not None else (*finished, seen_later(x, τ, stream(z, k)))
 
 
 def walk(
@@ -153,7 +133,7 @@ def walk(
     grad_last: int | None = None,
     replay: bool = False,
     history_grad: HistoryGrad = False,
-    history_noise: float | None = None,
+    history_noise: HistoryNoise | None = None,
 ) -> Latent:
     """`generate` on the whole `noise` [B, F, C, H, W]: all F frames.
 
@@ -191,7 +171,7 @@ def sample(
     rng: Rng | None = None,
     context: Latent | None = None,
     grid: Grid | None = None,
-    history_noise: float | None = None,
+    history_noise: HistoryNoise | None = None,
 ) -> Latent:
     """Any-step sampling: z_1 -> x in `steps` jumps on the shifted grid; the state is float32 throughout. Of two
     experts it takes at least two, and one of them ends at the boundary. Several numbers, [4, 2], are of the chunks one
@@ -221,7 +201,9 @@ class FlowMapBackwardSimulation:
     for n >= 2. A budget may name the steps of each chunk, (4, 2), of which the last repeats: i is then drawn as a part
     of the way, each of a chunk's own steps as often. replay: hold the graph of one chunk at a time, for twice the
     forward passes; history_grad: let the gradient reach how history is written; history_noise: of finished chunks as
-    later ones see them; see `generate` and `walk`. AnyFlow, arXiv:2605.13724.
+    later ones see them; see `generate` and `walk`. Where that is "last", the walk ends by t_{n-1} -> 0, as the n steps
+    do, so that chunks are remembered at the time of samples: 4 - 4 / n calls, and none to encode a chunk. AnyFlow,
+    arXiv:2605.13724.
 
     within: of two experts that part at b, the times of the one that learns; n are the steps of both. The high one's
     walk goes 1 -> t_i -> t_{i+1} -> b, and its samples are noisy, z_b. The low one's begins with what the high one
@@ -233,7 +215,7 @@ class FlowMapBackwardSimulation:
     replay: bool = False
     within: Span = field(default=ALL, validator=span)
     history_grad: HistoryGrad = field(default=False, validator=graph_of_history)
-    history_noise: float = field(default=0.0, validator=noise_of_history)
+    history_noise: HistoryNoise = field(default=0.0, validator=noise_of_history)
 
     def __attrs_post_init__(self) -> None:
         if self.within != ALL and not all(isinstance(n, int) and n > 1 for n in self.steps):
@@ -247,6 +229,9 @@ class FlowMapBackwardSimulation:
         n, last = self.steps[rng.randint(len(self.steps))], None
         grids = [euler_grid(k, self.shift, parting(self.within)) for k in ((n,) if isinstance(n, int) else n)]
         corners = corners_of([grid[(grid >= low) & (grid <= high)] for grid in grids], rng)
+        if self.history_noise == "last":
+            both = zip(corners, grids, strict=True)
+            corners = [torch.cat([corner, grid[-2:-1]]).unique().flip(0) for corner, grid in both]
         if self.within != ALL:
             require_expert(u, noise.shape[1], self.within)
         if high < 1.0:
@@ -263,8 +248,8 @@ class ConsistencySimulation:
 
     `times` are the noise levels before the final 0, decreasing from 1; or those of each chunk, of which the last
     repeat. Each chunk then stops at the same step, or at its last where it has fewer: (1, 1), (2, 2), (3, 2), (4, 2)
-    of four and two. replay, history_grad, history_noise: as in `FlowMapBackwardSimulation`. DMD2, arXiv:2405.14867;
-    Self-Forcing, arXiv:2506.08009, algorithm 1; Self Gradient Forcing, arXiv:2607.20368.
+    of four and two. replay, history_grad, history_noise, which is a number: as in `FlowMapBackwardSimulation`.
+    DMD2, arXiv:2405.14867; Self-Forcing, arXiv:2506.08009, algorithm 1; Self Gradient Forcing, arXiv:2607.20368.
     """
 
     times: tuple[float, ...] | tuple[tuple[float, ...], ...] = field(
@@ -272,7 +257,7 @@ class ConsistencySimulation:
     )
     replay: bool = False
     history_grad: HistoryGrad = field(default=False, validator=graph_of_history)
-    history_noise: float = field(default=0.0, validator=noise_of_history)
+    history_noise: HistoryNoise = field(default=0.0, validator=noise_of_history)
 
     @times.validator
     def _decreasing(self, attribute: object, times: Any) -> None:
@@ -283,6 +268,11 @@ class ConsistencySimulation:
 
     def __attrs_post_init__(self) -> None:
         require_one_time(self.history_grad, self.times, "ConsistencySimulation.times")
+        if self.history_noise == "last":
+            raise ValueError(
+                "ConsistencySimulation.history_noise = 'last': must be a number: a rollout that stops at a "
+                "step that is drawn makes its last call at another time than a sample does"
+            )
 
     @property
     def _each(self) -> tuple[tuple[float, ...], ...]:

@@ -347,7 +347,7 @@ DEFECTS: list[Defect] = [
     ),
     (
         "γ and 1 - γ swapped in a restart",
-        *(ROLLOUT, "below = (1 - gamma) * r", "below = gamma * r"),
+        *("flowmap.steps", "below = (1 - gamma) * r", "below = gamma * r"),
         test_rollout.test_restart_with_gamma_0_is_the_flow_map_and_with_gamma_1_the_consistency_sampler,
     ),
     (
@@ -379,14 +379,14 @@ DEFECTS: list[Defect] = [
         "a chunk that is encoded for nobody",
         *(
             ROLLOUT,
-            "        yield x\n        finished = (*finished, seen_later(x, τ, stream(z, k)))",
-            "        cache = u.extend(cache, x.detach(), cond)\n        yield x",
+            "        yield x\n        finished = ()",
+            "        cache = u.extend(cache, x.detach(), cond)\n        yield x\n        finished = ()",
         ),
         test_rollout.test_the_cache_is_extended_between_chunks_only,
     ),
     (
         "a chunk walked again with other draws",
-        *(ROLLOUT, "cond, cache, own)", "cond, cache, rng)"),
+        *(ROLLOUT, "cond, seen, own)", "cond, seen, rng)"),
         partial(replays, ConsistencySimulation, (3,), False, False, 3),
     ),
     (

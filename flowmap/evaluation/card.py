@@ -16,6 +16,7 @@ from ..atomic import write_text
 from ..data import Data
 from ..kind import kind
 from ..method import Method, Sampler
+from ..model import HistoryNoise
 from ..objectives import Objective
 from ..objectives.distribution_matching import DistributionMatching
 from ..objectives.flow_map_matching import FlowMapMatching
@@ -59,13 +60,15 @@ def facts(recipe: Recipe, data: Data) -> dict[str, Any]:
     }
 
 
-def history_noise(recipe: Recipe, stages: int | None = None) -> float:
+def history_noise(recipe: Recipe, stages: int | None = None) -> HistoryNoise:
     """Of finished chunks as later ones see them: that of the last stage in which the student makes its own.
 
     stages: of the first so many alone.
     """
     found = [levels for stage in recipe.stages[:stages] if (levels := [*values.found(stage, "history_noise")])]
-    return max(found[-1]) if found else recipe.backbone.sampling().history_noise
+    if not found:
+        return recipe.backbone.sampling().history_noise
+    return "last" if "last" in found[-1] else max(found[-1])
 
 
 def guidance(recipe: Recipe) -> float | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._types import Latent, Rng, select
 from ..guidance import Guided
-from ..model import Kind, Sampling, guided_twice
+from ..model import HistoryNoise, Kind, Sampling, guided_twice
 from ..objectives import Guides, Networks
 from ..recipe import Recipe
 from ..rollout import STEPS, sample
@@ -34,7 +34,7 @@ class Paired:
     seeds: tuple[int, ...]
     batch: int
     device: torch.device
-    history_noise: float = 0.0  # of the student's chunks, as it has learnt to see them so far
+    history_noise: HistoryNoise = 0.0  # of the student's chunks, as it has learnt to see them so far
 
     def point(self, model: Literal["teacher", "student"], steps: int, learnt: Kind) -> Point:
         """How that model is sampled; learnt: how the student is, by the method that trains it."""

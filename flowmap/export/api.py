@@ -93,7 +93,7 @@ class Export:
         device = torch.device(asked.target.device if torch.cuda.is_available() else "cpu")  # where it is traced
         u, spec, folder = loaded(student, DTYPES[precision], device, pm, backbone)
         if u.history_noise:
-            raise ExportError(f"the student's history_noise = {u.history_noise:g}: graphs remember clean chunks alone")
+            raise ExportError(f"the student's history_noise = {u.history_noise!r}: graphs remember clean chunks alone")
         facts = forms.facts(folder)
         name, family = family_of(u, example, pm, facts)
         graphs, wanted = family.graphs(u), ShapeProfile({**known_sizes(family, u, facts), **(sizes or {})})

@@ -11,6 +11,7 @@ from ..chunked import HistoryGrad
 from ..derivative import WIDTH, CentralDifference
 from ..guidance import Exact, Fused
 from ..method import Method, Update
+from ..model import HistoryNoise
 from ..objectives import Objective
 from ..objectives.distribution_matching import CriticMatching, DistributionMatching
 from ..objectives.flow_map_matching import FlowMapMatching
@@ -68,7 +69,7 @@ def on_policy(
     share_rollout: bool = True,
     replay: bool = False,
     history_grad: HistoryGrad = False,
-    history_noise: float = 0.0,
+    history_noise: HistoryNoise = 0.0,
     one_pass: bool = False,
     cotrain_every: int = 1,
     parity: bool = False,
@@ -83,7 +84,8 @@ def on_policy(
     parity. `replay`: hold the graph of one chunk of the rollout at a time, for a second forward pass. `history_grad`:
     of a student in chunks, let a chunk's gradient reach how the history that it read is written, in the form True or
     "packed" (`flowmap.chunked.HistoryGrad`), Self Gradient Forcing, arXiv:2607.20368. `history_noise`: the time that
-    finished chunks are noised to again before later ones see them, in training and then in every sample. `within`: of
+    finished chunks are noised to again before later ones see them, in training and then in every sample, or "last",
+    what the call that made a chunk kept, at a call less a chunk. `within`: of
     the high expert distributions are matched at its end; the low one's samples begin with what the high student makes.
 
     Two that save operations and were not judged: `one_pass`, the critic learns from the pass that gives the fake score,

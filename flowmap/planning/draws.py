@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .._types import Cache, Cond, Latent, Role, Time
 from ..data import TensorData
-from ..model import FlowMap, Kept, Spans, Wrapped
+from ..model import FlowMap, Kept, Recorded, Spans, Wrapped
 from ..objectives import Networks, equipped
 from ..recipe import Stage
 from ..training.loop import Trainer
@@ -42,12 +42,15 @@ class Sketch(Wrapped):
         self.scale = nn.Parameter(torch.zeros(()))
 
     def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
+        record, cache = (cache, cache.before) if isinstance(cache, Recorded) else (None, cache)
         call = Calls().forward(self.role, z, cond, cache if isinstance(cache, Kept) else None)
         if isinstance(cache, Kept):
             cache.memory = (call,) if call.history else cache.memory
         elif not isinstance(cache, Spans):
             call = evolve(call, past=int(cache or 0))
         self.till.spent += len(z) * self.price(call)
+        if record is not None:
+            record.after = int(cache or 0) + z.shape[1]
         u = z * 0 + self.scale
         return u.expand(len(cache.starts), *u.shape) if isinstance(cache, Spans) else u
 
@@ -62,6 +65,9 @@ class Sketch(Wrapped):
 
     def keeping(self, samples: Tensor) -> Kept | None:
         return self.u.keeping(samples)
+
+    def recording(self, cache: Cache) -> Recorded | None:
+        return None if self.u.recording(None) is None else Recorded(cache)
 
     def trained(self) -> Mapping[str, nn.Parameter]:
         return {"scale": self.scale}

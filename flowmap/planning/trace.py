@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .._types import Cache, Cond, Latent, Rng, Role, Time
 from ..data import Data
 from ..method import Method
-from ..model import FlowMap, Kept, Spans
+from ..model import FlowMap, Kept, Recorded, Spans
 from ..objectives import Networks
 from ..objectives.flow_map_matching import FlowMapMatching
 from ..recipe import Stage
@@ -53,6 +53,11 @@ class Calls:
             return Call(role, "forward", z.shape[1], history, kept=bool(cache.memory))
         return Call(role, "forward", z.shape[1], history, self.past(cache))
 
+    def made(self, cache: Cache, z: Latent) -> None:
+        """By a call on z that kept its own input."""
+        if isinstance(cache, Recorded) and cache.after is not None:
+            self._past[id(cache.after)] = self.past(cache) + z.shape[1]
+
     def extended(self, role: Role, cache: Cache, x: Latent, found: Cache) -> Call:
         """That of encoding the chunk `x` after what is in `cache`, which became `found`."""
         past = self.past(cache)
@@ -61,6 +66,7 @@ class Calls:
         return Call(role, "extend", x.shape[1], past=past)
 
     def past(self, cache: Cache) -> int:
+        cache = cache.before if isinstance(cache, Recorded) else cache
         return 0 if cache is None or isinstance(cache, Spans) else self._past[id(cache)]
 
 
@@ -155,12 +161,14 @@ def _priced(role: Role, u: FlowMap, ledger: Ledger, calls: Calls) -> Iterator[No
     before: list[tuple[Call, int]] = []
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-        z, cond, cache = args[0], args[3], args[4] if len(args) > 4 else kwargs.get("cache")
-        before.append((calls.forward(role, z, cond, cache), ledger.flops))
+        before.append((calls.forward(role, args[0], args[3], _cache(args, kwargs)), ledger.flops))
 
     def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         call, flops = before.pop()
         calls.prices[call] = (ledger.flops - flops) / len(args[0])
+        calls.made(cache := _cache(args, kwargs), args[0])
+        if isinstance(cache, Recorded):
+            ledger.label("cache", _tensors_in(cache.after))
 
     handles = (
         u.register_forward_pre_hook(enter, with_kwargs=True),
@@ -171,6 +179,11 @@ def _priced(role: Role, u: FlowMap, ledger: Ledger, calls: Calls) -> Iterator[No
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _cache(args: Any, kwargs: Any) -> Cache:
+    """That a network is called with."""
+    return args[4] if len(args) > 4 else kwargs.get("cache")
 
 
 @contextmanager

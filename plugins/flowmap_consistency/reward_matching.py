@@ -123,8 +123,10 @@ class RewardMatching(Equips):
         if not isinstance(u, Versions):
             raise TypeError(f"the student is a {type(u).__name__} without versions: see `flowmap.objectives.equipped`")
         if u.history_noise:
-            said = f"the student remembers chunks at t = {u.history_noise:g}, history_noise"
-            raise ValueError(f"RewardMatching: {said}: must be 0, of clean chunks, after which it is regressed")
+            raise ValueError(
+                f"RewardMatching: the student's history_noise = {u.history_noise!r}: must be 0, of clean chunks, after "
+                "which it is regressed"
+            )
         self._follow(u, shared.iteration, rng)
         x, cond = self._made(u, batch, rng)
         with torch.no_grad():

@@ -102,7 +102,7 @@ Encode: TypeAlias = Callable[[tuple[Piece, ...], Sequence[Latent], Cache], Seque
 
 def extended(cache: Cache, x: Latent, full: int, encode: Encode) -> Cache:
     """`FarFlowMap.extend`, whatever encodes."""
-    done = Piece(CLEAN, cache.chunks, cache.frames, x.shape[1])
+    done = _next(cache, x)
     clean = (*(p for p in cache.pieces if p.form == CLEAN), done)
     recent = (*cache.recent, x)
     leaving = max(0, len(clean) - full + 1)
@@ -114,6 +114,18 @@ def extended(cache: Cache, x: Latent, full: int, encode: Encode) -> Cache:
     new = (*compressed, *clean[leaving:])
     memory = encode(new, recent, kept)
     return Cache((*kept.pieces, *new), (*kept.memory, *memory), recent[leaving:])
+
+
+def appended(cache: Cache, z: Latent, memory: Sequence[KeyValue], full: int) -> Cache | None:
+    """With a chunk whose keys and values are there; None where another would leave full resolution for it."""
+    if len(cache.recent) + 1 >= full:
+        return None
+    done = _next(cache, z)
+    return Cache((*cache.pieces, done), (*cache.memory, memory), (*cache.recent, z))
+
+
+def _next(cache: Cache, x: Latent) -> Piece:
+    return Piece(CLEAN, cache.chunks, cache.frames, x.shape[1])
 
 
 def check(window: Window, partition: Sequence[int], full: int, most: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, Literal, TypeAlias
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flowmap import Rng
 from flowmap._types import Cond, Latent, Role, Time
-from flowmap.model import ConditionError, Kept
+from flowmap.model import ConditionError, Kept, Recorded
 from flowmap.window import Window
 
 from . import history, layout
@@ -91,7 +91,12 @@ class FarFlowMap(WanFlowMap):
         keeps = not self.checkpointing if self.keep_history is None else self.keep_history
         return Kept(samples) if keeps and self.context is None else None
 
-    def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache | Kept | None = None) -> Latent:
+    def recording(self, cache: Cache | None) -> Recorded:
+        """As `extend` has it, where no chunk leaves full resolution: those are encoded anew."""
+        return Recorded(cache)
+
+    def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache | Kept | Recorded | None = None) -> Latent:
+        record, cache = (cache, cache.before) if isinstance(cache, Recorded) else (None, cache)
         kept, cache = (cache, Cache()) if isinstance(cache, Kept) else (None, cache or Cache())
         self._check(z, cond, cache)
         past: Sequence[Sequence[KeyValue]] = cache.memory
@@ -115,10 +120,15 @@ class FarFlowMap(WanFlowMap):
             zero = torch.zeros_like(t if t.ndim == 1 else t[:, 0])
             groups, e = [context, *groups], torch.cat([self.embed(zero, zero), e], 1)
         rope, mask = self._rope(pieces, z), self._mask(pieces, before, z)
-        keep = partial(_picked, kept.samples, context) if kept is not None and context else None
-        h, found = self.through(h, e, groups, self.text(cond), rope, mask, past, keep)
+        keep: Callable[[Tensor, Tensor], KeyValue] | None = None if record is None else _alone
+        if kept is not None and context:
+            keep = partial(_picked, kept.samples, context)
+        turned = record is None or self.window is None
+        h, found = self.through(h, e, groups, self.text(cond), rope, mask, past, keep, turned)
         if kept is not None and keep is not None:
             kept.memory = found
+        if record is not None:
+            record.after = self._recorded(cache, z, found)
         return self.latent(h, e, groups, z, skip=context)
 
     def _graphless(self) -> None:
@@ -140,6 +150,12 @@ class FarFlowMap(WanFlowMap):
     def _extended(self, cache: Cache | None, z: Latent, t: Time | None, cond: Cond) -> Cache:
         whole = extended(cache or Cache(), z, self.full, partial(self._encode, cond=cond, t=t))
         return whole if self.window is None else history.kept(whole, self.window)
+
+    def _recorded(self, cache: Cache, z: Latent, found: Sequence[KeyValue]) -> Cache | None:
+        """With a chunk whose keys and values the call that made it gave; None where others would be encoded anew."""
+        bytes_ = self.window is not None and self.window.int8
+        whole = history.appended(cache, z.detach(), Int8.of(found) if bytes_ else found, self.full)
+        return whole if whole is None or self.window is None else history.kept(whole, self.window)
 
     def _placed(
         self, pieces: tuple[Piece, ...], before: Cache, like: Latent
@@ -246,6 +262,11 @@ class FarFlowMap(WanFlowMap):
 
 def _both(k: Tensor, v: Tensor) -> KeyValue:
     return k, v
+
+
+def _alone(k: Tensor, v: Tensor) -> KeyValue:
+    """Without the graph, and of nothing else's memory."""
+    return k.detach().clone(), v.detach().clone()
 
 
 def _picked(samples: Tensor, tokens: int, k: Tensor, v: Tensor) -> KeyValue:

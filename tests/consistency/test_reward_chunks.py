@@ -211,5 +211,5 @@ def test_a_student_with_a_noisy_context_is_refused() -> None:
     u = Toy(causal=True).build(ROLES, device=CPU, dtype=torch.float32)["student"]
     u.history_noise = 0.1
     nets: Any = {"student": Keeps()(u, data(1).batch([0]))}
-    with pytest.raises(ValueError, match=r"remembers chunks at t = 0\.1, history_noise: must be 0"):
+    with pytest.raises(ValueError, match=r"the student's history_noise = 0\.1: must be 0"):
         matching()(nets, data(4).batch([0, 1]), Rng.seeded(0), Shared())
