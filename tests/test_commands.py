@@ -156,6 +156,7 @@ def test_the_student_can_be_loaded(run: Path) -> None:
         flowmap.load(run / "nowhere")
 
 
+@pytest.mark.usefixtures("pictures_as_for_users")
 @pytest.mark.parametrize("suffix", [".png", ".mp4", ".gif"])
 def test_sample_has_a_row_a_prompt_and_a_column_a_number_of_steps(run: Path, tmp_path: Path, suffix: str) -> None:
     out = tmp_path / f"made{suffix}"

@@ -11,6 +11,7 @@ import pytest
 
 from flowmap.plugins import backbone, manager
 from flowmap.testing import BACKBONE_CHECKS
+from tests import forked
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -56,20 +57,27 @@ QUICK = {"own-videos"}  # the others distil recipes that come with the package, 
 @pytest.mark.parametrize(
     "path", [pytest.param(p, id=p.stem, marks=() if p.stem in QUICK else pytest.mark.slow) for p in TUTORIALS]
 )
-def test_a_tutorial_runs(path, tmp_path):
+def test_a_tutorial_runs(path, flowmap_command, tmp_path):
     """Its blocks in order, in one directory: commands, Python, and files of the name that they are marked with."""
     done = 0
+    env = {**os.environ, "PATH": f"{flowmap_command}{os.pathsep}{commands_of_this_tree()['PATH']}"}
     for match in FENCE.finditer(path.read_text()):
         (mark,) = match["marks"].split()
         if mark == "tutorial":
             command = [*BLOCK[match["language"]], match["code"]]
-            run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=commands_of_this_tree())
+            run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
             assert run.returncode == 0, f"{match['code']}{run.stdout}{run.stderr}"
             done += 1
         else:
             assert mark.endswith(".py")
             (tmp_path / mark).write_text(match["code"])
     assert done > 1
+
+
+@pytest.fixture(scope="module")
+def flowmap_command():
+    with forked.command() as folder:
+        yield folder
 
 
 def commands_of_this_tree():

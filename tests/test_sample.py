@@ -59,6 +59,7 @@ def rate(path: Path) -> float:
         return float(file.streams.video[0].average_rate or 0)
 
 
+@pytest.mark.usefixtures("pictures_as_for_users")
 @pytest.mark.parametrize("name", ["grid.png", "grid.mp4", "grid.gif"])
 def test_a_grid_has_a_row_a_prompt_and_a_column_a_number_of_steps_with_labels(student: Path, name: str) -> None:
     """In each cell the student's own sample; above it black letters on white."""

@@ -78,22 +78,31 @@ def _write_pictures(pictures: Picture, path: Path, fps: float, seconds: float) -
     if path.suffix == ".gif":
         iio.imwrite(path, pictures, duration=1000 / fps, loop=0)
         return
-    _write_mp4(np.concatenate([pictures] * max(1, math.ceil(seconds * fps / len(pictures)))), path, fps)
+    _write_mp4(pictures, path, fps, times=max(1, math.ceil(seconds * fps / len(pictures))))
 
 
-def _write_mp4(pictures: Picture, path: Path, fps: float) -> None:
-    """H.264 halves the colours: an odd row or column is cut."""
+def _write_mp4(pictures: Picture, path: Path, fps: float, *, times: int) -> None:
+    """Again and again, encoded once. H.264 halves the colours: an odd row or column is cut."""
     import av
 
+    if len(pictures) == 1:  # a key frame may not follow itself
+        pictures, times = np.concatenate([pictures] * times), 1
     height, width = (side // 2 * 2 for side in pictures.shape[1:3])
     with av.open(str(path), "w") as file:
         rate = Fraction(fps).limit_denominator(1001)
         stream = file.add_stream("libx264", rate=rate, options={"preset": "ultrafast", "crf": "16", "threads": "1"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        coded = []
         for picture in pictures[:, :height, :width]:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            file.mux(stream.encode(frame))
-        file.mux(stream.encode())
+            coded += stream.encode(frame)
+        coded += stream.encode()
+        stamps = [(packet.pts, packet.dts, packet.time_base) for packet in coded]
+        for again in range(times):
+            for packet, (pts, dts, base) in zip(coded, stamps, strict=True):
+                later = round(again * len(pictures) / rate / base)
+                packet.time_base, packet.pts, packet.dts = base, pts + later, dts + later
+                file.mux(packet)
 
 
 def write_labelled(videos: Mapping[Any, Tensor], prompts: Sequence[str], path: Path, fps: float | None = None) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import av
 import imageio.v3 as iio
 import numpy as np
 import pytest
@@ -34,6 +36,7 @@ def test_a_tile_is_about_square() -> None:
     assert previews.tile(clips(9)).shape == (4, 3, 3 * 7, 3 * 11)
 
 
+@pytest.mark.usefixtures("pictures_as_for_users")
 @pytest.mark.parametrize("suffix", [".mp4", ".gif"])
 def test_a_video_can_be_read_back(suffix: str, tmp_path: Path) -> None:
     video = clips(1)[0]
@@ -44,6 +47,21 @@ def test_a_video_can_be_read_back(suffix: str, tmp_path: Path) -> None:
     assert frames.shape[1] % 6 == frames.shape[2] % 10 == 0 and min(frames.shape[1:3]) > 200
     for frame, expected in zip(frames, video, strict=False):
         assert abs(float(frame.mean()) / 255 - float(expected.mean())) < 0.02
+
+
+@pytest.mark.parametrize("fps", [6.0, 24000 / 1001])
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_a_short_video_is_shown_again_and_again_in_even_time(count: int, fps: float, tmp_path: Path) -> None:
+    """Coded once: every turn is the first one's frames, and the next frame is 1 / fps later there too."""
+    video = torch.rand(count, 3, 6, 10, generator=torch.Generator().manual_seed(count))
+    previews.write_video(video, tmp_path / "v.mp4", fps)
+    with av.open(str(tmp_path / "v.mp4")) as file:
+        found = [(float(one.pts * one.time_base), one.to_ndarray(format="rgb24")) for one in file.decode(video=0)]
+    assert len(found) == count * math.ceil(3 * fps / count)
+    for k, (at, frame) in enumerate(found):
+        assert at == pytest.approx(k / fps, abs=1e-4)
+        assert count == 1 or np.array_equal(frame, found[k % count][1])
+    assert count == 1 or not np.array_equal(found[0][1], found[1][1])
 
 
 def test_an_odd_video_loses_a_line_to_the_format_not_the_run(tmp_path: Path) -> None:
