@@ -14,7 +14,7 @@ from .law_lines import moments_of
 
 TITLES = {
     "absolute_drift": "Mean | ink / ink of the first frame − 1 |, in percent",
-    "glyph_distance": "Energy distance of single frames' glyphs to real ones of the same prompt, times 100",
+    "glyph_distance": "Energy distance of single frames' glyphs to real ones, times 100",
 }
 PAIRS = (("history_grad", "stage_2"), ("self_gradient_forcing", "self_forcing"))
 """With the gradient through the history, and without."""

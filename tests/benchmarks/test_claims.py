@@ -1,4 +1,5 @@
-"""The numbers of README's benchmark section and of the law in docs/benchmarks.md, each with the record it is of."""
+"""The numbers of README's benchmark section, of the law in docs/benchmarks.md and of the drift in docs/chunks.md, each
+with the record it is of."""
 
 import json
 import re
@@ -6,6 +7,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
+from benchmarks.curves import interval
+from benchmarks.law_jobs import GROUPS
 
 ROOT = Path(__file__).parents[2]
 SECTION = (ROOT / "README.md").read_text().partition("## Benchmarks\n")[2].partition("\n## ")[0]
@@ -108,3 +112,34 @@ def test_the_prose_about_the_law_has_no_number_that_was_not_measured():
     prose = "\n".join(line for line in LAW.splitlines() if line[:1] != "|")
     said = re.findall(r"(?<![\d.])\d\.\d{3}(?!\d)", prose)
     assert len(said) > 10 and not {*said} - known
+
+
+LONG = "### Longer videos than in training\n"
+DRIFT = (ROOT / "docs" / "chunks.md").read_text().partition(LONG)[2].partition("\n## ")[0]
+
+
+def test_every_number_of_the_drift_in_long_videos_is_the_one_that_was_measured():
+    records = [r for r in read("law_drift.json") if r["metric"] == "absolute_drift"]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in DRIFT.splitlines() if line[:1] == "|"]
+    assert len(rows) == 2 + len({r["method"] for r in records})
+    for title, *values, seeds in rows[2:]:
+        for text, (longer, steps) in zip(values, ((1, 4), (1, 32), (3, 4), (3, 32)), strict=True):
+            if not text:  # of real clips, which take no steps
+                continue
+            wanted = {"title": title, "longer": longer, "chunk": 5 * longer - 1}
+            some = [r for r in records if wanted.items() <= r.items() and r["steps"] in (0, steps)]
+            assert [f"{100 * r['mean']:.1f} ± {100 * r['se']:.1f}" for r in some] == [text], (title, longer, steps)
+            assert str(some[0]["seeds"]) == seeds
+
+
+def test_what_is_said_of_the_gradient_through_the_history_is_what_its_intervals_say():
+    """Of AnyFlow every difference is within its interval; of Self-Forcing's drift those at 32 steps alone are not."""
+    found = read("law_drift_differences.json")
+    assert len([r for r in found if r["method"] == "history_grad"]) == 8
+    beside = [r for r in found if abs(r["mean"]) > interval(r["se"], told_apart_by(r))]
+    assert not [r for r in beside if r["method"] == "history_grad"]
+    assert {r["steps"] for r in beside if r["metric"] == "absolute_drift"} == {32}
+
+
+def told_apart_by(difference):
+    return difference["seeds"] if difference["se_of"] == "seeds" else GROUPS
