@@ -41,6 +41,8 @@ class Block(nn.Module):
         for name, module in block.named_children():
             self.add_module(name, module)
         self.scale_shift_table = block.scale_shift_table
+        for attn in (self.attn1, self.attn2):
+            attn.norm_q, attn.norm_k = _torchs(attn.norm_q), _torchs(attn.norm_k)
 
     def forward(
         self,
@@ -80,6 +82,17 @@ class Block(nn.Module):
         x = _by_group(_affine, groups, (self.norm3(wide),), scale_ff, shift_ff).to(dtype)
         h = _by_group(torch.addcmul, groups, (wide, self.ffn(x)), gate_ff).to(dtype)
         return h, k if turned else plain, v
+
+
+def _torchs(norm: nn.Module) -> nn.Module:
+    """torch's RMSNorm for diffusers', with its weight: one kernel where there is one, rounded once."""
+    from diffusers.models.normalization import RMSNorm
+
+    if not isinstance(norm, RMSNorm) or norm.weight is None or norm.bias is not None:
+        return norm
+    made = nn.RMSNorm(norm.dim, norm.eps, device="meta")
+    made.weight = norm.weight
+    return made.train(norm.training)
 
 
 def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
