@@ -41,6 +41,7 @@ class Block(nn.Module):
         for name, module in block.named_children():
             self.add_module(name, module)
         self.scale_shift_table = block.scale_shift_table
+        attn: Any
         for attn in (self.attn1, self.attn2):
             attn.norm_q, attn.norm_k = _torchs(attn.norm_q), _torchs(attn.norm_k)
 
@@ -63,9 +64,8 @@ class Block(nn.Module):
         and of this rank's heads. turned: return the keys as they are rotated; else, of one rank alone, as before.
         """
         shift, scale, gate, shift_ff, scale_ff, gate_ff = (self.scale_shift_table[:, None] + e.float()).unbind(2)
-        dtype, wide = h.dtype, h.float()
 
-        x = _by_group(_affine, groups, (self.norm1(wide),), scale, shift).to(dtype)
+        x = _by_group(_affine, groups, (self.norm1(h.float()),), scale, shift).to(h.dtype)
         q, k, v = _heads(self.attn1, x, x)
         plain = k
         q, k = rotate(q, rope), rotate(k, rope)
@@ -73,14 +73,14 @@ class Block(nn.Module):
             q, k, v = share.heads(q.to(v.dtype), k.to(v.dtype), v)
         keys, values = torch.cat([*(k for k, _ in past), k], 1), torch.cat([*(v for _, v in past), v], 1)
         x = _attend(self.attn1, q, keys, values, mask, share)
-        h = _by_group(torch.addcmul, groups, (wide, x), gate).to(dtype)
+        h = _by_group(torch.addcmul, groups, (h.float(), x), gate).to(h.dtype)
 
-        x = self.norm2(h.float()).to(dtype)
+        x = self.norm2(h.float()).to(h.dtype)
         h = h + _attend(self.attn2, *_heads(self.attn2, x, text[0]), text[1])
 
-        wide = h.float()
-        x = _by_group(_affine, groups, (self.norm3(wide),), scale_ff, shift_ff).to(dtype)
-        h = _by_group(torch.addcmul, groups, (wide, self.ffn(x)), gate_ff).to(dtype)
+        x = _by_group(_affine, groups, (self.norm3(h.float()),), scale_ff, shift_ff).to(h.dtype)
+        x = self.ffn(x)
+        h = _by_group(torch.addcmul, groups, (h.float(), x), gate_ff).to(h.dtype)
         return h, k if turned else plain, v
 
 
