@@ -39,7 +39,10 @@ GRACE = 3.0  # seconds between a rank's end and that of the others
 PATIENCE = 60.0
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["flowmap.distill", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch._dynamo"]
+    [
+        *("flowmap.distill", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch._dynamo"),
+        *("diffusers.models.transformers", "peft"),  # every rank of a network of Wan's would take seconds for them
+    ]
 )
 
 
