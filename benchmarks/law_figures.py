@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .curves import interval
@@ -67,7 +68,7 @@ def every(found: Mapping[str, Any], path: Path) -> None:
             _draw(axes, some, colour, label)
             _above(axes, some, colour)
         axes.axhline(0.0, color="black", linewidth=0.8, linestyle=":")
-        axes.set_title(row.title, fontsize=10)
+        axes.set_title(fill(row.title, 38), fontsize=10)
         _steps(axes, found)
     for axes in panels[len(shown) :]:
         axes.set_axis_off()

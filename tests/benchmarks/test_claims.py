@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.curves import interval
 from benchmarks.law_jobs import GROUPS
+from benchmarks.law_rows import ABLATIONS, NAMES
 
 ROOT = Path(__file__).parents[2]
 SECTION = (ROOT / "README.md").read_text().partition("## Benchmarks\n")[2].partition("\n## ")[0]
@@ -50,9 +51,17 @@ def features(steps, method="anyflow"):
     return "law.json", key
 
 
+def more_data(metric, steps):
+    return "law.json", {"method": "ablation_cotrain_12", "metric": metric, "steps": steps}
+
+
 CLAIMS = [
     (r"features stages 1 \+ 2 improve, from (\S+) at 4 steps to (\S+) at 32", [features(4), features(32)]),
     (r"and rCM does, too, from (\S+) to (\S+)", [features(4, "rcm"), features(32, "rcm")]),
+    (
+        r"12 for 1 AnyFlow is at (\S+) and (\S+) in latents, 4 and 32 steps, and at (\S+) and (\S+) in features",
+        [more_data(f"{of}_distance", n) for of in ("energy", "feature") for n in (4, 32)],
+    ),
     (r"AnyFlow is level there from 4 to 32 steps \((\S+) and (\S+)\)", [guided("anyflow", 4), guided("anyflow", 32)]),
     (r"rCM gets worse \((\S+) to (\S+)\)", [guided("rcm", 4), guided("rcm", 32)]),
     (r"longer `tiny_wan` run .* from (\S+) at 4 steps to (\S+) at 32", [longer(4), longer(32)]),
@@ -143,3 +152,19 @@ def test_what_is_said_of_the_gradient_through_the_history_is_what_its_intervals_
 
 def told_apart_by(difference):
     return difference["seeds"] if difference["se_of"] == "seeds" else GROUPS
+
+
+STAYS = "### Where AnyFlow stays level\n"
+ABLATED = (ROOT / "docs" / "benchmarks.md").read_text().partition(STAYS)[2].partition("\n#")[0]
+
+
+def test_every_number_of_the_ablations_is_the_one_that_was_measured():
+    key = {"sampler": "flow_map"}
+    records = {(r["title"], r["metric"], r["steps"]): r for r in read("law.json") if key.items() <= r.items()}
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in ABLATED.splitlines() if line[:1] == "|"]
+    assert len(rows) == 2 + 1 + len(ABLATIONS)
+    columns = [(metric, n) for metric in ("energy_distance", "feature_distance") for n in (4, 32)]
+    for title, *cells_of in rows[2:]:
+        title = NAMES["anyflow"].title if title == "none" else title
+        found = [records.get((title, metric, n)) for metric, n in columns]
+        assert cells_of == [f"{r['mean']:.3f} ± {r['se']:.3f}" if r else "not run" for r in found], title
