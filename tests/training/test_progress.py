@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,7 +99,8 @@ def test_status_says_what_is_left_of_a_run_that_goes_on(tmp_path: Path) -> None:
     assert "left" not in status.lines(tmp_path)
 
 
-def test_a_plan_says_a_line_a_stage(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_says_a_line_a_stage(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[plan.__module__], "DRAWS", 1)  # of 200: what a stage costs is not looked at
     recipe = Recipe(Toy(), (Stage(anyflow.forward(), 3, batch=4),) * 2, data=data())
     with lines():
         plan(recipe)
