@@ -220,7 +220,7 @@ def test_what_is_closer_to_real_clips_scores_less():
     rows = torch.arange(len(real.prompts)) % 16
     means = torch.stack([real.latents[rows == k].mean(0) for k in range(16)])[rows]
     less = bench._samples(means + 0.5 * (real.latents - means), None)
-    good, bad = law_jobs._measured(real)["values"], law_jobs._measured(less)["values"]
+    good, bad = law_jobs.measured(real)["values"], law_jobs.measured(less)["values"]
     assert bad["variety"] == pytest.approx(0.5 * good["variety"]) and good["energy_distance"] < bad["energy_distance"]
 
 

@@ -64,11 +64,14 @@ def test_stage_one_takes_a_call_for_guidance_and_two_for_half_of_the_derivatives
 
 
 def test_stage_two_jumps_as_often_as_it_does_on_average(whole):
-    parts = whole.stages[2].parts
+    narrow = plan(evolve(whole.recipe, dtype="bfloat16"), whole.machine)  # in float32 W + s B A is made for each call
+    parts = narrow.stages[2].parts
     assert parts["rollout forward"] / parts["student forward"] == pytest.approx(2.617, rel=0.03)
     assert parts["teacher"] / parts["critic score"] == pytest.approx(2)
-    found = by_part(whole.stages[2])
-    assert sum(found.values()) == pytest.approx(whole.stages[2].flops)
+    wide = whole.stages[2].parts
+    assert 1.5 < wide["teacher"] / wide["critic score"] < 2  # both branches of guidance are one call, with one weight
+    found = by_part(narrow.stages[2])
+    assert sum(found.values()) == pytest.approx(narrow.stages[2].flops)
     assert found["rollout"] == pytest.approx(parts["rollout forward"] + parts["rollout backward"])
 
 
@@ -297,12 +300,11 @@ def test_memory_is_given_with_a_unit():
 
 def test_a_derivative_does_not_pay_for_a_history_that_was_kept():
     of = spec(causal=True, checkpointing=False)
-    recipe = Recipe(of, (Stage(anyflow.forward(), steps=10, batch=4),), data=data())
+    recipe = Recipe(of, (Stage(anyflow.forward(), steps=10, batch=4),), data=data(), dtype="bfloat16")
     kept, anew = (
         plan(r, Machine(gpus=1)).stages[0] for r in (recipe, evolve(recipe, backbone=evolve(of, keep_history=False)))
     )
     assert {call.kept for call in kept.traced.prices} == {False, True} and not any(c.kept for c in anew.traced.prices)
     assert kept.parts["derivative"] < 0.7 * anew.parts["derivative"]
-    assert {part: flops for part, flops in kept.parts.items() if part != "derivative"} == {
-        part: flops for part, flops in anew.parts.items() if part != "derivative"
-    }
+    rest = {part: flops for part, flops in anew.parts.items() if part != "derivative"}  # but for W + s B A of embedders
+    assert {part: flops for part, flops in kept.parts.items() if part != "derivative"} == pytest.approx(rest, rel=1e-3)
