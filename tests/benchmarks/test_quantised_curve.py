@@ -1,6 +1,7 @@
 """The curve on a base of few bits end to end, at a size that says nothing; differences by hand."""
 
 import json
+from pathlib import Path
 
 import pytest
 from attrs import evolve
@@ -44,3 +45,17 @@ def test_the_difference_and_its_error_are_those_of_groups_left_out_on_both_sides
 def test_a_trial_does_not_take_the_place_of_the_results():
     with pytest.raises(SystemExit, match="2"):
         quantised_curve.main(["--smoke"])
+
+
+def test_the_numbers_of_the_docs_are_those_that_were_measured():
+    root = Path(__file__).parents[2]
+    found = json.loads((root / "benchmarks" / "results" / "quantised_curve.json").read_text())
+    large = (root / "docs" / "large.md").read_text()
+    text = large.partition("| base | 1 step |")[2].partition("\n\n")[0]
+    told = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in text.splitlines()[2:]}
+    for name in BASES:
+        assert told[name] == [f"{one['values']['energy_distance']:.3f}" for one in found["bases"][name].values()]
+    apart = found["differences"]["energy_distance"].values()
+    assert told["int8 − float32, 95 % interval"] == [f"{one['mean']:.3f} ± {one['interval']:.3f}" for one in apart]
+    beyond = [n for n, one in found["differences"]["energy_distance"].items() if one["mean"] > one["interval"]]
+    assert f"at {', '.join(beyond[:-1])} and {beyond[-1]} steps" in " ".join(large.split())
