@@ -23,6 +23,8 @@ from flowmap.reweights import Balanced, Beta, Gaussian
 
 SHIFT, GUIDANCE, H = 1.0, 1.0, 5e-3
 FORWARD_STEPS, ON_POLICY_STEPS, BATCH, CLIPS = 1000, 200, 16, 4096
+COTRAIN_EVERY_STEPS = 260
+"""Of stage 2 with co-training in every second update: the student's calls are those of `ON_POLICY_STEPS` otherwise."""
 COUNTS = (1, 2, 4, 8, 16, 32)
 TEACHER = Wan21(TINY_WAN, lora=None, text_tokens=12, shift=SHIFT)
 CAUSAL = Far(TINY_WAN, lora=None, text_tokens=12, shift=SHIFT, partition=(1, 1, 1, 1, 1), long=1.0)
@@ -165,6 +167,13 @@ def _difference(h: float) -> Ours:
 ABLATIONS = (
     _ablation("cotrain_12", "co-training at weight 12 instead of 1", Ours(second={"cotrain": 12.0})),
     _ablation("cotrain_0", "no co-training", Ours(second={"cotrain": 0.0})),
+    _ablation(
+        "cotrain_every",
+        "co-training in every second update, equal calls",
+        Ours(second={"cotrain_every": 2}, iterations=(FORWARD_STEPS, COTRAIN_EVERY_STEPS)),
+    ),
+    _ablation("one_jump", "the gradient through one drawn jump of the rollout", Ours(second={"one_jump": True})),
+    _ablation("one_pass", "the critic learns from the pass of the fake score", Ours(second={"one_pass": True})),
     _ablation("critic_2", "two critic updates for one of the student", Ours(second={"student_every": 2})),
     _ablation("budgets_few", "rollouts of 1, 2, 4 steps alone", Ours(second={"steps": (1, 2, 4)})),
     _ablation("budgets_many", "rollouts of 16 and 32 steps alone", Ours(second={"steps": (16, 32)})),

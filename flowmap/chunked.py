@@ -33,6 +33,8 @@ def graph_of_history(instance: Any, attribute: Any, value: HistoryGrad) -> None:
     validators.in_((False, True, "packed"))(instance, attribute, value)
     if value == "packed" and instance.replay:
         raise validators.wrong(instance, attribute, value, "must be True with replay = True, which goes chunk by chunk")
+    if value == "packed" and getattr(instance, "one_jump", False):
+        raise validators.wrong(instance, attribute, value, "must be True with one_jump = True, a jump for each chunk")
 
 
 def chunks_after(u: FlowMap, frames: int, given: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

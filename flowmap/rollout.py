@@ -39,6 +39,7 @@ from .steps import Step as Step
 from .steps import consistency_step as consistency_step
 from .steps import euler_step as euler_step
 from .steps import ode_step as ode_step
+from .steps import one_of
 from .steps import restart_step as restart_step
 from .times import ALL, Grid, Span, Steps, corners_of, euler_grid, grids_of, of_chunk, parting, span
 
@@ -56,6 +57,7 @@ def generate(
     given: Sequence[Latent] = (),
     step: Step = ode_step,
     grad_last: int | None = None,
+    one_jump: bool = False,
     replay: bool = False,
     history_grad: bool = False,
     history_noise: HistoryNoise | None = None,
@@ -64,11 +66,12 @@ def generate(
 
     grid: of all chunks, or one for each of the video, those given among them, of which the last repeats.
     given: finished chunks that come before. grad_last: how many steps of each chunk, the last ones, carry gradients;
-    None is all. Between chunks gradients stop: the history is a snapshot of finished, detached chunks, and is extended
-    when the next chunk is asked for. history_grad: with a graph, so that a chunk teaches how what it read is written,
-    too; the frames stay detached. Self Gradient Forcing, arXiv:2607.20368. replay: keep no graph; each chunk is walked
-    again in the backward pass, one after the other, so that the graph of one is held at a time: the same gradient for a
-    second forward pass, in which a history with a graph is written anew for each.
+    None is all. one_jump: of these one, drawn for each chunk, in which u has a graph and counts as often as there are
+    such steps; in the others u is a constant. Between chunks gradients stop: the history is a snapshot of finished,
+    detached chunks, and is extended when the next chunk is asked for. history_grad: with a graph, so that a chunk
+    teaches how what it read is written, too; the frames stay detached. Self Gradient Forcing, arXiv:2607.20368. replay:
+    keep no graph; each chunk is walked again in the backward pass, one after the other, so that one graph is held at a
+    time: the same gradient for a second forward pass, in which a history with a graph is written anew for each.
 
     history_noise: the time τ that finished chunks are noised to again before they are remembered, (1 - τ) x + τ n,
     which `FlowMap.extend_noisy` is told; None is the network's own. Those that are yielded stay as they are. "last": a
@@ -96,11 +99,13 @@ def generate(
         cache = remembered(cache, chunks)
         times, own = of_chunk(grid, k), stream(z, k)
         steps = len(times) - 1
+        last = steps if grad_last is None else min(grad_last, steps)
+        asked = one_of(u, last, own) if one_jump and torch.is_grad_enabled() else [u] * last
         kept = recorder(u, cache) if own_calls and steps > 1 else None
-        for i, (t, r) in enumerate(pairwise(times)):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and (grad_last is None or i >= steps - grad_last)):
+        for i, (v, (t, r)) in enumerate(zip([u] * (steps - last) + asked, pairwise(times), strict=True)):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and i >= steps - last):
                 seen = cache if kept is None or i < steps - 1 else kept
-                z = step(u, z, t.expand(len(z)), r.expand(len(z)), cond, seen, own)
+                z = step(v, z, t.expand(len(z)), r.expand(len(z)), cond, seen, own)
         return z, kept
 
     cache: Cache = None
@@ -131,6 +136,7 @@ def walk(
     context: Latent | None = None,
     step: Step = ode_step,
     grad_last: int | None = None,
+    one_jump: bool = False,
     replay: bool = False,
     history_grad: HistoryGrad = False,
     history_noise: HistoryNoise | None = None,
@@ -139,8 +145,8 @@ def walk(
 
     context: clean latents of the first frames [B, F0, C, H, W], one for image-to-video, more to go on from a clip. They
     come back as they are, and the noise of these frames is not used. history_grad: as in `generate`; "packed" is a walk
-    without a graph and then one call a step for all chunks, the same numbers and the same gradient. history_noise: as
-    in `generate`; "packed" has none. A ValueError where there are grids of more chunks than the video has.
+    without a graph and then one call a step for all chunks, the same numbers and the same gradient. one_jump,
+    history_noise: as in `generate`; "packed" has none. A ValueError for grids of more chunks than the video has.
     """
     past, rest = chunks_after(u, noise.shape[1], 0 if context is None else matching(context, noise).shape[1])
     serves(u, grid, len(past) + len(rest))
@@ -154,8 +160,9 @@ def walk(
             return torch.cat([*generate(u, chunks, cond, grid, rng, step=step, history_noise=0.0)], dim=1)
 
         return packed(u, cond, grid, first, step, made)
-    settings: dict[str, Any] = {"step": step, "grad_last": grad_last, "replay": replay, "history_noise": history_noise}
-    found = generate(u, chunks, cond, grid, rng, given=given, history_grad=bool(history_grad), **settings)
+    settings: dict[str, Any] = {"step": step, "grad_last": grad_last, "one_jump": one_jump, "replay": replay}
+    settings |= {"history_grad": bool(history_grad), "history_noise": history_noise}
+    found = generate(u, chunks, cond, grid, rng, given=given, **settings)
     return torch.cat([*given, *found], dim=1)
 
 
@@ -205,6 +212,10 @@ class FlowMapBackwardSimulation:
     do, so that chunks are remembered at the time of samples: 4 - 4 / n calls, and none to encode a chunk. AnyFlow,
     arXiv:2605.13724.
 
+    one_jump: of K jumps one, drawn for each chunk, has a graph, and its gradient counts K times: 1 G + (K - 1) F in
+    place of K G. The mean over draws is the gradient of all jumps with du/dz taken for 0: how a jump's u changes
+    with those before it is left out.
+
     within: of two experts that part at b, the times of the one that learns; n are the steps of both. The high one's
     walk goes 1 -> t_i -> t_{i+1} -> b, and its samples are noisy, z_b. The low one's begins with what the high one
     makes of noise by such jumps of its own, which carry no gradient: u is then the pair of them.
@@ -216,6 +227,7 @@ class FlowMapBackwardSimulation:
     within: Span = field(default=ALL, validator=span)
     history_grad: HistoryGrad = field(default=False, validator=graph_of_history)
     history_noise: HistoryNoise = field(default=0.0, validator=noise_of_history)
+    one_jump: bool = False
 
     def __attrs_post_init__(self) -> None:
         if self.within != ALL and not all(isinstance(n, int) and n > 1 for n in self.steps):
@@ -237,7 +249,7 @@ class FlowMapBackwardSimulation:
         if high < 1.0:
             last = len(corners[0]) - 1
             corners = [torch.cat([corners_of([grids[0][grids[0] >= high]], rng)[0][:-1], corners[0]])]
-        how = remembering(self)
+        how = {**remembering(self), "one_jump": self.one_jump}
         corners = [to_device(grid, noise.device) for grid in corners]
         return walk(u, noise, cond, corners[0] if isinstance(n, int) else corners, rng, grad_last=last, **how)
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
+import torch
+
 from ._types import Cache, Cond, Latent, Rng, Time
 from .experts import phased_step
-from .model import FlowMap, Kind
+from .model import FlowMap, Kind, Wrapped
 from .path import renoise
 
+JUMP = 0x70B
+"""In the key of the stream that draws one of several steps: forks by a small number are anybody's."""
 Step: TypeAlias = Callable[[FlowMap, Latent, Time, Time, Cond, Cache, Rng], Latent]
 
 
@@ -40,6 +44,27 @@ def restart_step(gamma: float) -> Step:
         return z if gamma == 0 else renoise(z, rng.noise_like(z), below, r)
 
     return step
+
+
+class Counted(Wrapped):
+    """`u` whose gradient counts n times; n = 0: u without a graph, a constant of whatever it is part of."""
+
+    def __init__(self, u: FlowMap, n: int) -> None:
+        super().__init__(u)
+        self.n = n
+
+    def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
+        if self.n == 0:
+            with torch.no_grad():
+                return self.u(z.detach(), t, r, cond, cache)
+        v = self.u(z, t, r, cond, cache)
+        return v.detach() + self.n * (v - v.detach())
+
+
+def one_of(u: FlowMap, n: int, rng: Rng) -> list[FlowMap]:
+    """u for each of n steps: one, drawn by a fork of `rng`, has a graph, which counts n times."""
+    drawn = rng.fork(JUMP).randint(n)
+    return [Counted(u, n if i == drawn else 0) for i in range(n)]
 
 
 STEPS: Mapping[Kind, Step] = {

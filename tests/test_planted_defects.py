@@ -253,6 +253,11 @@ DEFECTS: list[Defect] = [
         *("flowmap.reweights", "on | ~μ.isfinite() | ~own.isfinite()", "on"),
         partial(test_reweights.test_before_there_has_been_a_diagonal_a_loss_is_what_it_is, torch.tensor([4.0, 1.0])),
     ),
+    (
+        "the gradient of one jump counted once",
+        *("flowmap.steps", "Counted(u, n if i ==", "Counted(u, 1 if i =="),
+        partial(test_rollout.test_the_gradient_through_one_jump_counts_as_often_as_there_are_jumps, 1, 3, False),
+    ),
     # distribution matching
     ("DMD away from the teacher", DMD, "g = (fake - real)", "g = (real - fake)", descends),
     (
@@ -342,7 +347,7 @@ DEFECTS: list[Defect] = [
     ),
     (
         "a gradient through the last jump alone",
-        *(ROLLOUT, "(grad_last is None or i >= steps - grad_last)", "i >= steps - (grad_last or 1)"),
+        *(ROLLOUT, "last = steps if grad_last is None else", "last = 1 if grad_last is None else"),
         test_rollout.test_a_gradient_reaches_every_jump,
     ),
     (

@@ -146,6 +146,74 @@ def test_a_gradient_reaches_every_jump() -> None:
     assert (u.biases.grad.abs() > 0.1).all()
 
 
+class Jumps(Chosen):
+    """Its forks draw from the same list."""
+
+    def fork(self, *key: int) -> Rng:
+        return self
+
+
+class Linear(FlowMap):
+    """u = a z + b in float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (torch.nn.Parameter(torch.tensor(v, dtype=torch.float64)) for v in (0.7, -0.2))
+
+    def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
+        return self.a * z + self.b
+
+
+@pytest.mark.parametrize("replay", [False, True])
+@pytest.mark.parametrize("i, jumps", [(0, 2), (1, 3), (3, 2)])
+def test_the_gradient_through_one_jump_counts_as_often_as_there_are_jumps(i: int, jumps: int, replay: bool) -> None:
+    """Of the k-th of K: -K (t - r) z_k for a and -K (t - r) for b, and nothing of how z_k came to be."""
+    u, z, grid = Linear(), noise(), euler_grid(4, 1.0).double()
+    a, b = float(u.a.detach()), float(u.b.detach())
+    usual = FlowMapBackwardSimulation((4,), 1.0)(u, z, {}, Jumps(0, i)).detach()
+    corners = sorted({1.0, float(grid[i]), float(grid[i + 1]), 0.0}, reverse=True)
+    assert len(corners) == jumps + 1
+    for drawn, (t, r) in enumerate(pairwise(corners)):
+        x = FlowMapBackwardSimulation((4,), 1.0, replay, one_jump=True)(u, z, {}, Jumps(0, i, drawn, drawn))
+        assert torch.equal(x.detach(), usual)
+        found = torch.autograd.grad(x.sum(), (u.a, u.b))
+        here = z
+        for before, after in pairwise(corners[: drawn + 1]):
+            here = here - (before - after) * (a * here + b)
+        wanted = -jumps * (t - r) * here.sum(), torch.tensor(-jumps * (t - r) * z.numel(), dtype=torch.float64)
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_where_u_does_not_depend_on_z_the_mean_over_the_jumps_is_the_gradient_of_all() -> None:
+    u, z = Linear(), noise()
+    with torch.no_grad():
+        u.a.zero_()
+    (whole,) = torch.autograd.grad(FlowMapBackwardSimulation((4,), 1.0)(u, z, {}, Jumps(0, 1)).sum(), u.b)
+    one = FlowMapBackwardSimulation((4,), 1.0, one_jump=True)
+    each = [torch.autograd.grad(one(u, z, {}, Jumps(0, 1, k)).sum(), u.b)[0] for k in range(3)]
+    torch.testing.assert_close(sum(each) / 3, whole)
+    assert each[0] != each[2]
+
+
+def test_every_chunk_draws_the_jump_that_has_a_graph_and_every_jump_is_drawn() -> None:
+    u, z, c = causal(3)
+    counted, seen = CountingFlowMap(u), Counter[tuple[bool, ...]]()
+
+    class Written(CountingFlowMap):
+        def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
+            graphs.append(torch.is_grad_enabled())
+            return super().forward(z, t, r, cond, cache)
+
+    for seed in range(12):
+        graphs: list[bool] = []
+        walk(Written(counted), z, c, euler_grid(2), Rng.seeded(seed), one_jump=True)
+        assert [graphs[n] + graphs[n + 1] for n in (0, 2, 4)] == [1, 1, 1]
+        seen[tuple(graphs[::2])] += 1
+    assert len(seen) > 4 and counted.graph == 12 * 3 * len(z)
+    with pytest.raises(ValueError, match=r"history_grad = 'packed': must be True with one_jump"):
+        FlowMapBackwardSimulation(one_jump=True, history_grad="packed")
+
+
 @pytest.mark.parametrize("exit_at", range(4))
 def test_consistency_simulation_stops_where_it_is_told_and_only_its_last_jump_has_a_graph(exit_at: int) -> None:
     u = CountingFlowMap(GaussianFlowMap(MEAN, STD))

@@ -71,6 +71,7 @@ def on_policy(
     history_grad: HistoryGrad = False,
     history_noise: HistoryNoise = 0.0,
     one_pass: bool = False,
+    one_jump: bool = False,
     cotrain_every: int = 1,
     parity: bool = False,
     within: Span = ALL,
@@ -88,13 +89,14 @@ def on_policy(
     what the call that made a chunk kept, at a call less a chunk. `within`: of
     the high expert distributions are matched at its end; the low one's samples begin with what the high student makes.
 
-    Two that save operations and were not judged: `one_pass`, the critic learns from the pass that gives the fake score,
-    at the times of distribution matching and not at its own; `cotrain_every`, stage 1 is kept on in every so many of
-    the student's updates alone.
+    Three that save operations and were not judged: `one_pass`, the critic learns from the pass that gives the fake
+    score, at the times of distribution matching and not at its own; `one_jump`, the gradient of the rollout goes
+    through one of its jumps, drawn (`FlowMapBackwardSimulation`); `cotrain_every`, stage 1 is kept on in every so many
+    of the student's updates alone.
     """
     if cotrain_every < 1:
         raise ValueError(f"cotrain_every = {cotrain_every}: must be at least 1")
-    rollout = FlowMapBackwardSimulation(steps, shift, replay, within, history_grad, history_noise)
+    rollout = FlowMapBackwardSimulation(steps, shift, replay, within, history_grad, history_noise, one_jump)
     shared = share_rollout and not parity and critic_every % student_every == 0
     end = within[0]
     times = Diagonal(shift=shift) if parity else Diagonal(shift=shift, low=0.02, high=0.98, within=within)

@@ -31,8 +31,9 @@ def flops_by_part(stage: Stage, nets: Networks, data: Data, iterations: int = 1)
     """Multiplications and additions of an iteration, the mean over `iterations`, in matrix products and convolutions.
 
     Parts: "student forward" and "student backward" of flow-map matching, its "guidance" and "derivative"; "rollout
-    forward" and "rollout backward" of distribution matching, its "teacher" and "critic score"; "critic forward" and
-    "critic backward", with a "critic rollout" where it makes its own samples. Trains `nets`.
+    forward" and "rollout backward" of distribution matching, "rollout" of jumps without a graph, its "teacher" and
+    "critic score"; "critic forward" and "critic backward", with a "critic rollout" where it makes its own samples.
+    Trains `nets`.
     """
     counter = FlopCounterMode(display=False)
     meter = Meter(counter)
@@ -91,8 +92,11 @@ class Meter:
         open_parts: list[Any] = []
 
         def enter(module: Any, arguments: Any) -> None:
-            own = torch.is_grad_enabled() or (role == "student" and self.part != "student forward")
+            graph = torch.is_grad_enabled()
+            own = graph or (role == "student" and self.part != "student forward")
             part = self.part if own else alone[role]
+            if not graph and part == "rollout forward":
+                part = "rollout"
             if own and role == "critic" and self.part == "rollout forward":  # `DistributionMatching.one_pass`
                 part = "critic forward"
             open_parts.append(self.spending(part))

@@ -238,7 +238,7 @@ def _stage(
     length = drawn(hardest, nets, frames, text, _by_frames, seed, number, HARDEST_OF)
     iteration = max(range(HARDEST_OF), key=lambda i: sum(length[i].values()))
     found = trace(hardest, nets, data_of(recipe, samples, sizes), seed, number, iteration)
-    tariff = Tariff(dict(found.prices), lambda call: _ask(recipe, nets, call, sizes))
+    tariff = Tariff(dict(found.prices), lambda call: _ask(recipe, nets, call, sizes, samples))
 
     def parts(method: Method) -> dict[str, float]:
         scored.clear()
@@ -265,19 +265,20 @@ def _by_frames(call: Call) -> float:
     return call.frames + 0.5 * (call.history * (not call.kept) + call.past)
 
 
-def _ask(recipe: Recipe, nets: Networks, call: Call, sizes: Mapping[str, tuple[int, ...]]) -> float:
-    """The operations of a call that the traced step did not make."""
+def _ask(recipe: Recipe, nets: Networks, call: Call, sizes: Mapping[str, tuple[int, ...]], samples: int) -> float:
+    """The operations a sample of a call that the traced step did not make, with as many: what is made once a call, such
+    as a weight with its adapters, is shared by them."""
     if call.what != "forward" or call.past:
         raise RecipeError(f"no price is known of {call}: the step that was traced makes no such call")
     _, *rest = sizes["x"]
-    cond = cond_of(recipe.spec_of(call.role), 1, sizes)
+    cond = cond_of(recipe.spec_of(call.role), samples, sizes)
     if call.history:
-        cond["history"] = torch.zeros(1, call.history, *rest)
-    half, z, u = torch.full((1,), 0.5), torch.zeros(1, call.frames, *rest), nets[call.role]
+        cond["history"] = torch.zeros(samples, call.history, *rest)
+    half, z, u = torch.full((samples,), 0.5), torch.zeros(samples, call.frames, *rest), nets[call.role]
     with torch.no_grad():
-        kept = u.keeping(torch.zeros(1, dtype=torch.long)) if call.kept else None
+        kept = u.keeping(torch.arange(samples)) if call.kept else None
         if kept is not None:
             u(z, half, half, cond, kept)
         with Ledger() as ledger:
             u(z, half, half, cond, kept)
-    return float(ledger.flops)
+    return ledger.flops / samples

@@ -144,6 +144,13 @@ def test_every_method_calls_its_student_as_often(tmp_path):
     assert longer.steps == round(wanted / BATCH / 2)  # 1 G and 1 F
 
 
+def test_co_training_in_every_second_update_calls_the_student_as_often():
+    """A rollout is 3 - 2 / n calls, 1 where n is 1, and stage 1 without guidance 2."""
+    rollout = sum(3 - 2 / n for n in COUNTS) / len(COUNTS)
+    usual, rarer = (NAMES[name].recipe().stages[1] for name in ("anyflow", "ablation_cotrain_every"))
+    assert rarer.steps * (rollout + 1) == pytest.approx(usual.steps * (rollout + 2), rel=0.005)
+
+
 @pytest.mark.parametrize("row", [*ROWS, *ABLATIONS], ids=lambda row: row.name)
 def test_all_learn_from_the_same_clips_without_guidance(row):
     found = row.recipe()
@@ -162,7 +169,8 @@ def test_an_ablation_is_one_change_and_those_of_stage_2_share_stage_1():
         seen.add(told)
     first = own.stages[0]
     shared = {row.name for row in ABLATIONS if row.recipe().stages[0] == first and row.backbone == TEACHER}
-    on_policy = {"cotrain_12", "cotrain_0", "critic_2", "budgets_few", "budgets_many", "longer_2"}
+    on_policy = {"cotrain_12", "cotrain_0", "cotrain_every", "one_jump", "one_pass"}
+    on_policy |= {"critic_2", "budgets_few", "budgets_many", "longer_2"}
     assert shared == {f"ablation_{name}" for name in on_policy}
 
 

@@ -118,6 +118,20 @@ def test_one_pass_saves_1_F_of_the_critic(micro: int | None) -> None:
         assert (nets["teacher"].plain, nets["student"].plain) == (2 * BATCH, 2 * BATCH)
 
 
+@pytest.mark.parametrize("micro", [None, 4])
+def test_one_jump_has_one_graph_of_the_rollout_whatever_it_is(micro: int | None) -> None:
+    loop, nets = trainer(anyflow.on_policy(one_jump=True, drop=0.0), micro)
+    seen = set()
+    for iteration in range(12):
+        for u in nets.values():
+            u.reset()
+        loop.step(iteration)
+        seen.add(nets["student"].plain)
+        assert nets["student"].graph == 2 * BATCH
+        assert (nets["teacher"].plain, nets["critic"].plain, nets["critic"].graph) == (2 * BATCH, BATCH, BATCH)
+    assert seen == {3 * BATCH, 4 * BATCH}
+
+
 @pytest.mark.parametrize("student_every, cotrain_every", [(1, 2), (1, 3), (2, 2)])
 def test_cotrain_every_leaves_stage_1_out_of_the_updates_between(student_every: int, cotrain_every: int) -> None:
     method = anyflow.on_policy(

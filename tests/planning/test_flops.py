@@ -72,6 +72,12 @@ def test_stage_two_over_flow_matching(on_policy, plain):
     assert pytest.approx(18.86 / 3, abs=0.3) == expected
 
 
+def test_a_rollout_with_one_graph_costs_one_g_whatever_the_jumps():
+    found = cost(anyflow.on_policy(one_jump=True, steps=(8,), drop=0.0), iterations=2)
+    assert found["rollout forward"] == 1.0 and found["rollout backward"] == pytest.approx(2.0, rel=0.03)
+    assert found["rollout"] in (1.0, 1.5, 2.0)
+
+
 def test_a_rollout_of_its_own_costs_the_critic_as_many_calls():
     found = cost(anyflow.on_policy(share_rollout=False, steps=(8,), drop=0.0), iterations=2)
     assert found["critic rollout"] in (2.0, 2.5, 3.0)
