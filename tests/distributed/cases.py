@@ -26,7 +26,7 @@ from flowmap.reweights import Balanced
 from flowmap.times import Diagonal, Triangle
 from flowmap.training.ranks.distributed import Distribution
 
-BATCH, STEPS, LR = 6, 20, 5e-5
+BATCH, STEPS, LR = 6, 5, 5e-5
 
 
 def recipe(
@@ -41,7 +41,7 @@ def recipe(
     spec = evolve(spec.tiny(), lora=Lora(4, 4.0) if lora else None)
     z, cond = spec.example(10)
     data = TensorData(z, dict(cond), dict(spec.null(cond)))
-    stages = (Stage(m, steps, batch, micro, AdamW(LR), Ema(0.9, 10)) for m in methods)
+    stages = (Stage(m, steps, batch, micro, AdamW(LR), Ema(0.9, 2)) for m in methods)
     return Recipe(spec, tuple(stages), data=data)
 
 
@@ -78,7 +78,7 @@ def larger_teacher(of: Recipe) -> Recipe:
     return evolve(of, teacher=large, critic=of.backbone)
 
 
-def decoded(spec: WanSpec | Diffusers, *, lora: bool = True, steps: int = 6) -> Recipe:
+def decoded(spec: WanSpec | Diffusers, *, lora: bool = True, steps: int = 4) -> Recipe:
     """A student of heads, which learn one part of a block that is drawn for all."""
     method = parallel_decoding(w=2.0, least=1, most=8)
     of = recipe(spec, method, lora=lora, steps=steps)
@@ -108,26 +108,26 @@ EVERYTHING = {
     "causal, adapters": recipe(Far(), anyflow.forward(), on_policy()),
     "causal, whole": recipe(Far(), on_policy(), lora=False),
 }
-"""AnyFlow, 20 iterations a stage; the second goes on with the objective of the first."""
+"""AnyFlow, 5 iterations a stage; the second goes on with the objective of the first."""
 SOME = {
     "replayed and recomputed": recipe(evolve(Far(), checkpointing=True), on_policy(replay=True), steps=3),
     "a gradient through the history": recipe(
         evolve(Far(), checkpointing=True), on_policy(replay=True, history_grad=True), steps=2
     ),
-    "accumulated": recipe(Wan21(), mixture(), on_policy(), micro=1, steps=5),
+    "accumulated": recipe(Wan21(), mixture(), on_policy(), micro=1, steps=3),
     "accumulated, the teacher's velocity": recipe(
-        Wan21(), anyflow.on_policy(steps=(2, 4), velocity="teacher"), micro=1, steps=6
+        Wan21(), anyflow.on_policy(steps=(2, 4), velocity="teacher"), micro=1, steps=3
     ),
     "a causal teacher": causal_teacher(
         recipe(Far(), anyflow.forward(velocity="teacher"), anyflow.on_policy(steps=(2, 4), velocity="teacher"), steps=3)
     ),
-    "mixture": recipe(Wan21(), mixture(), steps=8),
-    "adversarial": recipe(Wan21(), adversarial(), steps=8),
+    "mixture": recipe(Wan21(), mixture(), steps=4),
+    "adversarial": recipe(Wan21(), adversarial(), steps=4),
     "adversarial, whole": recipe(Wan21(), adversarial(), lora=False, steps=2),
-    "fine-tuned": recipe(Wan21(), anyflow.teacher(), anyflow.forward(velocity="teacher"), steps=6),
-    "whole, fine-tuned": recipe(Wan21(), anyflow.teacher(), lora=False, steps=6),
-    "replicated": recipe(Wan21(), on_policy(), steps=6),
-    "LTX-Video, adapters": recipe(Diffusers(family="ltx", checkpointing=True), anyflow.forward(), on_policy(), steps=6),
+    "fine-tuned": recipe(Wan21(), anyflow.teacher(), anyflow.forward(velocity="teacher"), steps=3),
+    "whole, fine-tuned": recipe(Wan21(), anyflow.teacher(), lora=False, steps=4),
+    "replicated": recipe(Wan21(), on_policy(), steps=3),
+    "LTX-Video, adapters": recipe(Diffusers(family="ltx", checkpointing=True), anyflow.forward(), on_policy(), steps=3),
     "HunyuanVideo, whole": recipe(
         Diffusers(family="hunyuan_video"),
         anyflow.forward(velocity="teacher", guidance=1.0),
@@ -135,7 +135,7 @@ SOME = {
         lora=False,
         steps=4,
     ),
-    "Qwen-Image, whole": recipe(Diffusers(family="qwen_image", checkpointing=True), on_policy(), lora=False, steps=4),
+    "Qwen-Image, whole": recipe(Diffusers(family="qwen_image", checkpointing=True), on_policy(), lora=False, steps=2),
     "a base in int8": recipe(evolve(Wan21(), base="int8", checkpointing=True), anyflow.forward(), on_policy(), steps=2),
     "a base in nf4, LTX-Video": recipe(evolve(Diffusers(family="ltx"), base="nf4"), anyflow.forward(), steps=2),
     "heads, adapters": decoded(Wan21()),
@@ -150,9 +150,9 @@ FOUR = {"hybrid": recipe(Wan21(), on_policy(), batch=8, steps=5)}
 HALF = {
     f"half, {name}": evolve(of, dtype="bfloat16")
     for name, of in {
-        "adapters": recipe(Wan21(), on_policy(), steps=6),
+        "adapters": recipe(Wan21(), on_policy(), steps=3),
         "whole": recipe(Wan21(), anyflow.teacher(), on_policy(), lora=False, steps=6),
-        "whole, recomputed": recipe(evolve(Far(), checkpointing=True), on_policy(), lora=False, steps=6),
+        "whole, recomputed": recipe(evolve(Far(), checkpointing=True), on_policy(), lora=False, steps=2),
     }.items()
 }
 """Frozen weights and forward passes in bfloat16."""
