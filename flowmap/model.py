@@ -482,6 +482,10 @@ class FlowMapSpec(ABC):
         """What turns prompts and videos into conditions and latents."""
         raise NotImplementedError(f"{type(self).__name__} has no codec: give it conditions and latents")
 
+    def has_codec(self) -> bool:
+        """Whether `codec` has something to load, known without loading it; random weights, say, have no VAE."""
+        return type(self).codec is not FlowMapSpec.codec
+
     def decoder(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
         """A codec that need only decode, beside networks in training; with text encoders by default."""
         return self.codec(device=device, dtype=dtype)

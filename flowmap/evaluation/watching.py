@@ -19,7 +19,6 @@ from .._types import Latent
 from ..data import Data
 from ..doing import tell
 from ..experts import fewest
-from ..model import FlowMapSpec
 from ..objectives import Networks
 from ..recipe import Recipe
 from ..training.loop import Trainer, TrainingError
@@ -92,16 +91,11 @@ def expect(run: Run, recipe: Recipe, previews: Previews | None, path: Path | Non
 
 def work(previews: Previews | None, recipe: Recipe, path: Path | None) -> tuple[int, int]:
     """About (calls of a network, of so many samples each) in all previews of a run."""
-    if previews is None or path is None or not _seen(recipe):
+    if previews is None or path is None or not recipe.backbone.has_codec():
         return 0, 0
     times = sum(1 + sum(previews.due(n, stage.steps) for n in range(1, stage.steps)) for stage in recipe.stages)
     calls = times * sum(previews.steps) + 2 * sum({*previews.steps, previews.reference})
     return calls, (len(previews.prompts) or previews.count) * len(previews.seeds)
-
-
-def _seen(recipe: Recipe) -> bool:
-    """Whether what the networks make can be seen: not where the backbone has no codec."""
-    return type(recipe.backbone).codec is not FlowMapSpec.codec
 
 
 @frozen
@@ -147,7 +141,7 @@ class Watch:
         note: Callable[[str], object],
     ) -> Watch | None:
         """None where there is nowhere to write, or nothing to see, since the backbone has no codec."""
-        if wanted is None or path is None or not _seen(recipe):
+        if wanted is None or path is None or not recipe.backbone.has_codec():
             return None
         return cls(wanted, recipe, data, device, path, say, note)
 

@@ -140,6 +140,9 @@ class Decoded(FlowMapSpec):
     def codec(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
         return self.backbone.codec(device=device, dtype=dtype)
 
+    def has_codec(self) -> bool:
+        return self.backbone.has_codec()
+
 
 def resolved(path: Path, backbone: FlowMapSpec) -> Decoded:
     """What the file of heads in a student's directory says of them."""

@@ -178,6 +178,9 @@ class Diffusers(Settings):
     def decoder(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
         return self._codec(device, dtype, texts=False)
 
+    def has_codec(self) -> bool:
+        return self.path is not None and not self.row.latents_only
+
     def _codec(self, device: torch.device, dtype: torch.dtype, *, texts: bool) -> Codec:
         from .codec import DiffusersCodec
 

@@ -150,6 +150,9 @@ class Experts(Streamed, Splits):
     def codec(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
         return self.low.codec(device=device, dtype=dtype)
 
+    def has_codec(self) -> bool:
+        return self.low.has_codec()
+
     def decoder(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
         return self.low.decoder(device=device, dtype=dtype)
 

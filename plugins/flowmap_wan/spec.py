@@ -151,6 +151,9 @@ class WanSpec(WanSettings):
         ready(self)
         return WanCodec.of(self, device=device, dtype=dtype)
 
+    def has_codec(self) -> bool:
+        return self.path is not None
+
     def decoder(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
         from .codec import WanCodec
         from .directory import ready

@@ -12,16 +12,20 @@ import av
 import pytest
 import torch
 from attrs import evolve
+from flowmap_diffusers import Diffusers
+from flowmap_digits import TINY_WAN
+from flowmap_wan21 import Wan21
 from PIL import Image
 from torch import Tensor
 
 import flowmap
-from flowmap import Recipe, distill
+from flowmap import FlowMapSpec, Recipe, Stage, TensorData, distill
 from flowmap.cli import main
 from flowmap.evaluation import Previews, QualityCurve, endpoint_error
 from flowmap.evaluation.paired import Paired
 from flowmap.evaluation.subjects import Subjects
-from flowmap.evaluation.watching import UnhealthyError, Watch
+from flowmap.evaluation.watching import UnhealthyError, Watch, work
+from flowmap.methods import anyflow
 from flowmap.plugins import manager
 from flowmap.training.loop import Trainer
 from flowmap.training.store.metrics import read
@@ -166,6 +170,28 @@ def test_without_a_codec_or_a_directory_there_are_none(tmp_path: Path) -> None:
     run(tmp_path, recipe=plain)
     assert not (tmp_path / "previews").exists() and not (tmp_path / "health.jsonl").exists()
     run(None, recipe=RECIPE)
+
+
+def test_random_weights_without_a_vae_are_not_sampled_in_vain(capfd: Any, tmp_path: Path) -> None:
+    """All of the samples were made, and only then the missing VAE was noticed."""
+    spec = Wan21().tiny()
+    x, cond = spec.example(4)
+    stage = Stage(anyflow.forward(), 1, batch=2)
+    recipe = Recipe(spec, (stage,), data=TensorData(x, dict(cond), dict(spec.null(cond))))
+    assert work(Previews(), recipe, tmp_path) == (0, 0)
+    distill(recipe, out=tmp_path, device="cpu")
+    assert "previews" not in capfd.readouterr().err and not (tmp_path / "previews").exists()
+
+
+@pytest.mark.parametrize("spec", [Wan21(TINY_WAN), Wan21(), Toy(), Seen(), Diffusers(family="ltx")], ids=repr)
+def test_a_spec_knows_whether_it_has_a_codec(spec: FlowMapSpec) -> None:
+    def loaded() -> bool:
+        try:
+            return spec.codec(device=CPU, dtype=torch.float32) is not None
+        except (NotImplementedError, ValueError):
+            return False
+
+    assert spec.has_codec() == loaded()
 
 
 def test_by_default_a_trial_has_those_of_the_stages_ends_alone() -> None:
