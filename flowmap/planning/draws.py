@@ -97,7 +97,7 @@ def drawn(
         trainer = Trainer(learning, evolve(stage, method=meter.method(stage.method), micro=None), data, seed, number)
         for iteration in range(count):
             meter.spent.clear()
-            trainer.step(iteration)
+            trainer.step(iteration, apply=False)  # no weight decides what is called
             meter.settle()
             found.append({part: float(spent) for part, spent in meter.spent.items() if spent})
     return found

@@ -142,15 +142,17 @@ def all_off_diagonal(method: Method) -> Method:
 
 @frozen
 class OffDiagonal:
-    """`times`, drawn again where r = t, a few times: a sampler of the diagonal alone stays what it is."""
+    """`times`, drawn again where r = t, a few times at most: a sampler of the diagonal alone stays what it is."""
 
     times: TimeSampler
 
     def __call__(self, n: int, rng: Rng, like: Tensor) -> tuple[Time, Time]:
         t, r = self.times(n, rng, like)
         for k in range(16):
-            other_t, other_r = self.times(n, rng.fork(0x0FF, k), like)
             on = t == r
+            if not on.any():
+                break
+            other_t, other_r = self.times(n, rng.fork(0x0FF, k), like)
             t, r = torch.where(on, other_t, t), torch.where(on, other_r, r)
         return t, r
 

@@ -71,8 +71,11 @@ class Trainer:
             self.averages = {r: Average.of(self.trained[r], self.stage.ema) for r in roles if r != "critic"}
         self._skips = {role: Skips.of(self.stage.batch, self.device) for role in roles}
 
-    def step(self, iteration: int) -> dict[str, Mean]:
-        """One iteration; its logs as means over this rank's samples, by `role/name`: see `read`."""
+    def step(self, iteration: int, *, apply: bool = True) -> dict[str, Mean]:
+        """One iteration; its logs as means over this rank's samples, by `role/name`: see `read`.
+
+        apply: False leaves the optimisers' steps out, for who counts its calls: gradients stay, and add up.
+        """
         if isinstance(self.data, ReadsAhead):
             self.data.expect([*self._reads(iteration), *self._reads(iteration + 1)])
         index = draw(self.data, self.stage.batch, iteration, self.seed, self.number)
@@ -90,8 +93,9 @@ class Trainer:
                 key = (self.seed, self.number, iteration, number)
                 for name, mean in self._backward(update, terms, batch, key, positions).items():
                     logs[name] = logs[name] + mean if name in logs else mean
-            logs |= self._apply(update.role, iteration)
-            self.shared.forget(self._skips[update.role].skipped, update.role, number)
+            if apply:
+                logs |= self._apply(update.role, iteration)
+                self.shared.forget(self._skips[update.role].skipped, update.role, number)
         during(f"the end of iteration {iteration} of {self.where}")
         self.shared.next()
         return logs

@@ -121,7 +121,7 @@ def test_the_verdict_says_what_it_is() -> None:
     assert "begin with stage 1, three quarters on the diagonal" in bad
 
 
-def one_jump_for_both(u: FlowMap, noise: Latent, cond: Cond, steps: int, shift: float = 1.0) -> float:
+def one_jump_for_both(*_: Any) -> float:
     """Planted: many jumps are one."""
     return 0.0
 
@@ -131,6 +131,17 @@ def test_a_defect_that_is_not_measured_is_seen(monkeypatch: pytest.MonkeyPatch) 
     assert max(inspect(u, noise(), {}).defects.values()) > 0.1
     monkeypatch.setattr(inspection, "semigroup_defect", one_jump_for_both)
     assert max(inspect(u, noise(), {}).defects.values()) < 0.1
+
+
+def test_every_number_of_steps_is_walked_once() -> None:
+    """Defects by themselves are those of the inspection, which takes 1 + 2 + 4 + 8 + 32 jumps for all of them."""
+    u = GaussianFlowMap(scale=2.0)
+    calls: list[int] = []
+    u.register_forward_hook(lambda *_: calls.append(1))
+    found = inspect(u, noise(), {}, shift=3.0)
+    looked = 2 + 2  # twice whether r is read
+    assert len(calls) == 1 + 2 + 4 + 8 + 32 + looked
+    assert found.defects == {n: semigroup_defect(u, noise(), {}, n, 3.0) for n in (2, 4, 8, 32)}
 
 
 def test_the_command_tells_a_teacher_from_a_student(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
