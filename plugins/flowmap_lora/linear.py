@@ -36,6 +36,7 @@ class LoraLinear(nn.Module):
         self.base_layer, self.sets = base_layer, sets
         self.lora_A, self.lora_B = nn.ModuleDict(), nn.ModuleDict()
         self.scaling: dict[str, float] = {}
+        self._pairs: dict[str, tuple[Any, Any]] = {}  # the layers of both, of whom every call asks one
         self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
 
     def add(self, name: str, rank: int, scale: float) -> None:
@@ -44,23 +45,24 @@ class LoraLinear(nn.Module):
         self.lora_A[name] = nn.utils.skip_init(nn.Linear, self.in_features, rank, **kind)
         self.lora_B[name] = nn.utils.skip_init(nn.Linear, rank, self.out_features, **kind)
         self.scaling[name] = scale
+        self._pairs[name] = self.lora_A[name], self.lora_B[name]
 
     def forward(self, x: Tensor) -> Tensor:
         if (name := self.sets.name) is None or name not in self.scaling:
             y: Tensor = self.base_layer(x)
             return y
-        (a, b), scale, w, base = self.pair(name), self.scaling[name], self.weight, self.base_layer
+        (a, b), scale, base = self.pair(name), self.scaling[name], self.base_layer
+        w = base.weight
         low = base.scale if isinstance(base, Quantised) else None
         known = type(base) is nn.Linear and x.dtype == w.dtype
         if (low is None and not known) or autocasts(x.device.type):
             return plus(base(x), x, a, b, scale)
-        return once(x, w, self.bias, a, b, scale, low)
+        return once(x, w, base.bias, a, b, scale, low)
 
     def pair(self, name: str) -> tuple[Tensor, Tensor]:
         """A and B of a set."""
-        a, b = self.lora_A[name].weight, self.lora_B[name].weight
-        assert isinstance(a, Tensor) and isinstance(b, Tensor)
-        return a, b
+        a, b = self._pairs[name]
+        return a.weight, b.weight
 
     def change(self, name: str) -> Tensor:
         """s B A of a set, float32."""

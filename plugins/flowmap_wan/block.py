@@ -71,7 +71,7 @@ class Block(nn.Module):
         q, k = rotate(q, rope), rotate(k, rope)
         if share is not None:
             q, k, v = share.heads(q.to(v.dtype), k.to(v.dtype), v)
-        keys, values = torch.cat([*(k for k, _ in past), k], 1), torch.cat([*(v for _, v in past), v], 1)
+        keys, values = (torch.cat(parts, 1) for parts in zip(*past, (k, v), strict=True)) if past else (k, v)
         x = _attend(self.attn1, q, keys, values, mask, share)
         h = _by_group(torch.addcmul, groups, (h.float(), x), gate).to(h.dtype)
 
@@ -109,7 +109,8 @@ def _by_group(f: Callable[..., Tensor], groups: Sequence[int], xs: Sequence[Tens
 
 def _heads(attn: Any, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = attn.norm_q(attn.to_q(x)), attn.norm_k(attn.to_k(source)), attn.to_v(source)
-    return q.unflatten(-1, (attn.heads, -1)), k.unflatten(-1, (attn.heads, -1)), v.unflatten(-1, (attn.heads, -1))
+    heads = attn.heads, -1
+    return q.view(*q.shape[:-1], *heads), k.view(*k.shape[:-1], *heads), v.view(*v.shape[:-1], *heads)
 
 
 def _attend(attn: Any, q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, share: Share | None = None) -> Tensor:
@@ -122,7 +123,10 @@ def _attend(attn: Any, q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, share
     else:
         h = _by_span(q, k, v, mask)
     h = h.transpose(1, 2) if share is None else share.back(h.transpose(1, 2))
-    return attn.to_out[1](attn.to_out[0](h.flatten(2)))
+    h = h.flatten(2)
+    for layer in attn.to_out:
+        h = layer(h)
+    return h
 
 
 def _by_span(q: Tensor, k: Tensor, v: Tensor, spans: Spans) -> Tensor:
