@@ -1,7 +1,8 @@
 """`flowmap` as a command whose processes are forks of one that has the model libraries imported.
 
 To import them takes seconds of every process of its own, and most of what a short command computes. A fork of a process
-that has done nothing else is as good as a new one: the shell, the exit code, both streams are real.
+that has done nothing else is as good as a new one: the shell, the exit code, both streams are real. Previews
+are few, as in all tests.
 """
 
 from __future__ import annotations
@@ -56,7 +57,13 @@ def serve(at: str) -> None:
     listens.listen()
     for name in IMPORTED:
         importlib.import_module(name)
-    print("ready", flush=True)
+    few_and_small = importlib.import_module("pictures").few_and_small  # beside this file
+    with few_and_small():
+        print("ready", flush=True)
+        answer(listens)
+
+
+def answer(listens: socket.socket) -> None:
     while True:
         client, _ = listens.accept()
         size, streams, _, _ = socket.recv_fds(client, 8, 3)
