@@ -16,7 +16,7 @@ from flowmap.data import LatentFolder, Sized
 from flowmap.methods import anyflow
 from flowmap.methods.flow_matching import flow_matching
 from flowmap.planning import Machine, advise, plan, text
-from flowmap.planning.advice import setting
+from flowmap.planning.advice import _checkpointing, setting
 from flowmap.planning.plan import GIB, RESERVE
 from tests.toys import Toy
 
@@ -26,15 +26,6 @@ from .test_plan import LARGE
 WIDE = {**CONFIG, "num_attention_heads": 32, "attention_head_dim": 128, "ffn_dim": 16384}  # 0.8 G parameters
 PLAIN = flow_matching(role="student")
 ON_POLICY = partial(anyflow.on_policy, steps=(2,), cotrain=0.0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_draws():
-    module = sys.modules[plan.__module__]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "DRAWS", 1)
-        patch.setattr(module, "HARDEST_OF", 4)
-        yield
 
 
 def recipe(of, *methods, batch=8, micro=4, side=128, text=TEXT, **more):
@@ -188,8 +179,10 @@ def test_a_plan_that_fits_or_cannot_run_is_advised_nothing():
     assert advise(tight(before, 1000)) == () == advise(evolve(before, machine=Machine(gpus=3, memory=1)))
 
 
-def test_a_critic_with_a_spec_of_its_own():
+def test_a_critic_with_a_spec_of_its_own(monkeypatch):
     """Only what is trained is changed, and specs that are equal change together."""
+    monkeypatch.setattr(sys.modules[advise.__module__], "KINDS", (_checkpointing,))
+    monkeypatch.setattr(sys.modules[advise.__module__], "LAST", ())
     judge = evolve(spec(lora=False, checkpointing=False), gamma=0.5)  # the teacher's, which is frozen
     own = spec(lora=False, checkpointing=False)
     apart = recipe(spec(), ON_POLICY(), batch=1, side=16, teacher=judge, critic=own)

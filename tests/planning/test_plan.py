@@ -63,15 +63,16 @@ def test_stage_one_takes_a_call_for_guidance_and_two_for_half_of_the_derivatives
     assert twice == pytest.approx(call / (sum(parts.values()) / whole.stages[1].ratio), rel=1e-6)
 
 
-def test_stage_two_jumps_as_often_as_it_does_on_average(whole):
-    narrow = plan(evolve(whole.recipe, dtype="bfloat16"), whole.machine)  # in float32 W + s B A is made for each call
-    parts = narrow.stages[2].parts
+def test_stage_two_jumps_as_often_as_it_does_on_average(whole, draws_as_for_users):
+    whole_narrow = plan(evolve(whole.recipe, dtype="bfloat16"), whole.machine)  # float32 makes W + s B A for each call
+    narrow = whole_narrow.stages[2]
+    parts = narrow.parts
     assert parts["rollout forward"] / parts["student forward"] == pytest.approx(2.617, rel=0.03)
     assert parts["teacher"] / parts["critic score"] == pytest.approx(2)
     wide = whole.stages[2].parts
     assert 1.5 < wide["teacher"] / wide["critic score"] < 2  # both branches of guidance are one call, with one weight
-    found = by_part(narrow.stages[2])
-    assert sum(found.values()) == pytest.approx(narrow.stages[2].flops)
+    found = by_part(narrow)
+    assert sum(found.values()) == pytest.approx(narrow.flops)
     assert found["rollout"] == pytest.approx(parts["rollout forward"] + parts["rollout backward"])
 
 
@@ -183,7 +184,7 @@ def test_without_a_pass_on_data_nothing_is_compared_with_flow_matching():
     assert stage.ratio is None is stage.reference_ratio and stage.flops > 0
 
 
-def test_a_student_of_heads_has_a_plan():
+def test_a_student_of_heads_has_a_plan(draws_as_for_users):
     """Of blocks of one interval to the whole way: as many calls as its walks have blocks, two of the teacher for each
     and its guidance."""
     of, method = spec(), parallel_decoding(w=3.0, least=1, most=8)
@@ -286,6 +287,7 @@ def test_the_committed_plans_have_the_parameters_of_the_recipes(name):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("draws_as_for_users")
 @pytest.mark.parametrize("name, memory", [("anyflow_wan1b", "80GiB"), *ROWS.items()])
 def test_the_committed_plan_is_what_the_command_prints(name, memory, capsys):
     assert main(["distill", name, "--plan", "--gpus", "8", "--memory", memory]) == 0
