@@ -62,6 +62,18 @@ TITLES = {
     "scm_training": "sCT",
     "tvm": "TVM",
 }
+PARTS = {
+    "anyflow_forward": "stage 1 of AnyFlow",
+    "anyflow_on_policy": "stage 2 of AnyFlow",
+    "anyflow_teacher": "the teacher, on the data, before AnyFlow",
+    "apt_initialisation": "stage 1 of APT",
+    "causvid_ode_init": "stage 1 of CausVid",
+    "flow_matching": "trains the teacher, or a causal one",
+    "rcm_warmup": "stage 1 of rCM",
+    "self_forcing_ode_init": "stage 1 of Self-Forcing",
+    "self_gradient_forcing_initialisation": "stage 1 of Self Gradient Forcing",
+}
+"""Methods of the library that make no student of their own, and so have no row: what each is."""
 ABSENT, AFTER = "not run", "after distillation"
 
 
@@ -176,7 +188,9 @@ def markdown(
     ]
     body = [[one["title"], _needs(one), _calls(one), *_quality(one, law), _drift(one, drift)] for one in told]
     head = ["method", "needs", "calls", *(f"{n} step{'s' * (n > 1)}" for n in STEPS), "drift"]
-    return "\n".join([*lines, *table(head, body)]).rstrip() + "\n"
+    parts = "; ".join(f"`{name}` ({what})" for name, what in PARTS.items())
+    last = ["", f"Methods without a row, since they make no student of their own: {parts}."]
+    return "\n".join([*lines, *table(head, body)]).rstrip() + "\n" + "\n".join(last) + "\n"
 
 
 def _needs(one: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks import law_methods
-from benchmarks.law_methods import ABSENT, RESULTS, facts, markdown, rows
+from benchmarks.law_methods import ABSENT, PARTS, RESULTS, facts, markdown, rows
 from benchmarks.law_rows import NAMES
 from flowmap.plugins import collect, installed
 
@@ -28,6 +28,13 @@ def test_it_has_everything_that_the_library_has() -> None:
     told = [one["method"] for one in read("law_methods.json")]
     assert told == [row.name for row in rows()]
     assert {*collect(installed(), "flowmap_stages")} <= {*told}
+
+
+def test_a_method_without_a_row_is_named_with_the_reason() -> None:
+    told, methods = {one["method"] for one in read("law_methods.json")}, {*collect(installed(), "flowmap_methods")}
+    assert methods - told == {*PARTS} and len(methods & told) > 20
+    text = markdown(read("law_methods.json"), [], [])
+    assert all(f"`{name}` ({what})" in text for name, what in PARTS.items())
 
 
 @pytest.mark.parametrize(
