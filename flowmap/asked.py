@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from . import values
 from ._types import Role
 from .method import Method
 from .model import FlowMapSpec, guided_twice
-from .objectives import Guides, Objective, OnTrajectories, guides, taught_forward
+from .objectives import Guides, Networks, Objective, OnTrajectories, guides, taught_forward
 
 SpecOf = Callable[[Role], FlowMapSpec]
 """What the network of a role is built from."""
@@ -31,6 +32,29 @@ def histories(methods: Sequence[Method], spec_of: SpecOf, forward: bool) -> list
             for o in method.objectives
         )
     ]
+
+
+def recorded(stages: Sequence[object], spec: FlowMapSpec) -> list[str]:
+    """Who asks for chunks that are remembered by the calls that made them, of a student that keeps nothing of any."""
+    if spec.records:
+        return []
+    name = spec.about().name
+    return [
+        f"stage {i} has history_noise = 'last', and the student, {type(spec).__name__}, {name}, keeps nothing of the "
+        "call that makes a chunk: must be a number"
+        for i in _last(stages)
+    ]
+
+
+def compressed(stages: Sequence[object], nets: Networks, frames: int) -> list[str]:
+    """Who asks for them of the student that was built, where videos of so many frames do not allow it."""
+    asking = _last(stages)
+    why = nets["student"].unrecorded(frames) if asking else None
+    return [] if why is None else [f"stage {i} has history_noise = 'last': {why}" for i in asking]
+
+
+def _last(stages: Sequence[object]) -> list[int]:
+    return [i for i, stage in enumerate(stages) if "last" in values.found(stage, "history_noise")]
 
 
 def guidance(methods: Sequence[Method], evaluation: object, spec_of: SpecOf, forward: bool) -> list[str]:

@@ -15,7 +15,7 @@ from . import validators
 from ._types import Cache, Cond, Latent, Rng, Time
 from .model import FlowMap, HistoryNoise, Recorded
 from .path import interpolate
-from .times import ALL, Grid, Span
+from .times import ALL, Grid, Span, of_chunk
 
 HISTORY = 0x415
 NO_GRAPH = "what a call keeps of its own input has no graph"
@@ -94,11 +94,27 @@ def seen_later(x: Latent, τ: float, rng: Rng) -> Latent:
 def recorder(u: FlowMap, cache: Cache) -> Recorded:
     """For a chunk's last call; a ValueError where the network keeps nothing of it."""
     if (found := u.recording(cache)) is None:
-        raise ValueError(
-            f"history_noise = 'last': this {type(u).__name__} keeps nothing of the call that makes a chunk: must be a "
-            "number"
-        )
+        raise ValueError(f"history_noise = 'last': {u.unrecorded(1)}")
     return found
+
+
+def require_recorded(u: FlowMap, noise: HistoryNoise | None, grid: Grid, sizes: Sequence[int], first: int) -> None:
+    """A ValueError where a chunk from number `first` on, which another follows, cannot be remembered by its last call.
+
+    noise: of the history. sizes: frames of all chunks. Those of one step are encoded, whatever the network keeps.
+    """
+    if (u.history_noise if noise is None else noise) != "last":
+        return
+    kept = [k for k in range(first, len(sizes) - 1) if 0 not in last_calls(u, of_chunk(grid, k))]
+    if kept and (why := u.unrecorded(sum(sizes[: kept[-1] + 2]))) is not None:
+        raise ValueError(f"history_noise = 'last': {why}")
+
+
+def last_calls(u: FlowMap, times: Tensor) -> set[int]:
+    """The steps in which a network is called for the last time; of two experts the high one's is another. Where one of
+    them is step 0, whose call is given pure noise, the chunk is remembered clean, by both."""
+    last = len(times) - 2
+    return {last} if u.boundary is None else {max(0, int((times > u.boundary).sum()) - 1), last}
 
 
 def recorded(after: Cache, u: FlowMap, chunk: int) -> Cache:
@@ -139,6 +155,27 @@ def require_expert(u: FlowMap, frames: int, within: Span) -> None:
             f"FlowMapBackwardSimulation.within = {within}: the student {has}: must be the pair of a high "
             f"expert, which makes the samples at t = {high:g}, and of the one that learns"
         )
+
+
+def require_number(noise: HistoryNoise, times: Sequence[Sequence[float]]) -> None:
+    """A ValueError where a rollout that stops at one of `times` is to remember chunks by their last calls."""
+    if noise == "last":
+        raise ValueError(
+            f"ConsistencySimulation.history_noise = 'last': must be a number, such as {times[-1][-1]:g}, at which a "
+            "sample's last call is: a rollout stops at a step that is drawn, and to go on to that call would cost more "
+            "than to encode the chunk"
+        )
+
+
+def on_to_last(u: FlowMap, corners: Sequence[Tensor], grids: Sequence[Tensor]) -> list[Tensor]:
+    """Corners of a collapsed walk, chunk by chunk, with the time of the last call of a sample on its grid. A ValueError
+    where u is two experts: the high one's is another, and the grids have no boundary."""
+    if u.boundary is not None:
+        raise ValueError(
+            "FlowMapBackwardSimulation.history_noise = 'last': the student is two experts, and the high one would "
+            "remember chunks at other times than in samples: must be a number"
+        )
+    return [torch.cat([corner, grid[-2:-1]]).unique().flip(0) for corner, grid in zip(corners, grids, strict=True)]
 
 
 def one_for_all(grid: Grid, history_noise: HistoryNoise | None) -> Tensor:

@@ -10,7 +10,7 @@ import pluggy
 import torch
 from attrs import evolve
 
-from . import atomic, plugins, report, students, validators
+from . import asked, atomic, plugins, report, students, validators
 from ._types import Role
 from .data import Data, Source, fingerprint
 from .doing import heard
@@ -118,6 +118,8 @@ def distill(
                 run.data_is(fingerprint(batches), resumed=found is not None)
                 sample = batches.batch([0]).to(device)
                 fits.check(nets, sample, _made_of(recipe), type(batches).__name__, distribution.seconds)
+                if wrong := asked.compressed(recipe.stages, nets, sample.x.shape[1]):
+                    raise RecipeError(*wrong)
                 if recipe.equips:
                     learning = equipped(nets, recipe.equips, sample)
                 weights = trained(recipe, learning)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ._types import Cache, Cond, Latent, Rng, Time
-from .model import FlowMap
+from .model import FlowMap, Recorded
 from .path import expand, renoise
 from .window import Window
 
@@ -35,7 +35,18 @@ class TwoExperts(FlowMap):
         self.guidance = high.guidance if high.guidance == low.guidance else None
 
     def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache = None) -> Latent:
-        b, (past, own) = self.b, (None, None) if cache is None else cache
+        if not isinstance(cache, Recorded):
+            return self._of_one(z, t, r, cond, *_both(cache))
+        past, own = _both(cache.before)
+        high, low, (before, _) = self.high.recording(past), self.low.recording(own), _both(cache.after)
+        assert high is not None and low is not None
+        u = self._of_one(z, t, r, cond, high, low)
+        found = before if high.after is None else high.after, low.after
+        cache.after = None if None in found and bool((r < self.b).any()) else found
+        return u
+
+    def _of_one(self, z: Latent, t: Time, r: Time, cond: Cond, past: Cache, own: Cache) -> Latent:
+        b = self.b
         below = r < b
         if not below.any():
             return self.high(z, t, r, cond, past)
@@ -58,13 +69,21 @@ class TwoExperts(FlowMap):
         return sizes
 
     def extend(self, cache: Cache, x: Latent, cond: Cond) -> Cache:
-        high, low = (None, None) if cache is None else cache
+        high, low = _both(cache)
         found = self.high.extend(high, x, cond), self.low.extend(low, x, cond)
         return None if found == (None, None) else found
 
     def extend_noisy(self, cache: Cache, z: Latent, t: Time, cond: Cond) -> Cache:
-        high, low = (None, None) if cache is None else cache
+        high, low = _both(cache)
         return self.high.extend_noisy(high, z, t, cond), self.low.extend_noisy(low, z, t, cond)
+
+    def recording(self, cache: Cache) -> Recorded | None:
+        """Given to the last call of each: an expert remembers what its own last call was given, at its own times."""
+        there = all(u.recording(None) is not None for u in (self.high, self.low))
+        return Recorded(cache) if there else None
+
+    def unrecorded(self, frames: int) -> str | None:
+        return self.high.unrecorded(frames) or self.low.unrecorded(frames)
 
     def bound(self, window: Window) -> None:
         self.high.bound(window)
@@ -83,6 +102,11 @@ class TwoExperts(FlowMap):
 
     def thaw(self) -> None:
         self.low.thaw()
+
+
+def _both(cache: Cache) -> tuple[Cache, Cache]:
+    high, low = (None, None) if cache is None else cache
+    return high, low
 
 
 def phased_step(u: FlowMap, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache, rng: Rng) -> Latent:

@@ -165,6 +165,13 @@ class FlowMap(nn.Module, ABC):
         """A `Recorded` after `cache`, for a chunk's last call; None where calls keep nothing of their own input."""
         return None
 
+    def unrecorded(self, frames: int) -> str | None:
+        """Why chunks of a video of `frames` cannot be remembered by what their last calls kept, and what is allowed;
+        None where they can. A network whose `recording` is not for all videos says it here."""
+        if self.recording(None) is not None:
+            return None
+        return f"this {type(self).__name__} keeps nothing of the call that makes a chunk: must be a number"
+
     @property
     def precision(self) -> torch.dtype:
         """What it computes in: the narrowest type of its weights, but codes of a byte, unless it says otherwise."""
@@ -246,6 +253,9 @@ class Wrapped(FlowMap, ABC):
 
     def recording(self, cache: Cache) -> Recorded | None:
         return self.u.recording(cache)
+
+    def unrecorded(self, frames: int) -> str | None:
+        return self.u.unrecorded(frames)
 
     def bound(self, window: Window) -> None:
         self.u.bound(window)
@@ -423,6 +433,12 @@ class FlowMapSpec(ABC):
         """Whether the network of a role can be asked about noisy frames after a clean history, as a student in chunks
         is trained: so that a teacher that cannot is refused before it is built. False also where it is not known."""
         return False
+
+    @property
+    def records(self) -> bool:
+        """Whether its students may keep what the call that made a chunk was given, `FlowMap.recording`: so that others
+        are refused before they are built. True also where it is not known."""
+        return True
 
     @property
     def two_times(self) -> bool:

@@ -244,6 +244,7 @@ class Recipe:
         if not found:
             methods, forward = [stage.method for stage in self.stages], self.forward_teacher is not None
             found += asked.histories(methods, self.spec_of, forward)
+            found += asked.recorded(self.stages, self.backbone)
             found += asked.guidance(methods, self.evaluation, self.spec_of, forward)
             found += too_few_steps(self.backbone.boundary, self.evaluation)
         found += absent(self.data)

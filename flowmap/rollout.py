@@ -19,16 +19,20 @@ from .chunked import (
     budgets,
     chunks_after,
     graph_of_history,
+    last_calls,
     matching,
     nested,
     noise_of_history,
+    on_to_last,
     one_for_all,
     packed,
     recorded,
     recorder,
     remembering,
     require_expert,
+    require_number,
     require_one_time,
+    require_recorded,
     seen_later,
     serves,
     time,
@@ -101,10 +105,11 @@ def generate(
         steps = len(times) - 1
         last = steps if grad_last is None else min(grad_last, steps)
         asked = one_of(u, last, own) if one_jump and torch.is_grad_enabled() else [u] * last
-        kept = recorder(u, cache) if own_calls and steps > 1 else None
+        calls = last_calls(u, times) if own_calls else {0}
+        kept = None if 0 in calls else recorder(u, cache)
         for i, (v, (t, r)) in enumerate(zip([u] * (steps - last) + asked, pairwise(times), strict=True)):
             with torch.set_grad_enabled(torch.is_grad_enabled() and i >= steps - last):
-                seen = cache if kept is None or i < steps - 1 else kept
+                seen = cache if kept is None or i not in calls else kept
                 z = step(v, z, t.expand(len(z)), r.expand(len(z)), cond, seen, own)
         return z, kept
 
@@ -150,6 +155,7 @@ def walk(
     """
     past, rest = chunks_after(u, noise.shape[1], 0 if context is None else matching(context, noise).shape[1])
     serves(u, grid, len(past) + len(rest))
+    require_recorded(u, history_noise, grid, (*past, *rest), len(past))
     given = () if context is None else context.to(noise).split(past, dim=1)
     chunks = noise.split((*past, *rest), dim=1)[len(past) :]
     if history_grad == "packed" and context is None and torch.is_grad_enabled() and len(chunks) > 1:
@@ -242,8 +248,7 @@ class FlowMapBackwardSimulation:
         grids = [euler_grid(k, self.shift, parting(self.within)) for k in ((n,) if isinstance(n, int) else n)]
         corners = corners_of([grid[(grid >= low) & (grid <= high)] for grid in grids], rng)
         if self.history_noise == "last":
-            both = zip(corners, grids, strict=True)
-            corners = [torch.cat([corner, grid[-2:-1]]).unique().flip(0) for corner, grid in both]
+            corners = on_to_last(u, corners, grids)
         if self.within != ALL:
             require_expert(u, noise.shape[1], self.within)
         if high < 1.0:
@@ -280,11 +285,7 @@ class ConsistencySimulation:
 
     def __attrs_post_init__(self) -> None:
         require_one_time(self.history_grad, self.times, "ConsistencySimulation.times")
-        if self.history_noise == "last":
-            raise ValueError(
-                "ConsistencySimulation.history_noise = 'last': must be a number: a rollout that stops at a "
-                "step that is drawn makes its last call at another time than a sample does"
-            )
+        require_number(self.history_noise, self._each)
 
     @property
     def _each(self) -> tuple[tuple[float, ...], ...]:
@@ -296,5 +297,4 @@ class ConsistencySimulation:
         last = rng.randint(max(map(len, self._each))) + 1
         grids = [to_device(torch.tensor([*own[:last], 0.0]), noise.device) for own in self._each]
         grid: Grid = grids if len(grids) > 1 else grids[0]
-        how = remembering(self)
-        return walk(u, noise, cond, grid, rng, step=consistency_step, grad_last=1, **how)
+        return walk(u, noise, cond, grid, rng, step=consistency_step, grad_last=1, **remembering(self))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from itertools import pairwise
@@ -15,6 +16,7 @@ from attrs import evolve
 from flowmap_digits import TINY_WAN
 from flowmap_digits.data import MovingDigits
 from flowmap_far import Far
+from flowmap_wan21 import Wan21
 from torch import Tensor
 
 from flowmap import AdamW, Recipe, Rng, Stage, TensorData, Window, distill, load, sample
@@ -25,7 +27,15 @@ from flowmap.guidance import Guided
 from flowmap.methods import anyflow
 from flowmap.model import Recorded, Sampling
 from flowmap.planning import Machine, plan
-from flowmap.rollout import ConsistencySimulation, FlowMapBackwardSimulation, consistency_step, euler_step, walk
+from flowmap.recipe import RecipeError
+from flowmap.rollout import (
+    ConsistencySimulation,
+    FlowMapBackwardSimulation,
+    consistency_step,
+    euler_step,
+    generate,
+    walk,
+)
 from flowmap.times import euler_grid
 from flowmap.training.loop import Trainer
 from tests.chain import Chain, drawn
@@ -240,11 +250,20 @@ def test_by_euler_steps_that_is_the_chunk_at_its_time_as_extend_noisy_has_it() -
     torch.testing.assert_close(x, torch.cat(made, 1), rtol=0, atol=1e-5)
 
 
-def test_where_chunks_are_compressed_it_is_refused_when_one_would_have_to_be() -> None:
+def test_where_chunks_are_compressed_it_is_refused_before_the_first_call() -> None:
     """Two at full resolution: the second compresses the first, and is encoded anew; nothing is asked of the last."""
     _, u, noise, c = far(full=2)
-    with pytest.raises(ValueError, match=r"FarFlowMap cannot remember chunk 1, counted from 0, by the call that made"):
+    u.register_forward_pre_hook(lambda *_: pytest.fail("it was called"))
+    told = r"last 2 chunks at full resolution \(Far.full\).* 5 latent frames has 4, \(1, 2, 1, 1\).*: must be a number"
+    with pytest.raises(
+        ValueError, match=f"history_noise = 'last': this FarFlowMap has the {told}, or Far.full at least 4"
+    ):
         sample(u, noise, c, 2, history_noise="last")
+    _, u, noise, c = far(full=2)
+    with pytest.raises(ValueError, match=r"FarFlowMap cannot remember chunk 1, counted from 0, by the call that made"):
+        [*generate(u, noise.split(SIZES, dim=1), c, euler_grid(2), None, history_noise="last")]  # of no known end
+    sample(u, noise, c, [2, 1], history_noise="last")  # those of one step are encoded
+    sample(u, noise, c, 2, context=noise[:, :4], history_noise="last")  # none is followed by another
     _, u, noise, c = far(full=2, sizes=(1, 2))
     assert sample(u, noise, c, 2, history_noise="last").isfinite().all()
 
@@ -261,19 +280,109 @@ def test_what_is_kept_has_no_graph_and_nothing_else_s_memory() -> None:
         assert k.untyped_storage().nbytes() == k.nbytes
 
 
+@pytest.mark.parametrize(
+    "sizes, full, window", [((1, 1, 1, 1), 3, None), ((1,) * 5, 5, None), ((1,) * 7, 4, (1, 2)), ((1,) * 7, 5, (1, 2))]
+)
+@torch.no_grad()
+def test_what_is_refused_is_what_would_fail(sizes: tuple[int, ...], full: int, window: tuple[int, int] | None) -> None:
+    """Of every number of frames, with and without a window."""
+    _, u, noise, c = far(full, sizes[:full])
+    if window is not None:
+        u.bound(Window(*window))
+    noise = Rng.seeded(0).noise_like(noise[:1, :1].expand(-1, len(sizes), -1, -1, -1))
+    c = {"text": c["text"][:1]}
+    for frames in range(2, len(sizes) + 1):
+        chunks = noise[:, :frames].split(1, dim=1)
+        try:
+            [*generate(u, chunks, c, euler_grid(2), None, history_noise="last")]
+            works = True
+        except ValueError:
+            works = False
+        assert (u.unrecorded(frames) is None) is works, frames
+
+
+# ------------------------------------------------------------------ two experts
+def test_each_of_two_experts_remembers_what_its_own_last_call_was_given() -> None:
+    """x² = s ε² + m_l (1 - s (1 - b) / σ_b) + m_h s (1 - b) / σ_b: each expert's mean is of x¹ as it saw it last, here
+    at .75 and at .25; σ_t² = (1 - t)² s² + t²."""
+    both, noise, b, s = TwoExperts(Recording(), Recording(), 0.5), drawn(64, 2), 0.5, 0.6
+    x = sample(both, noise, {}, 4, history_noise="last").detach()
+    high, low = both.high, both.low
+    assert isinstance(high, Recording) and isinstance(low, Recording)
+    assert not high.written and not low.written
+    assert [float(t[0]) for _, t in high.seen] == [0.75] * 2 and [float(t[0]) for _, t in low.seen] == [0.25] * 2
+    first = noise[:, :1]  # of N(0, 1) the map is z_t = √((1 - t)² + t²) ε, and what is left of it z_t / (1 - t)
+    m_h, m_l = (0.8 * ((1 - t) ** 2 + t**2) ** 0.5 / (1 - t) * first for t in (0.75, 0.25))
+    part = s * (1 - b) / ((1 - b) ** 2 * s**2 + b**2) ** 0.5
+    torch.testing.assert_close(x[:, 1:], s * noise[:, 1:] + (1 - part) * m_l + part * m_h, rtol=0, atol=1e-6)
+
+
+def test_two_experts_remember_clean_where_the_high_one_is_given_noise_alone() -> None:
+    both, noise = TwoExperts(Recording(), Recording(), 0.5), drawn(8, 3)
+    x = sample(both, noise, {}, grid=torch.tensor([1.0, 0.5, 0.25, 0.0]), history_noise="last")
+    assert torch.equal(x, sample(both, noise, {}, grid=torch.tensor([1.0, 0.5, 0.25, 0.0])))
+    assert both.high.written == both.low.written == 4
+    with pytest.raises(
+        ValueError, match="student is two experts, and the high one would remember chunks at other times"
+    ):
+        FlowMapBackwardSimulation((4,), history_noise="last")(both, noise, {}, Rng.seeded(0))
+
+
+@torch.no_grad()
+def test_two_experts_of_far_keep_what_each_would_encode() -> None:
+    """The video is that of a walk by hand, in which each expert encodes the input of its own last call."""
+    _, high, noise, c = far(full=4)
+    _, low, *_ = far(full=4)
+    low.load_state_dict({name: 0.9 * value for name, value in low.state_dict().items()})
+    grid, past, made = torch.tensor([1.0, 0.7, 0.5, 0.0]), (None, None), []
+    for z in noise.split(SIZES, dim=1):
+        z1 = high.jump(z, *(grid[i : i + 1].expand(2) for i in (0, 1)), c, past[0])
+        keeps = high.recording(past[0]), low.recording(past[1])
+        z2 = high.jump(z1, *(grid[i : i + 1].expand(2) for i in (1, 2)), c, keeps[0])
+        made.append(low.jump(z2, *(grid[i : i + 1].expand(2) for i in (2, 3)), c, keeps[1]))
+        past = keeps[0].after, keeps[1].after
+    x = walk(TwoExperts(high, low, 0.5), noise, c, grid, None, history_noise="last")
+    torch.testing.assert_close(x, torch.cat(made, 1), rtol=0, atol=1e-5)
+    _, high, *_ = far(full=2)
+    with pytest.raises(ValueError, match="last 2 chunks at full resolution"):
+        walk(TwoExperts(high, low, 0.5), noise, c, grid, None, history_noise="last")
+
+
 # ------------------------------------------------------------------ who can, and how it is said
+def test_a_recipe_that_cannot_is_refused_before_training(tmp_path: Path) -> None:
+    """Of a network that keeps nothing before any is built; of one that compresses with a sample of the data."""
+    method = anyflow.on_policy(steps=(2,), history_noise="last")
+    stages = Stage(anyflow.forward(guidance=1.0), 1, batch=2), Stage(method, 1, batch=2)
+    whole = Recipe(Wan21(TINY_WAN, lora=None, text_tokens=12), stages, data=MovingDigits(count=2))
+    (said,) = whole.wrong()
+    assert re.fullmatch(
+        r"stage 1 has history_noise = 'last', and the student, Wan21, .*, keeps nothing of the call that makes a "
+        "chunk: must be a number",
+        said,
+    )
+    spec = Far(TINY_WAN, lora=None, text_tokens=12, shift=1.0, partition=(1,) * 5, full=3)
+    recipe = Recipe(spec, stages, data=MovingDigits(count=2))
+    assert not recipe.wrong()
+    told = "stage 1 has history_noise = 'last': this FarFlowMap has the last 3 .* 5 latent frames has 5, .* at least 5"
+    with pytest.raises(RecipeError, match=told):
+        distill(recipe, out=tmp_path / "run", device="cpu", previews=None)
+    assert not [*(tmp_path / "run").glob("checkpoints/*")]
+
+
 def test_wrappers_hand_it_on_and_others_are_refused() -> None:
     u, noise = Recording(), drawn(4, 3)
     both = sample(Guided(u, 1.0, {}), noise, {}, 2, history_noise="last")
     torch.testing.assert_close(both, sample(u, noise, {}, 2, history_noise="last"))
-    for other in (Chain(), TwoExperts(Recording(), Recording(), 0.5)):
+    for other in (Chain(), TwoExperts(Recording(), Chain(), 0.5)):
         with pytest.raises(ValueError, match="keeps nothing of the call that makes a chunk: must be a number"):
-            sample(other, noise, {}, 2, history_noise="last")
+            sample(other, noise, {}, 4, history_noise="last")
     with pytest.raises(ValueError, match=r"history_noise = 'last': must be a number with history_grad = True"):
         FlowMapBackwardSimulation(history_noise="last", history_grad=True)
     with pytest.raises(ValueError, match=r"history_noise = 'first': must be 'last'"):
         FlowMapBackwardSimulation(history_noise="first")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"history_noise = 'last': must be a number: a rollout that stops"):
+    with pytest.raises(
+        ValueError, match=r"history_noise = 'last': must be a number, such as 0.625, at which a sample's last"
+    ):
         ConsistencySimulation(history_noise="last")
     with pytest.raises(ValueError, match=r"history_noise = 'last' with history_grad: .* has no graph"):
         walk(u, noise, {}, euler_grid(2), None, history_noise="last", history_grad=True)
@@ -333,9 +442,11 @@ def test_a_plan_has_no_calls_for_the_history(monkeypatch: pytest.MonkeyPatch) ->
 # ------------------------------------------------------------------ planted
 ROLLOUT, FAR = "flowmap.rollout", "flowmap_far.network"
 DEFECTS = [
-    ("the first call's input", ROLLOUT, "i < steps - 1 else kept", "i > 0 else kept"),
+    ("the first call's input", ROLLOUT, "i not in calls else kept", "i > 0 else kept"),
     ("what was kept before", ROLLOUT, "recorded(kept.after, u, k - 1)", "recorded(kept.before, u, k - 1)"),
-    ("a rollout that skips the last step's time", ROLLOUT, "grid[-2:-1]", "grid[-1:]"),
+    ("a rollout that skips the last step's time", "flowmap.chunked", "grid[-2:-1]", "grid[-1:]"),
+    ("an expert that keeps nothing", "flowmap.chunked", "int((times > u.boundary).sum()) - 1", "last"),
+    ("experts that have each other's", "flowmap.experts", "else high.after, low.after", "else low.after, high.after"),
 ]
 
 
@@ -344,6 +455,7 @@ def test_a_mistake_is_seen(module: str, old: str, new: str) -> None:
     def all_of_them() -> None:
         test_a_chunk_is_seen_as_it_went_into_its_last_jump()
         test_a_rollout_remembers_what_a_sample_of_its_budget_does(False)
+        test_each_of_two_experts_remembers_what_its_own_last_call_was_given()
 
     with planted(module, old, new), pytest.raises((AssertionError, ValueError)):
         all_of_them()

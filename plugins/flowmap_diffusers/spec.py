@@ -59,6 +59,10 @@ class Diffusers(Settings):
         return Sampling(guidance=self.guidance if self.distilled else 1.0)
 
     @property
+    def records(self) -> bool:
+        return False
+
+    @property
     def two_times(self) -> bool:
         return self.is_student or bool(self.row.second)
 

@@ -124,6 +124,12 @@ def appended(cache: Cache, z: Latent, memory: Sequence[KeyValue], full: int) -> 
     return Cache((*cache.pieces, done), (*cache.memory, memory), (*cache.recent, z))
 
 
+def fullest(chunks: int, window: Window | None) -> int:
+    """The least `full` with which `appended` gives none for None in a video of so many chunks: all that are there at
+    once, with the one being made; a window drops one when the next is finished."""
+    return chunks if window is None else min(chunks, window.chunks + 2)
+
+
 def _next(cache: Cache, x: Latent) -> Piece:
     return Piece(CLEAN, cache.chunks, cache.frames, x.shape[1])
 

@@ -95,6 +95,17 @@ class FarFlowMap(WanFlowMap):
         """As `extend` has it, where no chunk leaves full resolution: those are encoded anew."""
         return Recorded(cache)
 
+    def unrecorded(self, frames: int) -> str | None:
+        sizes = self.chunks(frames)
+        full = history.fullest(len(sizes), self.window)
+        if full <= self.full:
+            return None
+        return (
+            f"this {type(self).__name__} has the last {self.full} chunks at full resolution (Far.full), the one being "
+            f"made among them, and a video of {frames} latent frames has {len(sizes)}, {sizes}; where one is "
+            f"compressed others are encoded anew, by a call: must be a number, or Far.full at least {full}"
+        )
+
     def forward(self, z: Latent, t: Time, r: Time, cond: Cond, cache: Cache | Kept | Recorded | None = None) -> Latent:
         record, cache = (cache, cache.before) if isinstance(cache, Recorded) else (None, cache)
         kept, cache = (cache, Cache()) if isinstance(cache, Kept) else (None, cache or Cache())

@@ -97,6 +97,10 @@ class Far(WanSpec):
         known = role == "teacher" and self.path is not None and self.pretrained
         return known and class_name(str(self.path), self.part) in ("", self.transformers[-1])
 
+    @property
+    def records(self) -> bool:
+        return True
+
     def splits(self, ranks: int) -> None:
         if self.window is not None:
             raise ValueError(f"Far.window = {self.window}: must be None where {ranks} ranks share a sample's tokens")

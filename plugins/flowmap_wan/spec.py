@@ -47,6 +47,11 @@ class WanSpec(WanSettings):
 
         return Sampling() if self.path is None or not self.pretrained else sampling(self.path, self.part)
 
+    @property
+    def records(self) -> bool:
+        """It makes all frames at once."""
+        return False
+
     def about(self) -> About:
         here = self.path is None or Path(self.path).is_dir()
         name = "random weights" if self.path is None else origin(self.path)
