@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Expected: `safetensors.torch.save_file` writes the numbers that a tensor has, or raises where it cannot, as it does of a
 # tensor that is not contiguous.
-# Seen: `z.conj()` of torch is z with a mark that is applied when it is read, and so is the minus of `z.conj().imag`. The
-# memory is written and the mark is not: the file has z, and + in place of -. Nothing is raised or logged. `torch.save`
-# and `z.numpy()` keep or resolve the mark (the latter raises).
+# Seen: `z.conj()` of torch is z with a mark that is applied when it is read, and so is the minus of `z.conj().imag`.
+# The memory is written and the mark is not: the file has z, and + in place of -. Nothing is raised or logged.
+# `torch.save` keeps the mark.
 # Hurts: complex rotary tables, spectra and filters that are kept conjugated, for a rotation back or a transfer function:
 # what is loaded rotates the other way.
 # Do: `tensor.resolve_conj().resolve_neg()` before a file is written.
