@@ -76,7 +76,7 @@ def _panel(
 
 
 def _axes(axes: Any, records: Sequence[Record], levels: Sequence[float]) -> None:
-    from matplotlib.ticker import NullLocator, ScalarFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
     ticks, means = sorted({r.steps for r in records}), [r.mean for r in records]
     axes.set_xscale("log", base=2)
@@ -85,11 +85,13 @@ def _axes(axes: Any, records: Sequence[Record], levels: Sequence[float]) -> None
     lowest, middle = min([*means, *levels]), sorted(map(abs, means))[len(means) // 2]
     if lowest > 0 and max(means) > RANGE * lowest:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.set_ylim(bottom=0.8 * lowest)
     elif lowest <= 0 < middle and max(means) > RANGE * middle:
         axes.set_yscale("symlog", linthresh=middle)  # even around 0, where an unbiased distance may fall below
-        axes.yaxis.set_major_formatter(ScalarFormatter())
+    if axes.get_yscale() != "linear":
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())  # its numbers lie on each other
     if records[0].better == "higher" and max(means) <= 1:
         axes.set_ylim(top=1.03)
     axes.tick_params(axis="y", labelsize=8)
