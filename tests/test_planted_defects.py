@@ -372,7 +372,7 @@ DEFECTS: list[Defect] = [
     ),
     (
         "frames that are given and not seen",
-        *(ROLLOUT, "rng, given=given, history_grad", "rng, history_grad"),
+        *(ROLLOUT, "rng, given=given, **settings", "rng, **settings"),
         partial(test_rollout.test_a_video_that_goes_on_from_its_own_beginning_is_the_same_video, ode_step, 1),
     ),
     (

@@ -86,6 +86,6 @@ def test_nothing_grows(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
 def test_the_meter_sees_what_grows(tmp_path: Path) -> None:
     meter = Meter(leak=[])
-    train(tmp_path, meter, 301)
-    assert meter.found[300][3] > meter.found[200][3] + 20
-    assert meter.found[300][0] - meter.found[200][0] > GROWTH
+    train(tmp_path, meter, 701)
+    assert meter.found[700][3] > meter.found[WARM][3] + 20
+    assert meter.found[700][0] - meter.found[WARM][0] > GROWTH
