@@ -5,7 +5,7 @@
 
 `recipes/quickstart.py` once, then `recipes/reward_student.py` from its student with each seed. Samples of held-out
 prompts, the same noise for all; each number is the mean over seeds of noise, and over training seeds mean ± standard
-error. Half of an hour of one core; what is trained is kept in --cache, and a run that was ended goes on where it was.
+error. What is trained is kept in --cache, and a run that was ended goes on where it was.
 """
 
 from __future__ import annotations

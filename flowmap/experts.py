@@ -42,6 +42,7 @@ class TwoExperts(FlowMap):
         assert high is not None and low is not None
         u = self._of_one(z, t, r, cond, high, low)
         found = before if high.after is None else high.after, low.after
+        # whole with the low one's last call; the high one's comes before, and the low one then has nothing yet
         cache.after = None if None in found and bool((r < self.b).any()) else found
         return u
 
